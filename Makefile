@@ -1,0 +1,63 @@
+# The commands of the project. `make help` lists them.
+
+CARGO   ?= cargo
+PREFIX  ?= /usr/local
+DESTDIR ?=
+SHARE   ?= fixtures/share
+
+BINARY  := target/release/vhost-user-9p
+GENERATED := target/generated
+
+bindir   = $(PREFIX)/bin
+mandir   = $(PREFIX)/share/man/man1
+qemudir  = $(PREFIX)/share/qemu/vhost-user
+unitdir  = $(PREFIX)/lib/systemd/system
+bashdir  = $(PREFIX)/share/bash-completion/completions
+zshdir   = $(PREFIX)/share/zsh/site-functions
+fishdir  = $(PREFIX)/share/fish/vendor_completions.d
+
+.DEFAULT_GOAL := build
+.PHONY: help build check test unit-test generated install uninstall clean
+
+help: ## List the commands
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | sort | awk -F'|' '{ printf "make %-16s %s\n", $$1, $$2 }'
+
+build: ## Build the daemon
+	$(CARGO) build --release --locked
+
+check: ## Formatting, lints and documentation
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked --quiet
+
+unit-test: ## What needs no guest: unit and integration tests
+	$(CARGO) test --workspace --locked
+
+test: unit-test guest-test uml-test ## Everything: unit and integration tests, and the real guests
+
+include tests/guest/guest.mk
+
+generated: build
+	$(CARGO) run --release --locked --quiet --example manual $(GENERATED)
+	for file in 50-vhost-user-9p.json vhost-user-9p@.service vhost-user-9p@.socket; do \
+	    sed 's|@BINARY@|$(bindir)/vhost-user-9p|' packaging/$$file.in >$(GENERATED)/$$file || exit 1; \
+	done
+
+install: generated ## Install below PREFIX (default /usr/local), in DESTDIR
+	install -D -m 755 $(BINARY) $(DESTDIR)$(bindir)/vhost-user-9p
+	install -D -m 644 $(GENERATED)/vhost-user-9p.1 $(DESTDIR)$(mandir)/vhost-user-9p.1
+	install -D -m 644 $(GENERATED)/50-vhost-user-9p.json $(DESTDIR)$(qemudir)/50-vhost-user-9p.json
+	install -D -m 644 $(GENERATED)/vhost-user-9p@.service $(DESTDIR)$(unitdir)/vhost-user-9p@.service
+	install -D -m 644 $(GENERATED)/vhost-user-9p@.socket $(DESTDIR)$(unitdir)/vhost-user-9p@.socket
+	install -D -m 644 $(GENERATED)/vhost-user-9p.bash $(DESTDIR)$(bashdir)/vhost-user-9p
+	install -D -m 644 $(GENERATED)/_vhost-user-9p $(DESTDIR)$(zshdir)/_vhost-user-9p
+	install -D -m 644 $(GENERATED)/vhost-user-9p.fish $(DESTDIR)$(fishdir)/vhost-user-9p.fish
+
+uninstall: ## Remove what install has installed
+	rm -f $(DESTDIR)$(bindir)/vhost-user-9p $(DESTDIR)$(mandir)/vhost-user-9p.1 \
+	    $(DESTDIR)$(qemudir)/50-vhost-user-9p.json $(DESTDIR)$(unitdir)/vhost-user-9p@.service \
+	    $(DESTDIR)$(unitdir)/vhost-user-9p@.socket $(DESTDIR)$(bashdir)/vhost-user-9p \
+	    $(DESTDIR)$(zshdir)/_vhost-user-9p $(DESTDIR)$(fishdir)/vhost-user-9p.fish
+
+clean: ## Remove what was built, the prepared guest too
+	$(CARGO) clean

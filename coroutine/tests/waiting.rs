@@ -1,0 +1,249 @@
+//! Workers and locks.
+
+use std::cell::{Cell, RefCell};
+use std::os::fd::{AsFd, AsRawFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
+use std::sync::Barrier;
+
+use coroutine::{Coroutine, Mutex, RwLock, WaitQueue, Workers, run_ready, spawn};
+
+fn workers(threads: usize) -> Rc<Workers> {
+    Rc::new(Workers::new(threads).unwrap())
+}
+
+fn drain(workers: &Workers) {
+    while run_ready() + workers.wait_completed() > 0 {}
+}
+
+#[test]
+fn a_closure_borrows_from_the_coroutine_s_stack() {
+    let workers = workers(2);
+    let result = Rc::new(RefCell::new(Vec::new()));
+    for i in 0..100_u64 {
+        let (workers, result) = (workers.clone(), result.clone());
+        spawn(move || {
+            let mut on_the_stack = [i; 16];
+            let home = std::thread::current().id();
+            let sum = workers.offload(|| {
+                assert_ne!(std::thread::current().id(), home);
+                on_the_stack.iter_mut().for_each(|n| *n += 1);
+                on_the_stack.iter().sum::<u64>()
+            });
+            assert_eq!(std::thread::current().id(), home);
+            assert_eq!(on_the_stack, [i + 1; 16]);
+            result.borrow_mut().push(sum);
+        })
+        .unwrap();
+    }
+    assert_eq!(workers.outstanding(), 100);
+    drain(&workers);
+    let mut result = result.take();
+    result.sort_unstable();
+    assert_eq!(result, (0..100).map(|i| (i + 1) * 16).collect::<Vec<_>>());
+}
+
+#[test]
+fn jobs_run_side_by_side() {
+    let workers = workers(4);
+    let barrier = Rc::new(std::sync::Arc::new(Barrier::new(4)));
+    for _ in 0..4 {
+        let (workers, barrier) = (workers.clone(), barrier.clone());
+        spawn(move || {
+            let barrier: &Barrier = &barrier;
+            workers.offload(|| barrier.wait());
+        })
+        .unwrap();
+    }
+    drain(&workers);
+    assert_eq!(workers.outstanding(), 0);
+}
+
+#[test]
+fn a_panic_in_the_closure_comes_back() {
+    let workers = workers(1);
+    let caught = Rc::new(Cell::new(false));
+    {
+        let (workers, caught) = (workers.clone(), caught.clone());
+        spawn(move || {
+            let result = catch_unwind(AssertUnwindSafe(|| workers.offload(|| panic!("there"))));
+            caught.set(result.unwrap_err().downcast_ref::<&str>() == Some(&"there"));
+        })
+        .unwrap();
+    }
+    drain(&workers);
+    assert!(caught.get());
+}
+
+#[test]
+fn the_descriptor_wakes_a_sleeping_loop() {
+    let workers = workers(1);
+    let done = Rc::new(Cell::new(0));
+    for round in 1..=1000 {
+        let (inside, count) = (workers.clone(), done.clone());
+        spawn(move || {
+            inside.offload(|| ());
+            count.set(count.get() + 1);
+        })
+        .unwrap();
+        while done.get() < round {
+            if workers.prepare_sleep() {
+                let fd = workers.as_fd().as_raw_fd();
+                let mut poll = libc::pollfd {
+                    fd,
+                    events: libc::POLLIN,
+                    revents: 0,
+                };
+                // SAFETY: one pollfd.
+                let ready = unsafe { libc::poll(&raw mut poll, 1, 10_000) };
+                assert_eq!(ready, 1, "a wake-up was lost in round {round}");
+            }
+            workers.awake();
+            workers.run_completed();
+        }
+    }
+}
+
+#[test]
+fn dropped_while_its_job_runs_it_is_unwound_afterwards() {
+    struct Sets(Rc<Cell<bool>>);
+    impl Drop for Sets {
+        fn drop(&mut self) {
+            self.0.set(true);
+        }
+    }
+    let workers = workers(1);
+    let dropped = Rc::new(Cell::new(false));
+    let (release, gate) = std::sync::mpsc::channel::<()>();
+    let (inside, guard) = (workers.clone(), Sets(dropped.clone()));
+    let mut coroutine = Coroutine::create(move || {
+        let _guard = guard;
+        let on_the_stack = [7_u8; 64];
+        let borrowed = &on_the_stack;
+        inside.offload(move || {
+            let _ = gate.recv();
+            assert_eq!(*borrowed, [7; 64]);
+        });
+        unreachable!("the coroutine went on");
+    })
+    .unwrap();
+    assert!(coroutine.enter());
+    let entered = catch_unwind(AssertUnwindSafe(|| coroutine.enter()));
+    assert!(entered.is_err(), "a coroutine was entered under its job");
+    drop(coroutine);
+    assert!(!dropped.get());
+    release.send(()).unwrap();
+    drain(&workers);
+    assert!(dropped.get());
+}
+
+#[test]
+fn outside_of_a_coroutine_the_closure_runs_in_place() {
+    let here = std::thread::current().id();
+    assert_eq!(workers(1).offload(|| std::thread::current().id()), here);
+}
+
+#[test]
+fn a_mutex_is_handed_on_in_order() {
+    let workers = workers(4);
+    let order = Rc::new(Mutex::new(Vec::new()));
+    let inside = Rc::new(Cell::new(false));
+    for i in 0..20 {
+        let (workers, order, inside) = (workers.clone(), order.clone(), inside.clone());
+        spawn(move || {
+            let mut order = order.lock();
+            assert!(!inside.replace(true));
+            workers.offload(|| ());
+            assert!(inside.replace(false));
+            order.push(i);
+        })
+        .unwrap();
+    }
+    drain(&workers);
+    assert_eq!(*order.lock(), (0..20).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_writer_waits_for_those_before_it_only() {
+    let workers = workers(4);
+    let lock = Rc::new(RwLock::new(0));
+    let seen = Rc::new(RefCell::new(Vec::new()));
+    let reader = |name: &'static str| {
+        let (workers, lock, seen) = (workers.clone(), lock.clone(), seen.clone());
+        spawn(move || {
+            let value = lock.read();
+            workers.offload(|| ());
+            seen.borrow_mut().push((name, *value));
+        })
+        .unwrap();
+    };
+    reader("before");
+    reader("before");
+    {
+        let (workers, lock) = (workers.clone(), lock.clone());
+        spawn(move || {
+            let mut value = lock.write();
+            workers.offload(|| ());
+            *value = 1;
+        })
+        .unwrap();
+    }
+    reader("behind");
+    drain(&workers);
+    assert_eq!(
+        *seen.borrow(),
+        [("before", 0), ("before", 0), ("behind", 1)]
+    );
+}
+
+#[test]
+fn a_cancelled_waiter_passes_the_lock_on() {
+    let lock = Rc::new(RwLock::new(()));
+    let queue = Rc::new(WaitQueue::new());
+    let (held, until) = (lock.clone(), queue.clone());
+    spawn(move || {
+        let _guard = held.write();
+        until.wait();
+    })
+    .unwrap();
+    let waits = lock.clone();
+    let mut cancelled = Coroutine::create(move || {
+        let _guard = waits.read();
+        unreachable!("the coroutine went on");
+    })
+    .unwrap();
+    assert!(cancelled.enter());
+    let got = Rc::new(Cell::new(false));
+    let (last, flag) = (lock.clone(), got.clone());
+    spawn(move || {
+        let _guard = last.write();
+        flag.set(true);
+    })
+    .unwrap();
+    drop(cancelled);
+    assert_eq!(queue.wake_all(), 1);
+    run_ready();
+    assert!(got.get());
+}
+
+#[test]
+fn a_queue_wakes_in_order() {
+    let queue = Rc::new(WaitQueue::new());
+    let order = Rc::new(RefCell::new(Vec::new()));
+    for i in 0..5 {
+        let (queue, order) = (queue.clone(), order.clone());
+        spawn(move || {
+            queue.wait();
+            order.borrow_mut().push(i);
+        })
+        .unwrap();
+    }
+    assert!(queue.wake_one());
+    assert!(order.borrow().is_empty());
+    run_ready();
+    assert_eq!(*order.borrow(), [0]);
+    assert_eq!(queue.wake_all(), 4);
+    run_ready();
+    assert_eq!(*order.borrow(), [0, 1, 2, 3, 4]);
+    assert!(!queue.wake_one());
+}

@@ -1,0 +1,247 @@
+//! The command line: what can be asked for, and how a mistake is told.
+
+use std::ffi::OsString;
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::error::{ContextKind, ErrorKind};
+use clap::{ArgGroup, CommandFactory, FromArgMatches, Parser};
+use log::LevelFilter;
+
+use crate::daemon;
+
+/// Where systemd's first socket is (sd_listen_fds(3)).
+const LISTEN_FDS_START: RawFd = 3;
+/// Longest tag that the daemon gives a share: Linux's driver takes any, its users type it.
+const TAG_MAX: usize = 255;
+
+/// Give a virtual machine a directory of this host over virtio-9p.
+///
+/// A daemon outside of the virtual machine monitor: QEMU, Cloud Hypervisor, crosvm and User-mode
+/// Linux connect to its socket as vhost-user front-ends, and the guest mounts the share with the
+/// 9p driver of its kernel.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "vhost-user-9p", version, max_term_width = 100)]
+#[command(group = ArgGroup::new("where").args(["socket", "fd"]))]
+#[command(
+    after_help = "The guest mounts with: mount -t 9p -o trans=virtio,version=9p2000.L,msize=512000 TAG DIR"
+)]
+pub struct Options {
+    /// Listen on this UNIX socket. A socket file that a dead process left behind is replaced
+    #[arg(long, value_name = "PATH", visible_alias = "socket-path")]
+    pub socket: Option<PathBuf>,
+
+    /// Use this inherited socket instead: one that listens, or one that is connected already
+    /// and whose end is the daemon's. A socket passed by systemd needs no option
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(RawFd).range(0..))]
+    pub fd: Option<RawFd>,
+
+    /// The directory to share
+    #[arg(
+        long,
+        value_name = "DIR",
+        required_unless_present = "print_capabilities"
+    )]
+    pub shared_dir: Option<PathBuf>,
+
+    /// The name by which the guest mounts the share, 1 to 255 bytes
+    #[arg(long, default_value = "host", value_parser = tag)]
+    pub tag: String,
+
+    /// Refuse every change with EROFS
+    #[arg(long)]
+    pub readonly: bool,
+
+    /// End when the first front-end has disconnected, instead of waiting for the next one
+    #[arg(long)]
+    pub once: bool,
+
+    /// How many threads may wait for the host's file systems at once
+    #[arg(long, value_name = "N", default_value_t = 64,
+          value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: u16,
+
+    /// How many descriptors the daemon may have open [default: as many as it is allowed]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(64..))]
+    pub rlimit_nofile: Option<u64>,
+
+    /// The least important messages to write to standard error: off, error, warn, info, debug or
+    /// trace
+    #[arg(long, value_name = "LEVEL", default_value = "info", value_parser = log_level)]
+    pub log_level: LevelFilter,
+
+    /// Print what the program can do, as JSON for management software, and exit
+    #[arg(long)]
+    pub print_capabilities: bool,
+}
+
+/// What the command line asks for.
+#[derive(Debug)]
+pub enum Command {
+    /// Write this text to standard output.
+    Print(String),
+    /// Serve until told to stop.
+    Serve(Box<Options>),
+}
+
+/// Why the program ends without having done what it was asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// The command line is wrong; one line says what and how to mend it.
+    #[error("{0}")]
+    Usage(String),
+    /// The daemon cannot start or go on.
+    #[error("{0}")]
+    Run(daemon::Error),
+}
+
+impl Failure {
+    /// 2 for a mistake on the command line, 1 for everything else.
+    pub fn exit_code(&self) -> ExitCode {
+        match self {
+            Failure::Usage(_) => ExitCode::from(2),
+            Failure::Run(_) => ExitCode::from(1),
+        }
+    }
+}
+
+/// Reads the command line, the program's name first. Errors: [`Failure::Usage`].
+pub fn command_line(words: impl IntoIterator<Item = OsString>) -> Result<Command, Failure> {
+    let matches = match Options::command().try_get_matches_from(words) {
+        Ok(matches) => matches,
+        Err(error) if error.use_stderr() => return Err(Failure::Usage(one_line(&error))),
+        Err(help_or_version) => return Ok(Command::Print(help_or_version.to_string())),
+    };
+    let mut options =
+        Options::from_arg_matches(&matches).map_err(|error| Failure::Usage(one_line(&error)))?;
+    if options.print_capabilities {
+        // The back-end conventions of QEMU's vhost-user documentation; no feature is defined for
+        // this type.
+        return Ok(Command::Print(
+            "{\n  \"type\": \"9p\",\n  \"features\": []\n}\n".into(),
+        ));
+    }
+    if options.socket.is_none() && options.fd.is_none() {
+        options.fd = Some(systemd_socket().ok_or_else(|| {
+            Failure::Usage("no socket: give --socket PATH or --fd N; try --help".into())
+        })?);
+    }
+    Ok(Command::Serve(Box::new(options)))
+}
+
+/// The socket that systemd has passed to this very process, if any (sd_listen_fds(3)).
+fn systemd_socket() -> Option<RawFd> {
+    let number = |name| std::env::var(name).ok()?.parse::<u32>().ok();
+    let ours = number("LISTEN_PID")? == std::process::id() && number("LISTEN_FDS")? >= 1;
+    ours.then_some(LISTEN_FDS_START)
+}
+
+fn log_level(text: &str) -> Result<LevelFilter, String> {
+    text.parse()
+        .map_err(|_| "one of off, error, warn, info, debug, trace is expected".into())
+}
+
+fn tag(text: &str) -> Result<String, String> {
+    match text.len() {
+        0 => Err("a tag cannot be empty: the guest mounts by it".into()),
+        1..=TAG_MAX => Ok(text.into()),
+        length => Err(format!(
+            "{length} bytes are too long for a tag, {TAG_MAX} is the most"
+        )),
+    }
+}
+
+/// Clap tells a mistake in a paragraph; one line says as much.
+fn one_line(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let first = text.lines().next().unwrap_or_default();
+    let mut line = first.strip_prefix("error: ").unwrap_or(first).to_owned();
+    if error.kind() == ErrorKind::MissingRequiredArgument {
+        let missing = error.get(ContextKind::InvalidArg);
+        line = format!(
+            "missing {}",
+            missing.map(ToString::to_string).unwrap_or_default()
+        );
+    }
+    if let Some(similar) = error.get(ContextKind::SuggestedArg) {
+        line.push_str(&format!("; did you mean '{similar}'?"));
+    }
+    line + "; try --help"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(words: &str) -> Result<Command, Failure> {
+        command_line(words.split_whitespace().map(OsString::from))
+    }
+
+    fn usage(words: &str) -> String {
+        match parse(words) {
+            Err(Failure::Usage(line)) => line,
+            other => panic!("not a mistake: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Options::command().debug_assert();
+    }
+
+    #[test]
+    fn both_names_of_the_socket_work() {
+        for name in ["--socket", "--socket-path"] {
+            let command = parse(&format!("x {name} /s --shared-dir /d")).unwrap();
+            let Command::Serve(options) = command else {
+                panic!("{command:?}")
+            };
+            assert_eq!(options.socket.as_deref(), Some("/s".as_ref()));
+            assert_eq!(options.tag, "host");
+            assert_eq!(options.log_level, LevelFilter::Info);
+        }
+    }
+
+    #[test]
+    fn every_option_is_taken() {
+        let words = "x --fd 7 --shared-dir /d --tag t --readonly --once --threads 2 \
+                     --rlimit-nofile 99 --log-level debug";
+        let Command::Serve(options) = parse(words).unwrap() else {
+            panic!("{words}")
+        };
+        assert_eq!(options.fd, Some(7));
+        assert_eq!(options.tag, "t");
+        assert!(options.readonly && options.once);
+        assert_eq!((options.threads, options.rlimit_nofile), (2, Some(99)));
+        assert_eq!(options.log_level, LevelFilter::Debug);
+        for words in ["x --help", "x --version", "x --print-capabilities"] {
+            assert!(matches!(parse(words), Ok(Command::Print(_))), "{words}");
+        }
+    }
+
+    #[test]
+    fn a_mistake_is_one_line_that_says_how_to_mend_it() {
+        for words in [
+            "x",
+            "x --socket /s",
+            "x --shared-dir /d",
+            "x --socket /s --fd 3 --shared-dir /d",
+            "x --socket /s --shared-dir /d --tag=",
+            "x --socket /s --shared-dir /d --threads 0",
+            "x --socket /s --shared-dir /d --read-only",
+            "x --socket /s --shared-dir /d --log-level loud",
+            "x --socket",
+        ] {
+            let line = usage(words);
+            assert!(
+                !line.contains('\n') && line.ends_with("try --help"),
+                "{words}: {line}"
+            );
+        }
+        let long = "t".repeat(256);
+        assert!(usage(&format!("x --socket /s --shared-dir /d --tag {long}")).contains("256"));
+        assert!(usage("x --socket /s").contains("--shared-dir"));
+        assert!(usage("x --shared-dir /d").contains("--socket PATH or --fd N"));
+    }
+}

@@ -1,0 +1,332 @@
+//! The event loop: one thread that owns the device, and what wakes it.
+
+pub mod socket;
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::rc::Rc;
+
+use coroutine::Workers;
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::stat::{Mode, umask};
+use vhost_user::{Connection, DeviceConfig, Poller, Source, Status};
+
+use crate::cli::Options;
+use crate::export::Export;
+use crate::server::Server;
+use socket::Socket;
+
+/// Bit 0 of virtio-9p's features: the configuration space holds the mount tag.
+const VIRTIO_9P_MOUNT_TAG: u64 = 1 << 0;
+/// Linux asks for 128 descriptors, User-mode Linux for 256.
+const MAX_QUEUE_SIZE: u16 = 1024;
+
+/// Why the daemon cannot start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The directory cannot be shared.
+    #[error("cannot share {path}: {error}; give --shared-dir a directory that this user may read")]
+    Share {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        error: Errno,
+    },
+    /// There is no socket.
+    #[error(transparent)]
+    Socket(#[from] socket::Error),
+    /// The limit of open descriptors cannot be set.
+    #[error("cannot allow {limit} open descriptors: {error}; lower --rlimit-nofile")]
+    Limit {
+        /// How many were asked for.
+        limit: u64,
+        /// Why not.
+        error: Errno,
+    },
+    /// The host refuses what every daemon needs.
+    #[error("the host refuses {what}: {error}")]
+    Host {
+        /// What was asked of it.
+        what: &'static str,
+        /// Its answer.
+        error: io::Error,
+    },
+}
+
+fn host<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> Error {
+    move |error| Error::Host {
+        what,
+        error: error.into(),
+    }
+}
+
+/// What an event is about, as epoll carries it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+enum Token {
+    Signal = 1,
+    Workers,
+    Listener,
+    Control,
+    Kick,
+}
+
+impl Token {
+    fn of(data: u64) -> Option<Token> {
+        [
+            Token::Signal,
+            Token::Workers,
+            Token::Listener,
+            Token::Control,
+            Token::Kick,
+        ]
+        .into_iter()
+        .find(|token| *token as u64 == data)
+    }
+}
+
+struct Reactor(Epoll);
+
+impl Reactor {
+    fn watch(&self, fd: impl AsFd, token: Token) -> io::Result<()> {
+        Ok(self
+            .0
+            .add(fd, EpollEvent::new(EpollFlags::EPOLLIN, token as u64))?)
+    }
+
+    fn unwatch(&self, fd: impl AsFd) {
+        // Fails only for what is not watched.
+        let _ = self.0.delete(fd);
+    }
+}
+
+impl Poller for Reactor {
+    fn watch(&self, fd: BorrowedFd<'_>, source: Source) -> io::Result<()> {
+        let token = match source {
+            Source::Control => Token::Control,
+            Source::Kick => Token::Kick,
+        };
+        Reactor::watch(self, fd, token)
+    }
+
+    fn unwatch(&self, fd: BorrowedFd<'_>) {
+        Reactor::unwatch(self, fd);
+    }
+}
+
+/// Serves front-ends, one after the other, until SIGTERM or SIGINT, or with `--once` until the
+/// first has left.
+pub fn run(options: &Options) -> Result<(), Error> {
+    set_limit(options.rlimit_nofile)?;
+    // The guest has applied its programs' umask; a second one would take more away.
+    umask(Mode::empty());
+    ignore_file_size_signal()?;
+    let signals = stop_signals()?;
+
+    let directory = options.shared_dir.clone().unwrap_or_default();
+    let export = Export::new(&directory, options.readonly).map_err(|error| Error::Share {
+        path: directory.clone(),
+        error,
+    })?;
+    let socket = match (&options.socket, options.fd) {
+        (_, Some(fd)) => Socket::inherited(fd)?,
+        (Some(path), None) => Socket::bind(path)?,
+        (None, None) => unreachable!("the command line has one of them"),
+    };
+    let workers = Workers::new(options.threads.into()).map_err(host("worker threads"))?;
+    let server = Server::new(export, workers);
+
+    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(host("epoll"))?;
+    let reactor = Rc::new(Reactor(epoll));
+    reactor
+        .watch(&signals, Token::Signal)
+        .map_err(host("epoll"))?;
+    reactor
+        .watch(server.workers(), Token::Workers)
+        .map_err(host("epoll"))?;
+
+    let mut daemon = Daemon {
+        reactor,
+        device: DeviceConfig {
+            features: VIRTIO_9P_MOUNT_TAG,
+            config_space: config_space(&options.tag),
+            max_queue_size: MAX_QUEUE_SIZE,
+        },
+        once: options.once,
+        server,
+        socket,
+        connection: None,
+        served: false,
+        stopping: false,
+    };
+    log::info!("sharing {} as \"{}\"", directory.display(), options.tag);
+    daemon.wait_for_front_end()?;
+    daemon.turn_until_stopped()
+}
+
+struct Daemon {
+    // Dropped first: it drains the server.
+    connection: Option<Connection>,
+    reactor: Rc<Reactor>,
+    device: DeviceConfig,
+    server: Rc<Server>,
+    socket: Socket,
+    once: bool,
+    /// Whether a front-end has been there.
+    served: bool,
+    stopping: bool,
+}
+
+impl Daemon {
+    fn turn_until_stopped(&mut self) -> Result<(), Error> {
+        let mut events = [EpollEvent::empty(); 8];
+        while !self.stopping {
+            let timeout = if self.server.workers().prepare_sleep() {
+                EpollTimeout::NONE
+            } else {
+                EpollTimeout::ZERO
+            };
+            let count = match self.reactor.0.wait(&mut events, timeout) {
+                Ok(count) => count,
+                Err(Errno::EINTR) => 0,
+                Err(error) => return Err(host("epoll")(error)),
+            };
+            self.server.workers().awake();
+            for token in events[..count]
+                .iter()
+                .filter_map(|event| Token::of(event.data()))
+            {
+                self.on_event(token)?;
+            }
+            self.server.workers().run_completed();
+            coroutine::run_ready();
+            if let Some(connection) = &self.connection
+                && let Err(error) = connection.notify()
+            {
+                self.hang_up(Some(error))?;
+            }
+        }
+        log::info!("stopping");
+        // Drains what is under way.
+        self.connection = None;
+        Ok(())
+    }
+
+    fn on_event(&mut self, token: Token) -> Result<(), Error> {
+        match token {
+            Token::Signal => self.stopping = true,
+            // Served at every turn.
+            Token::Workers => {}
+            Token::Listener => self.accept()?,
+            Token::Control => self.on_front_end(Source::Control)?,
+            Token::Kick => self.on_front_end(Source::Kick)?,
+        }
+        Ok(())
+    }
+
+    fn on_front_end(&mut self, source: Source) -> Result<(), Error> {
+        // None: the connection was hung up earlier in this turn.
+        let Some(connection) = &mut self.connection else {
+            return Ok(());
+        };
+        match connection.ready(source) {
+            Ok(Status::Open) => Ok(()),
+            Ok(Status::Disconnected) => self.hang_up(None),
+            Err(error) => self.hang_up(Some(error)),
+        }
+    }
+
+    /// Ends a connection and waits for the next one.
+    fn hang_up(&mut self, error: Option<vhost_user::Error>) -> Result<(), Error> {
+        match error {
+            None => log::info!("the front-end has disconnected"),
+            Some(error) => log::error!("the connection to the front-end is broken: {error}"),
+        }
+        self.connection = None;
+        self.wait_for_front_end()
+    }
+
+    fn wait_for_front_end(&mut self) -> Result<(), Error> {
+        match &mut self.socket {
+            Socket::Listening(_) if self.once && self.served => self.stopping = true,
+            Socket::Listening(listener) => {
+                self.reactor
+                    .watch(&*listener, Token::Listener)
+                    .map_err(host("epoll"))?;
+                log::info!("listening");
+            }
+            Socket::Connected(stream) => match stream.take() {
+                Some(stream) => self.connect(stream)?,
+                None => self.stopping = true,
+            },
+        }
+        Ok(())
+    }
+
+    fn accept(&mut self) -> Result<(), Error> {
+        let Socket::Listening(listener) = &self.socket else {
+            return Ok(());
+        };
+        if let Some(stream) = listener.accept().map_err(host("a connection"))? {
+            // One front-end at a time; the next one waits in the socket's queue.
+            self.reactor.unwatch(listener);
+            self.connect(stream)?;
+        }
+        Ok(())
+    }
+
+    fn connect(&mut self, stream: UnixStream) -> Result<(), Error> {
+        self.served = true;
+        let (server, reactor) = (self.server.clone(), self.reactor.clone());
+        match Connection::new(stream, &self.device, server, reactor) {
+            Ok(connection) => {
+                log::info!("a front-end has connected");
+                self.connection = Some(connection);
+                Ok(())
+            }
+            Err(error) => self.hang_up(Some(error)),
+        }
+    }
+}
+
+/// `struct virtio_9p_config`: the tag's length and its bytes, without a NUL.
+fn config_space(tag: &str) -> Vec<u8> {
+    // The command line allows no longer one than fits.
+    let length = u16::try_from(tag.len()).unwrap_or(u16::MAX);
+    let mut space = length.to_le_bytes().to_vec();
+    space.extend_from_slice(&tag.as_bytes()[..length.into()]);
+    space
+}
+
+/// Blocks the signals that end the daemon, in this thread and all that it starts, so that they
+/// come as events and never in the middle of something.
+fn stop_signals() -> Result<SignalFd, Error> {
+    let mut mask = SigSet::empty();
+    mask.add(Signal::SIGTERM);
+    mask.add(Signal::SIGINT);
+    mask.thread_block().map_err(host("signals"))?;
+    SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC).map_err(host("signals"))
+}
+
+/// A write beyond RLIMIT_FSIZE is to fail with EFBIG, as the guest expects, not to kill.
+fn ignore_file_size_signal() -> Result<(), Error> {
+    // SAFETY: ignoring a signal installs no handler.
+    unsafe { signal(Signal::SIGXFSZ, SigHandler::SigIgn) }.map_err(host("signals"))?;
+    Ok(())
+}
+
+/// Fids are descriptors: take as many as are allowed, or as the user says.
+fn set_limit(limit: Option<u64>) -> Result<(), Error> {
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).map_err(host("its limits"))?;
+    let wanted = limit.unwrap_or(most);
+    setrlimit(Resource::RLIMIT_NOFILE, wanted, most.max(wanted)).map_err(|error| Error::Limit {
+        limit: wanted,
+        error,
+    })
+}

@@ -1,0 +1,178 @@
+//! The exported tree: the only way from the guest's names to the host's files.
+//!
+//! - [`name`]: a guest's bytes, checked to be one component of a path.
+//! - [`node`]: an inode held by a descriptor, and the lookup of a name below it.
+//! - [`directory`], [`xattr`]: reading a directory, extended attributes.
+//! - [`identity`]: on whose behalf the daemon acts.
+//! - [`qid`]: the protocol's names for inodes.
+//! - [`sys`]: system calls that the other crates lack, the only `unsafe` of the server.
+//!
+//! All of it is called on workers as well as on the loop, except [`Qids`], which is the loop's.
+
+pub mod directory;
+pub mod identity;
+pub mod name;
+pub mod node;
+pub mod qid;
+pub mod sys;
+pub mod xattr;
+
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2, readlink};
+use nix::sys::stat::Mode;
+
+pub use identity::{Identity, Owner};
+pub use name::{Component, Name};
+pub use node::{FileKind, InodeId, Lookup, Node, Stat, errno_of, permissions};
+pub use qid::Qids;
+
+/// A directory of the host as it is given to the guest.
+#[derive(Debug)]
+pub struct Export {
+    root: Node,
+    readonly: bool,
+    identity: Identity,
+}
+
+impl Export {
+    /// Opens `directory`, which may be reached through symbolic links: it is the operator's word.
+    /// Errors: those of open(2), ENOTDIR, EACCES if it cannot be read.
+    pub fn new(directory: &Path, readonly: bool) -> Result<Export, Errno> {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let (root, _) = Node::new(open(directory, flags, Mode::empty())?)?;
+        root.reopen(OFlag::O_RDONLY)?;
+        Ok(Export {
+            root,
+            readonly,
+            identity: Identity::of_process()?,
+        })
+    }
+
+    /// The share's top directory.
+    pub fn root(&self) -> &Node {
+        &self.root
+    }
+
+    /// On whose behalf the daemon acts.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// EROFS on a share that must not change. Every handler that would change something asks
+    /// first.
+    pub fn writable(&self) -> Result<(), Errno> {
+        if self.readonly {
+            Err(Errno::EROFS)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Resolves a path below the root, as `aname` of Tattach gives it: empty and `/` mean the
+    /// root, and no symbolic link is followed. Errors: ENOENT, ENOTDIR, ELOOP, ENAMETOOLONG.
+    pub fn directory_below(&self, path: &[u8]) -> Result<(Node, Stat), Errno> {
+        let (mut node, mut stat) =
+            Node::new(self.root.as_fd().try_clone_to_owned().map_err(errno_of)?)?;
+        for bytes in path
+            .split(|byte| *byte == b'/')
+            .filter(|bytes| !bytes.is_empty())
+        {
+            match Component::new(bytes)? {
+                Component::Current => {}
+                Component::Parent => (node, stat) = node.parent(&self.root)?,
+                Component::Name(name) => (node, stat) = node.child(&name, Lookup::Blocking)?,
+            }
+            match node.kind() {
+                FileKind::Directory => {}
+                FileKind::Symlink => return Err(Errno::ELOOP),
+                FileKind::Regular | FileKind::Special => return Err(Errno::ENOTDIR),
+            }
+        }
+        Ok((node, stat))
+    }
+
+    /// Finds where a pinned inode is now: its directory and its name there. Messages that name a
+    /// file by its fid but act on its name (Tremove, Trename) need it. Errors: ENOENT if it has
+    /// no name below the root any more, EBUSY for the root itself.
+    pub fn locate(&self, node: &Node) -> Result<(Node, Name), Errno> {
+        if node.id() == self.root.id() {
+            return Err(Errno::EBUSY);
+        }
+        let path = readlink(node.proc_path().as_c_str())?;
+        let root = readlink(self.root.proc_path().as_c_str())?;
+        let below = Path::new(&path)
+            .strip_prefix(&root)
+            .map_err(|_| Errno::ENOENT)?;
+        let name = below.file_name().ok_or(Errno::ENOENT)?;
+        let name = Name::for_new(name.as_bytes())?;
+        let above = match below.parent() {
+            Some(above) if above != Path::new("") => above,
+            _ => Path::new("."),
+        };
+        let how = OpenHow::new()
+            .flags(OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC)
+            .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
+        let (directory, _) = Node::new(openat2(&self.root, above, how)?)?;
+        // The kernel's text may be old by now, or end in " (deleted)": believe only the inode.
+        match directory.child(&name, Lookup::Blocking) {
+            Ok((found, _)) if found.id() == node.id() => Ok((directory, name)),
+            Ok(_) | Err(Errno::ENOENT) => Err(Errno::ENOENT),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn an_attach_name_leads_to_a_directory_below() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("a/b")).unwrap();
+        fs::write(dir.path().join("a/file"), "").unwrap();
+        symlink("/etc", dir.path().join("a/link")).unwrap();
+        let export = Export::new(dir.path(), false).unwrap();
+        let id = |path: &[u8]| export.directory_below(path).map(|(node, _)| node.id());
+        assert_eq!(id(b""), Ok(export.root().id()));
+        assert_eq!(id(b"/"), Ok(export.root().id()));
+        assert_eq!(id(b"/../.."), Ok(export.root().id()));
+        assert_eq!(id(b"a//b/"), id(b"/a/b"));
+        assert_eq!(id(b"a/b/.."), id(b"a"));
+        assert_eq!(id(b"a/link"), Err(Errno::ELOOP));
+        assert_eq!(id(b"a/file"), Err(Errno::ENOTDIR));
+        assert_eq!(id(b"missing"), Err(Errno::ENOENT));
+    }
+
+    #[test]
+    fn a_file_is_found_where_it_was_moved() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("a/b")).unwrap();
+        fs::write(dir.path().join("file"), "").unwrap();
+        let export = Export::new(dir.path(), false).unwrap();
+        let name = Name::for_new(b"file").unwrap();
+        let (file, _) = export.root().child(&name, Lookup::Blocking).unwrap();
+        assert_eq!(export.locate(&file).unwrap().0.id(), export.root().id());
+
+        fs::rename(dir.path().join("file"), dir.path().join("a/b/moved")).unwrap();
+        let (directory, name) = export.locate(&file).unwrap();
+        assert_eq!(
+            directory.id(),
+            export.directory_below(b"a/b").unwrap().0.id()
+        );
+        assert_eq!(name.as_bytes(), b"moved");
+
+        fs::remove_file(dir.path().join("a/b/moved")).unwrap();
+        assert_eq!(export.locate(&file).unwrap_err(), Errno::ENOENT);
+        // Somebody else's file by the name that the kernel shows for the unlinked one.
+        fs::write(dir.path().join("a/b/moved (deleted)"), "").unwrap();
+        assert_eq!(export.locate(&file).unwrap_err(), Errno::ENOENT);
+    }
+}

@@ -1,0 +1,291 @@
+//! A pinned file of the export, and what can be asked of it without a name.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat, openat2};
+use nix::sys::stat::Mode;
+
+use super::name::Name;
+use super::sys::{self, ProcPath};
+
+/// An inode held by an `O_PATH` descriptor: renames and unlinks, by whomever, do not change what
+/// it stands for. It grants nothing by itself; reading and writing need [`Node::reopen`].
+#[derive(Debug)]
+pub struct Node {
+    fd: OwnedFd,
+    id: InodeId,
+    kind: FileKind,
+}
+
+/// What identifies an inode on the host while it lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct InodeId {
+    /// Major and minor number of the file system's device.
+    pub device: (u32, u32),
+    /// The inode's number there.
+    pub inode: u64,
+}
+
+/// The type bits of a file's mode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileKind {
+    /// A regular file.
+    Regular,
+    /// A directory.
+    Directory,
+    /// A symbolic link.
+    Symlink,
+    /// A device, a fifo or a socket: never opened on the host.
+    Special,
+}
+
+/// What `statx` says of a file.
+#[derive(Clone, Copy, Debug)]
+pub struct Stat(pub libc::statx);
+
+impl Stat {
+    /// The file's identity.
+    pub fn id(&self) -> InodeId {
+        InodeId {
+            device: (self.0.stx_dev_major, self.0.stx_dev_minor),
+            inode: self.0.stx_ino,
+        }
+    }
+
+    /// The file's type.
+    pub fn kind(&self) -> FileKind {
+        match u32::from(self.0.stx_mode) & libc::S_IFMT {
+            libc::S_IFREG => FileKind::Regular,
+            libc::S_IFDIR => FileKind::Directory,
+            libc::S_IFLNK => FileKind::Symlink,
+            _ => FileKind::Special,
+        }
+    }
+}
+
+/// How far a lookup may go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lookup {
+    /// Only as far as the kernel's caches reach; EAGAIN where it would have to ask the disk.
+    Cached,
+    /// As far as it takes.
+    Blocking,
+}
+
+impl Node {
+    /// Takes over an `O_PATH` descriptor, or any other, of a file.
+    pub fn new(fd: OwnedFd) -> Result<(Node, Stat), Errno> {
+        let stat = Stat(sys::statx(fd.as_fd())?);
+        Ok((
+            Node {
+                fd,
+                id: stat.id(),
+                kind: stat.kind(),
+            },
+            stat,
+        ))
+    }
+
+    /// Looks one name up below this directory. A symbolic link is pinned itself, never followed;
+    /// nothing above or beside the directory can be reached. Errors: those of openat2(2), among
+    /// them EAGAIN with [`Lookup::Cached`].
+    pub fn child(&self, name: &Name, lookup: Lookup) -> Result<(Node, Stat), Errno> {
+        let mut resolve = ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS;
+        if lookup == Lookup::Cached {
+            resolve |= ResolveFlag::from_bits_retain(libc::RESOLVE_CACHED);
+        }
+        let how = OpenHow::new()
+            .flags(OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC)
+            .resolve(resolve);
+        Node::new(openat2(&self.fd, name.as_c_str(), how)?)
+    }
+
+    /// The directory above this one, as far as `root`: the root's parent is the root. Errors:
+    /// ENOTDIR; ENOENT if the directory is not below `root` any more.
+    pub fn parent(&self, root: &Node) -> Result<(Node, Stat), Errno> {
+        if self.id == root.id {
+            return Node::new(self.fd.try_clone().map_err(errno_of)?);
+        }
+        let (parent, stat) = self.up()?;
+        // The host may have moved the directory out of the share: prove that the way up still
+        // meets the root before anything up there is given to the guest.
+        let mut ancestor = parent
+            .fd
+            .try_clone()
+            .map_err(errno_of)
+            .and_then(Node::new)?
+            .0;
+        while ancestor.id != root.id {
+            let (above, _) = ancestor.up()?;
+            if above.id == ancestor.id {
+                return Err(Errno::ENOENT);
+            }
+            ancestor = above;
+        }
+        Ok((parent, stat))
+    }
+
+    fn up(&self) -> Result<(Node, Stat), Errno> {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        Node::new(openat(&self.fd, c"..", flags, Mode::empty())?)
+    }
+
+    /// Pins the inode of an open file. The open file itself would not do: its locks would live as
+    /// long as any fid that was cloned from it.
+    pub fn of_open_file(file: &OwnedFd) -> Result<(Node, Stat), Errno> {
+        let path = ProcPath::new(file.as_fd());
+        let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
+        Node::new(open(path.as_c_str(), flags, Mode::empty())?)
+    }
+
+    /// Makes a regular file below this directory and opens it, with exactly `mode`'s permission
+    /// bits. Errors: EEXIST if the name is taken, by whatever; those of open(2).
+    pub fn create(&self, name: &Name, flags: OFlag, mode: u32) -> Result<OwnedFd, Errno> {
+        let how = OpenHow::new()
+            .flags(flags | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC)
+            .mode(permissions(mode))
+            .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+        openat2(&self.fd, name.as_c_str(), how)
+    }
+
+    /// What the file is now. Works on every kind of file, also when it has no name any more.
+    pub fn stat(&self) -> Result<Stat, Errno> {
+        sys::statx(self.fd.as_fd()).map(Stat)
+    }
+
+    /// Opens the very inode for reading or writing. Errors: ELOOP for a symbolic link, ENXIO for
+    /// a device, fifo or socket, whose opening would act on the host; those of open(2).
+    pub fn reopen(&self, flags: OFlag) -> Result<OwnedFd, Errno> {
+        let flags = flags | OFlag::O_CLOEXEC;
+        match self.kind {
+            FileKind::Regular => {}
+            FileKind::Directory => {
+                let flags = flags | OFlag::O_DIRECTORY;
+                return openat(&self.fd, c".", flags, Mode::empty());
+            }
+            FileKind::Symlink => return Err(Errno::ELOOP),
+            FileKind::Special => return Err(Errno::ENXIO),
+        }
+        match open(self.proc_path().as_c_str(), flags, Mode::empty()) {
+            // Only the owner may leave the access time alone; the flag is a wish.
+            Err(Errno::EPERM) if flags.contains(OFlag::O_NOATIME) => open(
+                self.proc_path().as_c_str(),
+                flags - OFlag::O_NOATIME,
+                Mode::empty(),
+            ),
+            result => result,
+        }
+    }
+
+    /// The path by which calls that refuse an `O_PATH` descriptor reach the inode.
+    pub fn proc_path(&self) -> ProcPath {
+        ProcPath::new(self.fd.as_fd())
+    }
+
+    /// The inode's identity.
+    pub fn id(&self) -> InodeId {
+        self.id
+    }
+
+    /// The inode's type, which never changes.
+    pub fn kind(&self) -> FileKind {
+        self.kind
+    }
+
+    /// ENOTDIR unless this is a directory.
+    pub fn directory(&self) -> Result<&Node, Errno> {
+        if self.kind == FileKind::Directory {
+            Ok(self)
+        } else {
+            Err(Errno::ENOTDIR)
+        }
+    }
+}
+
+impl AsFd for Node {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// The permission bits of a mode that came over the wire; some clients send the type with it.
+pub fn permissions(mode: u32) -> Mode {
+    Mode::from_bits_truncate(mode & 0o7777)
+}
+
+/// The errno of an error that a system call caused; EIO for any other.
+pub fn errno_of(error: std::io::Error) -> Errno {
+    error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::super::name::Component;
+    use super::*;
+
+    fn pin(path: &std::path::Path) -> Node {
+        let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
+        Node::new(open(path, flags, Mode::empty()).unwrap())
+            .unwrap()
+            .0
+    }
+
+    fn name(text: &str) -> Name {
+        match Component::new(text.as_bytes()).unwrap() {
+            Component::Name(name) => name,
+            other => panic!("{other:?} is not a name"),
+        }
+    }
+
+    #[test]
+    fn a_symbolic_link_is_pinned_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        symlink("/etc", dir.path().join("link")).unwrap();
+        let (link, _) = pin(dir.path())
+            .child(&name("link"), Lookup::Blocking)
+            .unwrap();
+        assert_eq!(link.kind(), FileKind::Symlink);
+        assert_eq!(link.reopen(OFlag::O_RDONLY).unwrap_err(), Errno::ELOOP);
+        assert_eq!(
+            link.child(&name("passwd"), Lookup::Blocking).unwrap_err(),
+            Errno::ENOTDIR
+        );
+    }
+
+    #[test]
+    fn a_fifo_is_never_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        nix::unistd::mkfifo(&dir.path().join("fifo"), Mode::S_IRWXU).unwrap();
+        let (fifo, _) = pin(dir.path())
+            .child(&name("fifo"), Lookup::Blocking)
+            .unwrap();
+        assert_eq!(fifo.reopen(OFlag::O_RDONLY).unwrap_err(), Errno::ENXIO);
+    }
+
+    #[test]
+    fn the_parent_stops_at_the_root() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("root/a/b")).unwrap();
+        let root = pin(&dir.path().join("root"));
+        let b = pin(&dir.path().join("root/a/b"));
+        let (a, _) = b.parent(&root).unwrap();
+        assert_eq!(a.id(), pin(&dir.path().join("root/a")).id());
+        let (top, _) = a.parent(&root).unwrap();
+        assert_eq!(top.id(), root.id());
+        assert_eq!(top.parent(&root).unwrap().0.id(), root.id());
+    }
+
+    #[test]
+    fn a_directory_moved_out_of_the_share_has_no_parent_for_the_guest() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("root/a")).unwrap();
+        let root = pin(&dir.path().join("root"));
+        let a = pin(&dir.path().join("root/a"));
+        fs::rename(dir.path().join("root/a"), dir.path().join("a")).unwrap();
+        assert_eq!(a.parent(&root).unwrap_err(), Errno::ENOENT);
+    }
+}

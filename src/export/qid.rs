@@ -1,0 +1,103 @@
+//! From the host's inodes to the protocol's qids.
+
+use std::collections::HashMap;
+
+use protocol::{Qid, QidKind};
+
+use super::node::{FileKind, InodeId, Stat};
+
+/// Bits of `qid.path` that hold an inode number; the device's index is above them.
+const INODE_BITS: u32 = 48;
+/// Marks a path that was given out from the table because the inode number or the number of
+/// devices is too large to be folded together.
+const FROM_TABLE: u64 = 1 << 63;
+
+/// Gives every inode of the export a `qid.path` of its own, over all file systems below it. The
+/// share's own file system has index 0: there the path is the inode number, and stays the same
+/// over a restart of the daemon.
+#[derive(Debug, Default)]
+pub struct Qids {
+    devices: HashMap<(u32, u32), u64>,
+    table: HashMap<InodeId, u64>,
+}
+
+impl Qids {
+    /// Paths for an export whose root is `root`.
+    pub fn new(root: InodeId) -> Qids {
+        let mut qids = Qids::default();
+        qids.path(root);
+        qids
+    }
+
+    /// The qid of the file that `stat` describes.
+    pub fn qid(&mut self, stat: &Stat) -> Qid {
+        Qid {
+            kind: kind(stat.kind()),
+            version: version(stat),
+            path: self.path(stat.id()),
+        }
+    }
+
+    /// The `qid.path` of an inode. Two inodes never share one while the daemon runs.
+    pub fn path(&mut self, id: InodeId) -> u64 {
+        let next = self.devices.len() as u64;
+        let device = *self.devices.entry(id.device).or_insert(next);
+        if id.inode < 1 << INODE_BITS && device < 1 << (63 - INODE_BITS) {
+            return device << INODE_BITS | id.inode;
+        }
+        let next = self.table.len() as u64;
+        *self.table.entry(id).or_insert(FROM_TABLE | next)
+    }
+}
+
+/// The `qid.type` of a kind of file.
+pub fn kind(kind: FileKind) -> QidKind {
+    match kind {
+        FileKind::Directory => QidKind::DIR,
+        FileKind::Symlink => QidKind::SYMLINK,
+        FileKind::Regular | FileKind::Special => QidKind::FILE,
+    }
+}
+
+/// A number that changes with the file. The kernel moves the change time at every change of
+/// content or metadata. Never 0: that would turn the client's cache off.
+fn version(stat: &Stat) -> u32 {
+    let changed = &stat.0.stx_ctime;
+    let nanoseconds = (changed.tv_sec as u64)
+        .wrapping_mul(1_000_000_000)
+        .wrapping_add(changed.tv_nsec.into());
+    // Multiplicative hashing spreads the low bits, where two changes differ, over the word.
+    let hash = nanoseconds.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;
+    (hash as u32).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(minor: u32, inode: u64) -> InodeId {
+        InodeId {
+            device: (8, minor),
+            inode,
+        }
+    }
+
+    #[test]
+    fn the_share_s_own_inodes_keep_their_numbers() {
+        let mut qids = Qids::new(id(1, 2));
+        assert_eq!(qids.path(id(1, 77)), 77);
+    }
+
+    #[test]
+    fn no_two_inodes_share_a_path() {
+        let mut qids = Qids::new(id(1, 2));
+        let mut seen = std::collections::HashSet::new();
+        for minor in 1..50 {
+            for inode in [1, 2, (1 << 48) - 1, 1 << 48, 1 << 49, u64::MAX] {
+                let path = qids.path(id(minor, inode));
+                assert!(seen.insert(path), "{path:#x} was given twice");
+                assert_eq!(qids.path(id(minor, inode)), path);
+            }
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! The system calls that neither `std` nor `nix` offer in the form the export needs.
+//!
+//! Every `unsafe` block of the export is in this file. Errors are the kernel's errno.
+
+use std::ffi::CStr;
+use std::fmt::Write as _;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use nix::errno::Errno;
+
+/// `/proc/self/fd/N`: the magic link through which a pinned inode is reached by the calls that
+/// refuse an `O_PATH` descriptor. It leads to the inode itself, whatever its names are now.
+pub struct ProcPath([u8; 32]);
+
+impl ProcPath {
+    /// The magic link of `fd`.
+    pub fn new(fd: BorrowedFd<'_>) -> ProcPath {
+        let mut text = FixedText {
+            bytes: [0; 32],
+            len: 0,
+        };
+        // 14 bytes of prefix, at most 10 digits and the NUL fit.
+        let _ = write!(text, "/proc/self/fd/{}", fd.as_raw_fd());
+        ProcPath(text.bytes)
+    }
+
+    /// The path as the system calls want it.
+    pub fn as_c_str(&self) -> &CStr {
+        CStr::from_bytes_until_nul(&self.0).unwrap_or(c"/nonexistent")
+    }
+}
+
+struct FixedText {
+    bytes: [u8; 32],
+    len: usize,
+}
+
+impl std::fmt::Write for FixedText {
+    fn write_str(&mut self, text: &str) -> std::fmt::Result {
+        // One byte stays for the NUL.
+        let end = self.len + text.len();
+        if end >= self.bytes.len() {
+            return Err(std::fmt::Error);
+        }
+        self.bytes[self.len..end].copy_from_slice(text.as_bytes());
+        self.len = end;
+        Ok(())
+    }
+}
+
+/// `statx(fd, "", AT_EMPTY_PATH)`: works on an `O_PATH` descriptor and tells the birth time.
+pub fn statx(fd: BorrowedFd<'_>) -> Result<libc::statx, Errno> {
+    let mut stat = MaybeUninit::<libc::statx>::zeroed();
+    let mask = libc::STATX_BASIC_STATS | libc::STATX_BTIME;
+    // SAFETY: the path is a NUL-terminated literal and `stat` has room for one struct statx.
+    let result = unsafe {
+        libc::statx(
+            fd.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH | libc::AT_SYMLINK_NOFOLLOW,
+            mask,
+            stat.as_mut_ptr(),
+        )
+    };
+    Errno::result(result)?;
+    // SAFETY: zeroed is a valid value of this plain struct, and the kernel has filled it.
+    Ok(unsafe { stat.assume_init() })
+}
+
+/// `getdents64`: fills `into` with whole `linux_dirent64` records and returns their length, 0 at
+/// the end of the directory.
+pub fn getdents(fd: BorrowedFd<'_>, into: &mut [u8]) -> Result<usize, Errno> {
+    // SAFETY: `into` is writable for the length given.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_getdents64,
+            fd.as_raw_fd(),
+            into.as_mut_ptr(),
+            into.len(),
+        )
+    };
+    Errno::result(result).map(|length| length as usize)
+}
+
+/// `fgetxattr` on whatever `path` names, through a magic link. `into` empty asks for the size.
+pub fn getxattr(path: &CStr, name: &CStr, into: &mut [u8]) -> Result<usize, Errno> {
+    // SAFETY: both strings end in NUL, `into` is writable for its length.
+    let result = unsafe {
+        libc::getxattr(
+            path.as_ptr(),
+            name.as_ptr(),
+            into.as_mut_ptr().cast(),
+            into.len(),
+        )
+    };
+    Errno::result(result).map(|length| length as usize)
+}
+
+/// The list of names, each ended by a NUL. `into` empty asks for the size.
+pub fn listxattr(path: &CStr, into: &mut [u8]) -> Result<usize, Errno> {
+    // SAFETY: the string ends in NUL, `into` is writable for its length.
+    let result = unsafe { libc::listxattr(path.as_ptr(), into.as_mut_ptr().cast(), into.len()) };
+    Errno::result(result).map(|length| length as usize)
+}
+
+/// Sets an extended attribute; `flags` are `XATTR_CREATE` and `XATTR_REPLACE`.
+pub fn setxattr(path: &CStr, name: &CStr, value: &[u8], flags: i32) -> Result<(), Errno> {
+    // SAFETY: both strings end in NUL, `value` is readable for its length.
+    let result = unsafe {
+        libc::setxattr(
+            path.as_ptr(),
+            name.as_ptr(),
+            value.as_ptr().cast(),
+            value.len(),
+            flags,
+        )
+    };
+    Errno::result(result).map(drop)
+}
+
+/// Removes an extended attribute.
+pub fn removexattr(path: &CStr, name: &CStr) -> Result<(), Errno> {
+    // SAFETY: both strings end in NUL.
+    let result = unsafe { libc::removexattr(path.as_ptr(), name.as_ptr()) };
+    Errno::result(result).map(drop)
+}
+
+/// `utimensat(fd, "", times, AT_EMPTY_PATH)`: sets the times of a pinned inode, symbolic links
+/// included. A `tv_nsec` of `UTIME_OMIT` or `UTIME_NOW` has its usual meaning.
+pub fn set_times(fd: BorrowedFd<'_>, times: &[libc::timespec; 2]) -> Result<(), Errno> {
+    // SAFETY: the path is a NUL-terminated literal, `times` points to two timespecs.
+    let result = unsafe {
+        libc::utimensat(
+            fd.as_raw_fd(),
+            c"".as_ptr(),
+            times.as_ptr(),
+            libc::AT_EMPTY_PATH,
+        )
+    };
+    Errno::result(result).map(drop)
+}
+
+/// The thread's capability sets, as capget(2) and capset(2) exchange them: one bit for each
+/// capability, low and high half.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct CapabilityWords {
+    effective: u32,
+    permitted: u32,
+    inheritable: u32,
+}
+
+#[repr(C)]
+struct CapabilityHeader {
+    version: u32,
+    pid: i32,
+}
+
+/// `_LINUX_CAPABILITY_VERSION_3` of linux/capability.h: two words for each set.
+const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
+
+/// The calling thread's capabilities.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capabilities([CapabilityWords; 2]);
+
+/// May give files away (capabilities(7)).
+pub const CAP_CHOWN: u32 = 0;
+/// Keeps set-id bits on writes and chmod by a stranger to the group (capabilities(7)).
+pub const CAP_FSETID: u32 = 4;
+/// May take on any user id (capabilities(7)).
+pub const CAP_SETUID: u32 = 7;
+
+impl Capabilities {
+    /// Reads the calling thread's sets.
+    pub fn of_thread() -> Result<Capabilities, Errno> {
+        let mut header = CapabilityHeader {
+            version: CAPABILITY_VERSION_3,
+            pid: 0,
+        };
+        let mut words = [CapabilityWords::default(); 2];
+        // SAFETY: the header names version 3, for which the kernel writes two structs.
+        let result =
+            unsafe { libc::syscall(libc::SYS_capget, &raw mut header, words.as_mut_ptr()) };
+        Errno::result(result)?;
+        Ok(Capabilities(words))
+    }
+
+    /// Makes these the calling thread's sets. Other threads keep theirs.
+    pub fn apply_to_thread(&self) -> Result<(), Errno> {
+        let mut header = CapabilityHeader {
+            version: CAPABILITY_VERSION_3,
+            pid: 0,
+        };
+        // SAFETY: the header names version 3, for which the kernel reads two structs.
+        let result = unsafe { libc::syscall(libc::SYS_capset, &raw mut header, self.0.as_ptr()) };
+        Errno::result(result).map(drop)
+    }
+
+    /// Whether `capability` is effective.
+    pub fn effective(&self, capability: u32) -> bool {
+        self.0[(capability / 32) as usize].effective & (1 << (capability % 32)) != 0
+    }
+
+    /// The same sets with `capability` effective, which it must be permitted to be.
+    pub fn with_effective(mut self, capability: u32) -> Capabilities {
+        self.0[(capability / 32) as usize].effective |= 1 << (capability % 32);
+        self
+    }
+
+    /// The same sets with `capability` not effective, but still permitted.
+    pub fn without_effective(mut self, capability: u32) -> Capabilities {
+        self.0[(capability / 32) as usize].effective &= !(1 << (capability % 32));
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    #[test]
+    fn proc_path_names_the_descriptor() {
+        let file = std::fs::File::open("/").unwrap();
+        let path = ProcPath::new(file.as_fd());
+        let expected = format!("/proc/self/fd/{}", file.as_raw_fd());
+        assert_eq!(path.as_c_str().to_str().unwrap(), expected);
+    }
+
+    #[test]
+    fn capabilities_round_trip() {
+        let before = Capabilities::of_thread().unwrap();
+        before
+            .without_effective(CAP_FSETID)
+            .apply_to_thread()
+            .unwrap();
+        let during = Capabilities::of_thread().unwrap();
+        assert!(!during.effective(CAP_FSETID));
+        before.apply_to_thread().unwrap();
+        assert_eq!(Capabilities::of_thread().unwrap(), before);
+    }
+}

@@ -1,0 +1,163 @@
+//! One request and the one answer it gets.
+
+use nix::errno::Errno;
+use protocol::{DecodeError, HEADER_LEN, Header, NOTAG, Rlerror, Rmessage, Tmessage, Twrite, kind};
+use vhost_user::{Readable, Request, Writable};
+
+/// The longest frame that is taken out of guest memory. Only Twrite may be longer, and its payload
+/// stays where it is. The longest that makes sense, a Twalk with sixteen names, is 4 KiB.
+const MAX_HEAD: usize = 64 * 1024;
+
+/// A request on its way to its reply. It is answered exactly once: by [`Exchange::answer`], or
+/// with EIO when it is dropped without, so that no failure of ours leaves the guest waiting.
+pub struct Exchange {
+    request: Option<Request>,
+    tag: u16,
+}
+
+impl Exchange {
+    /// Takes the request over.
+    pub fn new(request: Request) -> Exchange {
+        Exchange {
+            request: Some(request),
+            tag: NOTAG,
+        }
+    }
+
+    /// Copies the frame, without the payload of a Twrite, out of guest memory into `head`, once:
+    /// what is decoded from it cannot change any more. Returns its header. Errors: EPROTO for a
+    /// frame that is shorter than it says, or than a header; EMSGSIZE for one longer than
+    /// `msize`, 0 meaning that none was agreed yet.
+    pub fn receive(&mut self, head: &mut Vec<u8>, msize: u32) -> Result<Header, Errno> {
+        let readable = self.readable();
+        let mut start = [0; HEADER_LEN];
+        if readable.read_at(0, &mut start) < HEADER_LEN {
+            return Err(Errno::EPROTO);
+        }
+        let header = Header::decode(&start).map_err(|_| Errno::EPROTO)?;
+        let size = header.size as usize;
+        if size < HEADER_LEN || size > readable.len() {
+            self.tag = header.tag;
+            return Err(Errno::EPROTO);
+        }
+        let length = if header.kind == kind::TWRITE {
+            size.min(Twrite::PAYLOAD)
+        } else {
+            size
+        };
+        if (msize != 0 && header.size > msize) || length > MAX_HEAD {
+            self.tag = header.tag;
+            return Err(Errno::EMSGSIZE);
+        }
+        head.resize(length, 0);
+        readable.read_at(0, head);
+        // The guest may have changed the bytes between the two copies; what was checked counts.
+        head[..HEADER_LEN].copy_from_slice(&start);
+        self.tag = header.tag;
+        Ok(header)
+    }
+
+    /// The guest's tag, NOTAG until a header has been received.
+    pub fn tag(&self) -> u16 {
+        self.tag
+    }
+
+    /// What the guest sent. After the answer there is nothing to read.
+    pub fn readable(&self) -> &Readable {
+        self.pending().readable()
+    }
+
+    /// Where the reply goes.
+    pub fn writable(&self) -> &Writable {
+        self.pending().writable()
+    }
+
+    /// How many bytes of payload fit behind `header` bytes of a reply, if the reply as a whole
+    /// may have `msize` bytes.
+    pub fn room(&self, header: usize, msize: u32) -> usize {
+        self.writable()
+            .len()
+            .min(msize as usize)
+            .saturating_sub(header)
+    }
+
+    fn pending(&self) -> &Request {
+        // `answer` consumes the exchange, so nobody can hold one without its request.
+        self.request
+            .as_ref()
+            .expect("an exchange has its request until it is answered")
+    }
+
+    /// Answers. The payload of Rread and Rreaddir is already behind its header in guest memory.
+    /// A reply for which the guest left too little room becomes an error, and where not even that
+    /// fits the request ends without a reply.
+    pub fn answer(mut self, reply: Result<Rmessage<'_>, Errno>, scratch: &mut Vec<u8>) {
+        self.send(reply, scratch);
+    }
+
+    fn send(&mut self, reply: Result<Rmessage<'_>, Errno>, scratch: &mut Vec<u8>) {
+        let Some(request) = self.request.take() else {
+            return;
+        };
+        let room = request.writable().len();
+        let encoded = reply.and_then(|message| {
+            log::trace!("tag {}: {message:?}", self.tag);
+            encode(&message, self.tag, room, scratch)
+        });
+        let size = encoded.or_else(|errno| {
+            log::debug!("tag {}: {errno}", self.tag);
+            let error = Rmessage::Lerror(Rlerror {
+                ecode: errno as u32,
+            });
+            encode(&error, self.tag, room, scratch)
+        });
+        match size {
+            Ok(size) => {
+                request.writable().write_at(0, scratch);
+                request.complete(size);
+            }
+            Err(_) => {
+                log::debug!("tag {}: the guest left no room for a reply", self.tag);
+                request.complete(0);
+            }
+        }
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        self.send(Err(Errno::EIO), &mut Vec::new());
+    }
+}
+
+/// Encodes `message` into `scratch` and returns the size field, which counts the payload too.
+/// Errors: EMSGSIZE if the whole does not fit in `room`.
+fn encode(
+    message: &Rmessage<'_>,
+    tag: u16,
+    room: usize,
+    scratch: &mut Vec<u8>,
+) -> Result<u32, Errno> {
+    scratch.clear();
+    message.encode(tag, scratch).map_err(|_| Errno::EMSGSIZE)?;
+    let header = Header::decode(scratch).map_err(|_| Errno::EIO)?;
+    if header.size as usize > room {
+        Err(Errno::EMSGSIZE)
+    } else {
+        Ok(header.size)
+    }
+}
+
+/// Decodes what [`Exchange::receive`] copied. Errors: EOPNOTSUPP for a message that is not one of
+/// 9P2000.L, EINVAL for a walk of more than sixteen names, EPROTO for a malformed frame.
+pub fn decode<'a>(head: &'a [u8], header: &Header) -> Result<Tmessage<'a>, Errno> {
+    match Tmessage::decode_head(head, header.size as usize) {
+        Ok((_, message)) => Ok(message),
+        Err(DecodeError::UnknownType(_)) => Err(Errno::EOPNOTSUPP),
+        Err(DecodeError::TooManyNames { .. }) => Err(Errno::EINVAL),
+        Err(error) => {
+            log::debug!("tag {}: {error}", header.tag);
+            Err(Errno::EPROTO)
+        }
+    }
+}

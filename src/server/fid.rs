@@ -1,0 +1,228 @@
+//! What a guest's fids stand for.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+
+use nix::errno::Errno;
+
+use crate::export::Node;
+use crate::export::directory::DirectoryStream;
+use crate::export::xattr::XattrName;
+
+/// A guest's handle for a file. A request holds the fid that it works on, so a clunk meanwhile
+/// takes only the guest's name for it away; the descriptor goes with the last request.
+#[derive(Debug)]
+pub struct Fid {
+    /// The user who attached: the owner of what is made through the fid.
+    pub user: u32,
+    /// Where `..` stops.
+    pub root: Rc<Node>,
+    state: RefCell<State>,
+}
+
+#[derive(Clone, Debug)]
+enum State {
+    /// From attach or walk.
+    Walked(Rc<Node>),
+    /// From lopen or lcreate.
+    Open(Rc<OpenFile>),
+    /// From xattrwalk: a value, or a list of names, as it was at that moment.
+    XattrValue(Rc<[u8]>),
+    /// From xattrcreate: a value that the guest writes and clunk sets.
+    XattrDraft(Rc<XattrDraft>),
+}
+
+/// A file or directory opened for I/O.
+#[derive(Debug)]
+pub struct OpenFile {
+    /// The inode, for everything that is not I/O.
+    pub node: Rc<Node>,
+    /// What I/O goes through.
+    pub handle: Handle,
+}
+
+/// The descriptor behind an open fid.
+#[derive(Debug)]
+pub enum Handle {
+    /// A regular file.
+    File(File),
+    /// A directory and its position.
+    Directory(DirectoryStream),
+}
+
+/// An open regular file.
+#[derive(Debug)]
+pub struct File {
+    /// The descriptor, with the access mode that the guest asked for.
+    pub fd: OwnedFd,
+    /// Whether the descriptor may be written.
+    pub writable: bool,
+    /// Whether the file system has not yet refused `RWF_NOWAIT`: reads, then writes.
+    pub nowait: [Cell<bool>; 2],
+}
+
+impl File {
+    /// An open file, about which nothing is known yet.
+    pub fn new(fd: OwnedFd, writable: bool) -> File {
+        File {
+            fd,
+            writable,
+            nowait: [Cell::new(true), Cell::new(true)],
+        }
+    }
+}
+
+/// The extended attribute that the guest is writing.
+#[derive(Debug)]
+pub struct XattrDraft {
+    /// The file that gets it.
+    pub node: Rc<Node>,
+    /// Its name.
+    pub name: XattrName,
+    /// `XATTR_CREATE`, `XATTR_REPLACE` or none.
+    pub flags: u32,
+    /// How many bytes the guest has announced.
+    pub size: usize,
+    /// The bytes so far.
+    pub value: RefCell<Vec<u8>>,
+}
+
+/// What Tread and Twrite on a fid go to.
+#[derive(Clone, Debug)]
+pub enum Content {
+    /// An open file.
+    File(Rc<OpenFile>),
+    /// An attribute's value, to be read.
+    XattrValue(Rc<[u8]>),
+    /// An attribute's value, to be written.
+    XattrDraft(Rc<XattrDraft>),
+}
+
+impl Fid {
+    /// A fid for a file that was walked to.
+    pub fn walked(user: u32, root: Rc<Node>, node: Rc<Node>) -> Fid {
+        Fid {
+            user,
+            root,
+            state: RefCell::new(State::Walked(node)),
+        }
+    }
+
+    /// A fid for the value of an attribute.
+    pub fn xattr_value(user: u32, root: Rc<Node>, value: Vec<u8>) -> Fid {
+        Fid {
+            user,
+            root,
+            state: RefCell::new(State::XattrValue(value.into())),
+        }
+    }
+
+    /// The file, open or not. Errors: EBADF for an attribute's fid.
+    pub fn node(&self) -> Result<Rc<Node>, Errno> {
+        match &*self.state.borrow() {
+            State::Walked(node) => Ok(node.clone()),
+            State::Open(open) => Ok(open.node.clone()),
+            State::XattrValue(_) | State::XattrDraft(_) => Err(Errno::EBADF),
+        }
+    }
+
+    /// The file, if nothing has been opened on the fid yet. Errors: EINVAL if it has.
+    pub fn unopened(&self) -> Result<Rc<Node>, Errno> {
+        match &*self.state.borrow() {
+            State::Walked(node) => Ok(node.clone()),
+            State::Open(_) | State::XattrValue(_) | State::XattrDraft(_) => Err(Errno::EINVAL),
+        }
+    }
+
+    /// The open file. Errors: EBADF if the fid is not open.
+    pub fn open_file(&self) -> Result<Rc<OpenFile>, Errno> {
+        match &*self.state.borrow() {
+            State::Open(open) => Ok(open.clone()),
+            _ => Err(Errno::EBADF),
+        }
+    }
+
+    /// What can be read or written through the fid. Errors: EBADF if it is not open.
+    pub fn content(&self) -> Result<Content, Errno> {
+        match &*self.state.borrow() {
+            State::Walked(_) => Err(Errno::EBADF),
+            State::Open(open) => Ok(Content::File(open.clone())),
+            State::XattrValue(value) => Ok(Content::XattrValue(value.clone())),
+            State::XattrDraft(draft) => Ok(Content::XattrDraft(draft.clone())),
+        }
+    }
+
+    /// The attribute that is being written, if that is what the fid is for.
+    pub fn draft(&self) -> Option<Rc<XattrDraft>> {
+        match &*self.state.borrow() {
+            State::XattrDraft(draft) => Some(draft.clone()),
+            _ => None,
+        }
+    }
+
+    /// Turns the fid into an open file (lopen, lcreate). Errors: EINVAL if another request was
+    /// faster.
+    pub fn open(&self, open: OpenFile) -> Result<(), Errno> {
+        self.unopened()?;
+        self.state.replace(State::Open(Rc::new(open)));
+        Ok(())
+    }
+
+    /// Turns the fid into a draft (xattrcreate). Errors: EINVAL if another request was faster.
+    pub fn begin_draft(&self, draft: XattrDraft) -> Result<(), Errno> {
+        self.unopened()?;
+        self.state.replace(State::XattrDraft(Rc::new(draft)));
+        Ok(())
+    }
+}
+
+/// The guest's numbers for fids.
+#[derive(Debug, Default)]
+pub struct Fids(RefCell<HashMap<u32, Rc<Fid>>>);
+
+impl Fids {
+    /// Errors: EBADF for a number that was not given out.
+    pub fn get(&self, number: u32) -> Result<Rc<Fid>, Errno> {
+        self.0.borrow().get(&number).cloned().ok_or(Errno::EBADF)
+    }
+
+    /// Errors: EINVAL for a number that is in use, or that never can be.
+    pub fn check_free(&self, number: u32) -> Result<(), Errno> {
+        if number == protocol::NOFID || self.0.borrow().contains_key(&number) {
+            return Err(Errno::EINVAL);
+        }
+        Ok(())
+    }
+
+    /// Gives a free number out. Errors: those of [`Fids::check_free`].
+    pub fn insert(&self, number: u32, fid: Fid) -> Result<(), Errno> {
+        self.check_free(number)?;
+        self.0.borrow_mut().insert(number, Rc::new(fid));
+        Ok(())
+    }
+
+    /// Lets `number`, which stands for `old`, stand for `new` (a walk onto the fid itself).
+    /// Errors: EBADF if it was clunked meanwhile, EINVAL if it was opened.
+    pub fn replace(&self, number: u32, old: &Rc<Fid>, new: Fid) -> Result<(), Errno> {
+        old.unopened()?;
+        match self.0.borrow_mut().get_mut(&number) {
+            Some(current) if Rc::ptr_eq(current, old) => {
+                *current = Rc::new(new);
+                Ok(())
+            }
+            _ => Err(Errno::EBADF),
+        }
+    }
+
+    /// Takes a number back. Errors: EBADF for one that was not given out.
+    pub fn remove(&self, number: u32) -> Result<Rc<Fid>, Errno> {
+        self.0.borrow_mut().remove(&number).ok_or(Errno::EBADF)
+    }
+
+    /// Takes all numbers back.
+    pub fn clear(&self) {
+        self.0.take();
+    }
+}

@@ -1,0 +1,163 @@
+//! Tgetattr, Tsetattr and Tstatfs: what is known of a file and its file system.
+
+use std::os::fd::{AsFd, BorrowedFd};
+
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, AtFlags};
+use nix::sys::stat::{FchmodatFlags, fchmodat, makedev};
+use nix::sys::statfs::fstatfs;
+use nix::unistd::{Gid, Uid, fchownat, ftruncate, truncate};
+use protocol::{Rgetattr, Rsetattr, Rstatfs, Tgetattr, Time, Tsetattr, Tstatfs, getattr, setattr};
+
+use crate::export::name::NAME_MAX;
+use crate::export::{Export, FileKind, Node, permissions, sys};
+use crate::server::Server;
+use crate::server::fid::Handle;
+
+/// What Linux takes off msize for the header of a read or write (P9_IOHDRSZ).
+const IO_HEADER: u64 = 24;
+
+impl Server {
+    /// Tgetattr: everything that the host knows, whatever was asked for. An open or unlinked file
+    /// is looked at by its descriptor.
+    pub(super) fn getattr(&self, m: Tgetattr) -> Result<Rgetattr, Errno> {
+        let node = self.node(m.fid)?;
+        let stat = node.stat()?;
+        let s = &stat.0;
+        let birth = s.stx_mask & libc::STATX_BTIME != 0;
+        Ok(Rgetattr {
+            valid: getattr::BASIC | if birth { getattr::BTIME } else { 0 },
+            qid: self.qid(&stat),
+            mode: s.stx_mode.into(),
+            uid: s.stx_uid,
+            gid: s.stx_gid,
+            nlink: s.stx_nlink.into(),
+            rdev: makedev(s.stx_rdev_major.into(), s.stx_rdev_minor.into()),
+            size: s.stx_size,
+            blksize: self.io_size(s.stx_blksize.into()),
+            blocks: s.stx_blocks,
+            atime: time(&s.stx_atime),
+            mtime: time(&s.stx_mtime),
+            ctime: time(&s.stx_ctime),
+            btime: time(&s.stx_btime),
+            r#gen: 0,
+            data_version: 0,
+        })
+    }
+
+    /// The size in which programs do best to read: as many of the file system's blocks as fit in
+    /// one message.
+    fn io_size(&self, block: u64) -> u64 {
+        let payload = u64::from(self.session.msize.get()).saturating_sub(IO_HEADER);
+        match payload.checked_div(block) {
+            Some(blocks @ 1..) => blocks * block,
+            _ => block,
+        }
+    }
+
+    /// Tsetattr changes what valid names. Errors: those of chown(2), chmod(2), truncate(2) and
+    /// utimensat(2), EROFS; what comes before the one that fails is done.
+    pub(super) fn setattr(&self, m: Tsetattr) -> Result<Rsetattr, Errno> {
+        let fid = self.session.fids.get(m.fid)?;
+        let node = fid.node()?;
+        self.export.writable()?;
+        let open = fid.open_file().ok();
+        let writable = match open.as_deref().map(|open| &open.handle) {
+            Some(Handle::File(file)) if file.writable => Some(file.fd.as_fd()),
+            _ => None,
+        };
+        let (export, node) = (&self.export, &*node);
+        self.blocking(|| change(export, node, writable, &m))?;
+        Ok(Rsetattr {})
+    }
+
+    /// Tstatfs: the file system that holds the fid's file.
+    pub(super) fn statfs(&self, m: Tstatfs) -> Result<Rstatfs, Errno> {
+        let node = self.node(m.fid)?;
+        let node = &*node;
+        let statfs = self.blocking(|| fstatfs(node))?;
+        let (major, minor) = node.id().device;
+        Ok(Rstatfs {
+            kind: statfs.filesystem_type().0 as u32,
+            // A block size of 0 has made clients divide by it.
+            bsize: (statfs.block_size() as u32).max(1),
+            blocks: statfs.blocks(),
+            bfree: statfs.blocks_free(),
+            bavail: statfs.blocks_available(),
+            files: statfs.files(),
+            ffree: statfs.files_free(),
+            fsid: u64::from(major) << 32 | u64::from(minor),
+            namelen: (statfs.maximum_name_length() as u32).min(NAME_MAX as u32),
+        })
+    }
+}
+
+/// Applies a Tsetattr. Owner before mode, because a change of owner clears the set-id bits; size
+/// before times, because it moves them. `writable` is the fid's own descriptor, which may still
+/// be written when the file's mode does not allow to open it again.
+fn change(
+    export: &Export,
+    node: &Node,
+    writable: Option<BorrowedFd<'_>>,
+    m: &Tsetattr,
+) -> Result<(), Errno> {
+    let has = |bit| m.valid & bit != 0;
+    let uid = has(setattr::UID).then(|| Uid::from_raw(m.uid));
+    let gid = has(setattr::GID).then(|| Gid::from_raw(m.gid));
+    // With neither this still moves the change time, all that a lone CTIME asks for.
+    if uid.is_some() || gid.is_some() || m.valid == setattr::CTIME {
+        let flags = AtFlags::AT_EMPTY_PATH | AtFlags::AT_SYMLINK_NOFOLLOW;
+        fchownat(node, c"", uid, gid, flags)?;
+    }
+    if has(setattr::MODE) {
+        export.identity().changing_mode(|| {
+            let flags = FchmodatFlags::FollowSymlink;
+            fchmodat(
+                AT_FDCWD,
+                node.proc_path().as_c_str(),
+                permissions(m.mode),
+                flags,
+            )
+        })?;
+    }
+    if has(setattr::SIZE) {
+        let size = i64::try_from(m.size).map_err(|_| Errno::EINVAL)?;
+        match (node.kind(), writable) {
+            (FileKind::Regular, Some(fd)) => ftruncate(fd, size)?,
+            (FileKind::Regular, None) => truncate(node.proc_path().as_c_str(), size)?,
+            (FileKind::Directory, _) => return Err(Errno::EISDIR),
+            _ => return Err(Errno::EINVAL),
+        }
+    }
+    if has(setattr::ATIME) || has(setattr::MTIME) {
+        let atime = new_time(has(setattr::ATIME), has(setattr::ATIME_SET), m.atime)?;
+        let mtime = new_time(has(setattr::MTIME), has(setattr::MTIME_SET), m.mtime)?;
+        sys::set_times(node.as_fd(), &[atime, mtime])?;
+    }
+    Ok(())
+}
+
+/// A time for utimensat(2): left alone, the host's now, or a given one.
+fn new_time(change: bool, given: bool, time: Time) -> Result<libc::timespec, Errno> {
+    let special = |tv_nsec| Ok(libc::timespec { tv_sec: 0, tv_nsec });
+    match (change, given) {
+        (false, _) => special(libc::UTIME_OMIT),
+        (true, false) => special(libc::UTIME_NOW),
+        // The special values are not for the guest to use.
+        (true, true) if time.nsec >= 1_000_000_000 => Err(Errno::EINVAL),
+        (true, true) => {
+            // Seconds before 1970 come as the two's complement.
+            Ok(libc::timespec {
+                tv_sec: time.sec as i64,
+                tv_nsec: time.nsec as i64,
+            })
+        }
+    }
+}
+
+fn time(time: &libc::statx_timestamp) -> Time {
+    Time {
+        sec: time.tv_sec as u64,
+        nsec: time.tv_nsec.into(),
+    }
+}

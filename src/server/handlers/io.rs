@@ -1,0 +1,188 @@
+//! Tread, Twrite and Tfsync: data between a file and the guest's memory.
+
+use std::cell::Cell;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use nix::errno::Errno;
+use nix::unistd::{fdatasync, fsync};
+use protocol::{Rfsync, Rread, Rwrite, Tfsync, Tread, Twrite};
+use vhost_user::{Readable, Writable};
+
+use crate::export::errno_of;
+use crate::server::Server;
+use crate::server::exchange::Exchange;
+use crate::server::fid::{Content, File, Handle, XattrDraft};
+
+impl Server {
+    /// Tread: up to count bytes from offset on, fewer only at the end. They go from the file
+    /// straight into the guest's pages. Errors: EBADF if the fid is not open, EISDIR, those of
+    /// pread(2).
+    pub(super) fn read(&self, m: Tread, exchange: &Exchange) -> Result<Rread, Errno> {
+        let content = self.session.fids.get(m.fid)?.content()?;
+        let room = exchange.room(Rread::PAYLOAD, self.session.msize.get());
+        let count = room.min(m.count as usize);
+        let into = exchange.writable();
+        let done = match content {
+            Content::File(open) => match &open.handle {
+                Handle::File(file) => self.read_file(file, m.offset, into, count)?,
+                Handle::Directory(_) => return Err(Errno::EISDIR),
+            },
+            Content::XattrValue(value) => {
+                let start = usize::try_from(m.offset)
+                    .unwrap_or(usize::MAX)
+                    .min(value.len());
+                let end = start.saturating_add(count).min(value.len());
+                into.write_at(Rread::PAYLOAD, &value[start..end])
+            }
+            Content::XattrDraft(_) => return Err(Errno::EBADF),
+        };
+        Ok(Rread { count: done as u32 })
+    }
+
+    /// Twrite: count bytes at offset, or at the end of a file opened with APPEND. Errors: EBADF
+    /// if the fid is not open for writing, EISDIR, those of pwrite(2); an error after some bytes
+    /// were written is told by the next request, as write(2) does.
+    pub(super) fn write(&self, m: Twrite, exchange: &Exchange) -> Result<Rwrite, Errno> {
+        let content = self.session.fids.get(m.fid)?.content()?;
+        let from = exchange.readable();
+        let count = m.count as usize;
+        let done = match content {
+            Content::File(open) => match &open.handle {
+                Handle::File(file) => self.write_file(file, m.offset, from, count)?,
+                Handle::Directory(_) => return Err(Errno::EISDIR),
+            },
+            Content::XattrDraft(draft) => write_draft(&draft, m.offset, from, count)?,
+            Content::XattrValue(_) => return Err(Errno::EBADF),
+        };
+        Ok(Rwrite { count: done as u32 })
+    }
+
+    /// Tfsync: what was written is on the disk when the reply comes; with datasync only what is
+    /// needed to read it again. Errors: EBADF if the fid is not open, those of fsync(2).
+    pub(super) fn fsync(&self, m: Tfsync) -> Result<Rfsync, Errno> {
+        let open = self.session.fids.get(m.fid)?.open_file()?;
+        let fd = open.handle.as_fd();
+        self.blocking(|| {
+            if m.datasync != 0 {
+                fdatasync(fd)
+            } else {
+                fsync(fd)
+            }
+        })?;
+        Ok(Rfsync {})
+    }
+
+    fn read_file(
+        &self,
+        file: &File,
+        offset: u64,
+        into: &Writable,
+        count: usize,
+    ) -> Result<usize, Errno> {
+        let fd = file.fd.as_fd();
+        let read = move |done: usize, flags| {
+            into.read_from_file(
+                fd,
+                Rread::PAYLOAD + done,
+                count - done,
+                offset + done as u64,
+                flags,
+            )
+        };
+        self.transfer(&file.nowait[0], count, read)
+    }
+
+    fn write_file(
+        &self,
+        file: &File,
+        offset: u64,
+        from: &Readable,
+        count: usize,
+    ) -> Result<usize, Errno> {
+        let fd = file.fd.as_fd();
+        let write = move |done: usize, flags| {
+            from.write_to_file(
+                fd,
+                Twrite::PAYLOAD + done,
+                count - done,
+                offset + done as u64,
+                flags,
+            )
+        };
+        self.transfer(&file.nowait[1], count, write)
+    }
+
+    /// Makes a read or write of `count` bytes whole: here as far as the page cache reaches, on a
+    /// worker from where the kernel would have to wait. `call` takes how much is done and `RWF_*`
+    /// flags. A short count is returned only at the end of the file, or where an error stopped
+    /// the call after it had begun.
+    fn transfer(
+        &self,
+        nowait: &Cell<bool>,
+        count: usize,
+        call: impl Fn(usize, i32) -> std::io::Result<usize> + Send + Sync,
+    ) -> Result<usize, Errno> {
+        let mut done = 0;
+        if nowait.get() {
+            match go_on(&mut done, count, |done| call(done, libc::RWF_NOWAIT)) {
+                Err(Errno::EAGAIN) => {}
+                Err(Errno::EOPNOTSUPP) => nowait.set(false),
+                result => return result.map(|()| done),
+            }
+        }
+        let done = &mut done;
+        self.blocking(|| go_on(done, count, |done| call(done, 0)))?;
+        Ok(*done)
+    }
+}
+
+/// Repeats `call` until `count` bytes are done or it has nothing more. An error counts only if
+/// nothing was done before it, except that a call that would block is always told.
+fn go_on(
+    done: &mut usize,
+    count: usize,
+    call: impl Fn(usize) -> std::io::Result<usize>,
+) -> Result<(), Errno> {
+    while *done < count {
+        match call(*done).map_err(errno_of) {
+            Ok(0) => break,
+            Ok(more) => *done += more,
+            Err(error @ (Errno::EAGAIN | Errno::EOPNOTSUPP)) => return Err(error),
+            Err(_) if *done > 0 => break,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// The bytes of an attribute may come in any pieces, but leave no hole. Errors: ENOSPC for bytes
+/// behind the announced size, EINVAL for a hole.
+fn write_draft(
+    draft: &XattrDraft,
+    offset: u64,
+    from: &Readable,
+    count: usize,
+) -> Result<usize, Errno> {
+    let mut value = draft.value.borrow_mut();
+    let start = usize::try_from(offset).map_err(|_| Errno::ENOSPC)?;
+    let end = start
+        .checked_add(count)
+        .filter(|end| *end <= draft.size)
+        .ok_or(Errno::ENOSPC)?;
+    if start > value.len() {
+        return Err(Errno::EINVAL);
+    }
+    if end > value.len() {
+        value.resize(end, 0);
+    }
+    Ok(from.read_at(Twrite::PAYLOAD, &mut value[start..end]))
+}
+
+impl AsFd for Handle {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Handle::File(file) => file.fd.as_fd(),
+            Handle::Directory(stream) => stream.as_fd(),
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! Tlink, Trename, Trenameat, Tunlinkat and Tremove: what happens to names.
+
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, AtFlags, renameat};
+use nix::unistd::{UnlinkatFlags, linkat, unlinkat};
+use protocol::{
+    Rlink, Rremove, Rrename, Rrenameat, Runlinkat, Tlink, Tremove, Trename, Trenameat, Tunlinkat,
+    unlink,
+};
+
+use crate::export::{FileKind, Name};
+use crate::server::Server;
+
+impl Server {
+    /// Tlink gives the fid's file another name. Errors: EPERM for a directory, EEXIST, EXDEV,
+    /// EROFS, ENOENT for a file that has lost its last name, those of link(2).
+    pub(super) fn link(&self, m: Tlink<'_>) -> Result<Rlink, Errno> {
+        let directory = self.directory(m.dfid)?;
+        let node = self.node(m.fid)?;
+        let name = Name::for_new(m.name)?;
+        self.export.writable()?;
+        let (directory, node) = (&*directory, &*node);
+        self.blocking(|| {
+            let inode = node.proc_path();
+            // The magic link leads to the inode; what it holds, a symbolic link's target too, is
+            // not looked at.
+            let flags = AtFlags::AT_SYMLINK_FOLLOW;
+            linkat(
+                AT_FDCWD,
+                inode.as_c_str(),
+                directory,
+                name.as_c_str(),
+                flags,
+            )
+        })?;
+        Ok(Rlink {})
+    }
+
+    /// Trename moves the fid's file, wherever it is now, to a name in dfid. Errors: ENOENT if
+    /// it has no name any more, EBUSY for the share's root, EROFS, those of rename(2).
+    pub(super) fn rename(&self, m: Trename<'_>) -> Result<Rrename, Errno> {
+        let node = self.node(m.fid)?;
+        let to = self.directory(m.dfid)?;
+        let name = Name::for_rename(m.name)?;
+        self.export.writable()?;
+        let (export, node, to) = (&self.export, &*node, &*to);
+        self.blocking(|| {
+            let (from, old) = export.locate(node)?;
+            renameat(&from, old.as_c_str(), to, name.as_c_str())
+        })?;
+        Ok(Rrename {})
+    }
+
+    /// Trenameat moves a name to another. Errors: those of rename(2), EROFS.
+    pub(super) fn renameat(&self, m: Trenameat<'_>) -> Result<Rrenameat, Errno> {
+        let from = self.directory(m.olddirfid)?;
+        let to = self.directory(m.newdirfid)?;
+        let old = Name::for_rename(m.oldname)?;
+        let new = Name::for_rename(m.newname)?;
+        self.export.writable()?;
+        let (from, to) = (&*from, &*to);
+        self.blocking(|| renameat(from, old.as_c_str(), to, new.as_c_str()))?;
+        Ok(Rrenameat {})
+    }
+
+    /// Tunlinkat removes a name; with REMOVEDIR that of an empty directory. Errors: those of
+    /// unlink(2) and rmdir(2), EINVAL for any other flag, EROFS.
+    pub(super) fn unlinkat(&self, m: Tunlinkat<'_>) -> Result<Runlinkat, Errno> {
+        let directory = self.directory(m.dirfid)?;
+        let name = Name::for_removal(m.name)?;
+        let flag = match m.flags {
+            0 => UnlinkatFlags::NoRemoveDir,
+            unlink::REMOVEDIR => UnlinkatFlags::RemoveDir,
+            _ => return Err(Errno::EINVAL),
+        };
+        self.export.writable()?;
+        let directory = &*directory;
+        self.blocking(|| unlinkat(directory, name.as_c_str(), flag))?;
+        Ok(Runlinkat {})
+    }
+
+    /// Tremove removes the fid's file, wherever it is now, and gives the fid back, also when it
+    /// answers with an error. Errors: those of unlink(2) and rmdir(2), ENOENT if the file has no
+    /// name any more, EBUSY for the share's root, EROFS.
+    pub(super) fn remove(&self, m: Tremove) -> Result<Rremove, Errno> {
+        let fid = self.session.fids.remove(m.fid)?;
+        self.export.writable()?;
+        let node = fid.node()?;
+        let node = &*node;
+        let flag = match node.kind() {
+            FileKind::Directory => UnlinkatFlags::RemoveDir,
+            _ => UnlinkatFlags::NoRemoveDir,
+        };
+        let export = &self.export;
+        self.blocking(|| {
+            let (directory, name) = export.locate(node)?;
+            unlinkat(&directory, name.as_c_str(), flag)
+        })?;
+        Ok(Rremove {})
+    }
+}

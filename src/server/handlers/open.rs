@@ -1,0 +1,145 @@
+//! Tlopen and Tlcreate: a fid becomes an open file.
+
+use std::rc::Rc;
+
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use protocol::{Rlcreate, Rlopen, Tlcreate, Tlopen, open};
+
+use crate::export::directory::DirectoryStream;
+use crate::export::{Export, FileKind, Lookup, Name, Node, Owner, Stat};
+use crate::server::Server;
+use crate::server::fid::{File, Handle, OpenFile};
+use std::os::fd::OwnedFd;
+
+/// The guest chooses the size of its reads and writes by msize alone.
+const NO_IOUNIT: u32 = 0;
+
+impl Server {
+    /// Tlopen opens the fid's file. Errors: EINVAL if the fid is open, ENXIO for a device, fifo or
+    /// socket (they belong to the guest's kernel), EROFS, those of open(2).
+    pub(super) fn lopen(&self, m: Tlopen) -> Result<Rlopen, Errno> {
+        let fid = self.session.fids.get(m.fid)?;
+        let node = fid.unopened()?;
+        let flags = host_flags(m.flags)?;
+        if writes(flags) {
+            self.export.writable()?;
+        }
+        let (fd, stat) = {
+            let node = &*node;
+            self.blocking(|| Ok::<_, Errno>((node.reopen(flags)?, node.stat()?)))?
+        };
+        fid.open(OpenFile {
+            handle: handle(&node, fd, flags),
+            node,
+        })?;
+        Ok(Rlopen {
+            qid: self.qid(&stat),
+            iounit: NO_IOUNIT,
+        })
+    }
+
+    /// Tlcreate makes a regular file in the fid's directory and opens it; the fid stands for the
+    /// file then. Without EXCL a file that exists is opened. Errors: those of open(2), EROFS.
+    pub(super) fn lcreate(&self, m: Tlcreate<'_>) -> Result<Rlcreate, Errno> {
+        let fid = self.session.fids.get(m.fid)?;
+        let node = fid.unopened()?;
+        let directory = node.directory()?;
+        let name = Name::for_new(m.name)?;
+        self.export.writable()?;
+        let flags = host_flags(m.flags)?;
+        let exclusive = m.flags & open::EXCL != 0;
+        let owner = Owner {
+            uid: fid.user,
+            gid: m.gid,
+        };
+        let export = &self.export;
+        let (fd, node, stat) =
+            self.blocking(|| create(export, directory, &name, flags, exclusive, m.mode, owner))?;
+        fid.open(OpenFile {
+            handle: handle(&node, fd, flags),
+            node: Rc::new(node),
+        })?;
+        Ok(Rlcreate {
+            qid: self.qid(&stat),
+            iounit: NO_IOUNIT,
+        })
+    }
+}
+
+fn handle(node: &Node, fd: OwnedFd, flags: OFlag) -> Handle {
+    match node.kind() {
+        FileKind::Directory => Handle::Directory(DirectoryStream::new(fd)),
+        _ => Handle::File(File::new(fd, flags & OFlag::O_ACCMODE != OFlag::O_RDONLY)),
+    }
+}
+
+fn create(
+    export: &Export,
+    directory: &Node,
+    name: &Name,
+    flags: OFlag,
+    exclusive: bool,
+    mode: u32,
+    owner: Owner,
+) -> Result<(OwnedFd, Node, Stat), Errno> {
+    /// How often a file may vanish between "it exists" and the opening of it.
+    const TRIES: usize = 16;
+    for _ in 0..TRIES {
+        // Always exclusive on the host: what exists is pinned and looked at before it is opened,
+        // so that no link is followed and no fifo blocks.
+        match export
+            .identity()
+            .creating(owner, || directory.create(name, flags, mode))
+        {
+            Err(Errno::EEXIST) if !exclusive => {}
+            Err(error) => return Err(error),
+            Ok(fd) => {
+                let (node, stat) = Node::of_open_file(&fd)?;
+                return Ok((fd, node, stat));
+            }
+        }
+        match directory.child(name, Lookup::Blocking) {
+            Err(Errno::ENOENT) => {}
+            Err(error) => return Err(error),
+            Ok((node, _)) => {
+                let fd = node.reopen(flags)?;
+                let stat = node.stat()?;
+                return Ok((fd, node, stat));
+            }
+        }
+    }
+    Err(Errno::EAGAIN)
+}
+
+/// From the protocol's open flags, which have their own values on every host, to this host's.
+/// CREATE and EXCL are the business of lcreate; NOCTTY, FASYNC and NONBLOCK mean nothing for
+/// a file, and DIRECT would ask the guest's buffers for an alignment that only its own disk needs.
+/// Errors: EINVAL for an access mode that is none.
+fn host_flags(wire: u32) -> Result<OFlag, Errno> {
+    /// The two bits that hold the access mode.
+    const ACCESS: u32 = 3;
+    let mut flags = match wire & ACCESS {
+        open::RDONLY => OFlag::O_RDONLY,
+        open::WRONLY => OFlag::O_WRONLY,
+        open::RDWR => OFlag::O_RDWR,
+        _ => return Err(Errno::EINVAL),
+    };
+    for (bit, flag) in [
+        (open::TRUNC, OFlag::O_TRUNC),
+        (open::APPEND, OFlag::O_APPEND),
+        (open::DSYNC, OFlag::O_DSYNC),
+        (open::SYNC, OFlag::O_SYNC),
+        (open::NOATIME, OFlag::O_NOATIME),
+        (open::DIRECTORY, OFlag::O_DIRECTORY),
+    ] {
+        if wire & bit != 0 {
+            flags |= flag;
+        }
+    }
+    Ok(flags)
+}
+
+fn writes(flags: OFlag) -> bool {
+    flags & OFlag::O_ACCMODE != OFlag::O_RDONLY || flags.contains(OFlag::O_TRUNC)
+}

@@ -1,0 +1,107 @@
+//! The messages that begin and end things: version, auth, attach, flush, clunk.
+
+use std::rc::Rc;
+
+use nix::errno::Errno;
+use protocol::{
+    Rattach, Rauth, Rclunk, Rflush, Rversion, Tattach, Tauth, Tclunk, Tflush, Tversion,
+};
+
+use crate::server::fid::{Fid, XattrDraft};
+use crate::server::{MAX_MSIZE, MIN_MSIZE, Server};
+
+const DIALECT: &[u8] = b"9P2000.L";
+
+impl Server {
+    /// Tversion begins a session: everything of the one before is gone. A dialect that is not
+    /// spoken here is answered with "unknown", not with an error (version(5)). Errors: EMSGSIZE
+    /// for a size that no session can work with.
+    pub(super) fn version<'a>(&self, m: Tversion<'a>) -> Result<Rversion<'a>, Errno> {
+        use vhost_user::Handler;
+        self.reset();
+        let msize = m.msize.min(MAX_MSIZE);
+        if m.version != DIALECT {
+            return Ok(Rversion {
+                msize,
+                version: b"unknown",
+            });
+        }
+        if msize < MIN_MSIZE {
+            return Err(Errno::EMSGSIZE);
+        }
+        self.session.msize.set(msize);
+        log::debug!("a session begins, msize {msize}");
+        Ok(Rversion {
+            msize,
+            version: DIALECT,
+        })
+    }
+
+    /// Tauth: the socket is the authentication; none is asked for. Errors: EOPNOTSUPP, by which
+    /// a client knows that it may attach without.
+    pub(super) fn auth(&self, _: Tauth<'_>) -> Result<Rauth, Errno> {
+        Err(Errno::EOPNOTSUPP)
+    }
+
+    /// Tattach gives a fid for the share, or for the directory below it that `aname` names.
+    pub(super) fn attach(&self, m: Tattach<'_>) -> Result<Rattach, Errno> {
+        if self.session.msize.get() == 0 {
+            return Err(Errno::EPROTO);
+        }
+        if m.afid != protocol::NOFID {
+            return Err(Errno::EBADF);
+        }
+        self.session.fids.check_free(m.fid)?;
+        let export = &self.export;
+        let (root, stat) = self.blocking(|| export.directory_below(m.aname))?;
+        let root = Rc::new(root);
+        self.session
+            .fids
+            .insert(m.fid, Fid::walked(m.n_uname, root.clone(), root))?;
+        Ok(Rattach {
+            qid: self.qid(&stat),
+        })
+    }
+
+    /// Tflush never fails and answers after the request it is about. What has begun is let end.
+    pub(super) fn flush(&self, m: Tflush, own_tag: u16) -> Result<Rflush, Errno> {
+        if m.oldtag != own_tag {
+            self.session.tags.wait_for(m.oldtag);
+        }
+        Ok(Rflush {})
+    }
+
+    /// Tclunk gives a fid back, also when it answers with an error. For a fid from xattrcreate
+    /// this is the moment at which the attribute is set.
+    pub(super) fn clunk(&self, m: Tclunk) -> Result<Rclunk, Errno> {
+        let fid = self.session.fids.remove(m.fid)?;
+        if let Some(draft) = fid.draft() {
+            self.set_xattr(&draft)?;
+        } else if let (Ok(open), Some(fid)) = (fid.open_file(), Rc::into_inner(fid)) {
+            // The last close of a file may wait for a server, or free a large one.
+            drop(fid);
+            if let Some(open) = Rc::into_inner(open) {
+                self.blocking(move || drop(open.handle));
+            }
+        }
+        Ok(Rclunk {})
+    }
+
+    fn set_xattr(&self, draft: &XattrDraft) -> Result<(), Errno> {
+        let XattrDraft {
+            node,
+            name,
+            flags,
+            size,
+            value,
+        } = draft;
+        let (node, value): (&_, _) = (&**node, value.take());
+        if value.len() != *size {
+            return Err(Errno::EINVAL);
+        }
+        self.blocking(|| match *size {
+            0 => node.remove_xattr(name),
+            _ => node.set_xattr(name, &value, *flags),
+        })
+    }
+}

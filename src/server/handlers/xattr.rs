@@ -1,0 +1,57 @@
+//! Txattrwalk and Txattrcreate: a fid becomes the value of an attribute.
+
+use std::cell::RefCell;
+
+use nix::errno::Errno;
+use protocol::{Rxattrcreate, Rxattrwalk, Txattrcreate, Txattrwalk, xattr};
+
+use crate::export::xattr::{XATTR_SIZE_MAX, XattrName};
+use crate::server::Server;
+use crate::server::fid::{Fid, XattrDraft};
+
+impl Server {
+    /// Txattrwalk: newfid reads the value of an attribute as it is now, or with an empty name the
+    /// list of all names. Errors: ENODATA if there is none, those of getxattr(2), listxattr(2).
+    pub(super) fn xattrwalk(&self, m: Txattrwalk<'_>) -> Result<Rxattrwalk, Errno> {
+        let fid = self.session.fids.get(m.fid)?;
+        let node = fid.node()?;
+        self.session.fids.check_free(m.newfid)?;
+        let node = &*node;
+        let value = if m.name.is_empty() {
+            self.blocking(|| node.xattr_names())?
+        } else {
+            let name = XattrName::new(m.name)?;
+            self.blocking(|| node.xattr(&name))?
+        };
+        let size = value.len() as u64;
+        let value = Fid::xattr_value(fid.user, fid.root.clone(), value);
+        self.session.fids.insert(m.newfid, value)?;
+        Ok(Rxattrwalk { size })
+    }
+
+    /// Txattrcreate: the fid takes size bytes by Twrite, and its clunk sets the attribute. A size
+    /// of 0 means that the attribute is removed. Errors: EINVAL if the fid is open or for unknown
+    /// flags, E2BIG, EROFS; whether the attribute may be set is known only at the clunk.
+    pub(super) fn xattrcreate(&self, m: Txattrcreate<'_>) -> Result<Rxattrcreate, Errno> {
+        let fid = self.session.fids.get(m.fid)?;
+        let node = fid.unopened()?;
+        let name = XattrName::new(m.name)?;
+        if m.flags & !(xattr::CREATE | xattr::REPLACE) != 0 {
+            return Err(Errno::EINVAL);
+        }
+        let size = usize::try_from(m.size)
+            .ok()
+            .filter(|size| *size <= XATTR_SIZE_MAX)
+            .ok_or(Errno::E2BIG)?;
+        self.export.writable()?;
+        let value = RefCell::default();
+        fid.begin_draft(XattrDraft {
+            node,
+            name,
+            flags: m.flags,
+            size,
+            value,
+        })?;
+        Ok(Rxattrcreate {})
+    }
+}

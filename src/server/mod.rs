@@ -1,0 +1,204 @@
+//! The 9P server: one session with one guest.
+//!
+//! A request comes in at [`Server::handle`](vhost_user::Handler::handle), runs as a coroutine
+//! through [`Server::serve`], is dispatched to the handler named after its message in
+//! [`handlers`], and goes out through its [`Exchange`](exchange::Exchange). Handlers read like
+//! blocking code; what blocks goes to a worker by [`Server::blocking`], one closure for a request.
+
+mod exchange;
+mod fid;
+mod handlers;
+mod tags;
+
+use std::cell::{Cell, RefCell};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::{Rc, Weak};
+
+use coroutine::{RwLock, Workers};
+use nix::errno::Errno;
+use protocol::{Header, Qid, kind};
+use vhost_user::{Handler, Request};
+
+use crate::export::{Export, Node, Qids, Stat};
+use exchange::Exchange;
+use fid::Fids;
+use tags::Tags;
+
+/// The largest message that is agreed to, header included. QEMU's limit is the same; Linux's
+/// virtio transport asks for 512000 at the most.
+pub const MAX_MSIZE: u32 = 4_186_112;
+/// The smallest that a session can work with, Linux's own limit.
+pub const MIN_MSIZE: u32 = 4096;
+
+/// Serves one guest at a time from an [`Export`].
+pub struct Server {
+    this: Weak<Server>,
+    export: Export,
+    workers: Workers,
+    session: Session,
+    /// Requests between pop and push.
+    in_flight: Cell<usize>,
+    /// Buffers that requests have used and the next ones will.
+    scratch: RefCell<Vec<Vec<u8>>>,
+}
+
+/// All that the guest has built up by its messages: what a Tversion, a reset and a disconnect
+/// take away.
+struct Session {
+    /// The agreed size of a message; 0 before Tversion.
+    msize: Cell<u32>,
+    fids: Fids,
+    tags: Tags,
+    /// Held shared by every request, and alone by Tversion, which ends what is under way first.
+    gate: RwLock<()>,
+    qids: RefCell<Qids>,
+}
+
+impl Server {
+    /// A server without a session yet, that blocks only on `workers`.
+    pub fn new(export: Export, workers: Workers) -> Rc<Server> {
+        let session = Session {
+            msize: Cell::new(0),
+            fids: Fids::default(),
+            tags: Tags::new(),
+            gate: RwLock::new(()),
+            qids: RefCell::new(Qids::new(export.root().id())),
+        };
+        Rc::new_cyclic(|this| Server {
+            this: this.clone(),
+            export,
+            workers,
+            session,
+            in_flight: Cell::new(0),
+            scratch: RefCell::default(),
+        })
+    }
+
+    /// The pool that the loop has to serve with completions.
+    pub fn workers(&self) -> &Workers {
+        &self.workers
+    }
+
+    /// Runs what may block on a worker, while other requests go on.
+    fn blocking<T: Send>(&self, call: impl FnOnce() -> T + Send) -> T {
+        self.workers.offload(call)
+    }
+
+    /// The qid of the file that `stat` describes.
+    fn qid(&self, stat: &Stat) -> Qid {
+        self.session.qids.borrow_mut().qid(stat)
+    }
+
+    /// The node behind a fid.
+    fn node(&self, fid: u32) -> Result<Rc<Node>, Errno> {
+        self.session.fids.get(fid)?.node()
+    }
+
+    /// The directory behind a fid. Errors: ENOTDIR for any other file.
+    fn directory(&self, fid: u32) -> Result<Rc<Node>, Errno> {
+        let node = self.node(fid)?;
+        node.directory()?;
+        Ok(node)
+    }
+
+    fn serve(&self, request: Request) {
+        let mut exchange = Exchange::new(request);
+        let mut head = self.take_buffer();
+        let mut reply = self.take_buffer();
+        match exchange.receive(&mut head, self.session.msize.get()) {
+            Ok(header) => self.serve_frame(exchange, &header, &head, &mut reply),
+            Err(errno) => exchange.answer(Err(errno), &mut reply),
+        }
+        self.give_back(head);
+        self.give_back(reply);
+    }
+
+    fn serve_frame(&self, exchange: Exchange, header: &Header, head: &[u8], reply: &mut Vec<u8>) {
+        let message = match exchange::decode(head, header) {
+            Ok(message) => message,
+            Err(errno) => return exchange.answer(Err(errno), reply),
+        };
+        log::trace!("tag {}: {message:?}", header.tag);
+        if header.kind == kind::TVERSION {
+            let _alone = self.session.gate.write();
+            return self.dispatch(exchange, message, reply);
+        }
+        let _shared = self.session.gate.read();
+        match self.session.tags.begin(header.tag) {
+            // The tag is free again only after the reply is in the ring: a flush that waits for
+            // it answers later.
+            Ok(_running) => self.dispatch(exchange, message, reply),
+            Err(errno) => exchange.answer(Err(errno), reply),
+        }
+    }
+
+    fn take_buffer(&self) -> Vec<u8> {
+        self.scratch.borrow_mut().pop().unwrap_or_default()
+    }
+
+    fn give_back(&self, mut buffer: Vec<u8>) {
+        /// A buffer that one large message has blown up is not kept.
+        const KEEP: usize = 8192;
+        if buffer.capacity() <= KEEP {
+            buffer.clear();
+            self.scratch.borrow_mut().push(buffer);
+        }
+    }
+}
+
+impl Handler for Server {
+    fn handle(&self, request: Request) {
+        let Some(server) = self.this.upgrade() else {
+            return;
+        };
+        // Answered with EIO if there is no stack for a coroutine to be had.
+        let exchange_or_nothing = Rc::new(Cell::new(Some(request)));
+        let for_coroutine = exchange_or_nothing.clone();
+        self.in_flight.set(self.in_flight.get() + 1);
+        let spawned = coroutine::spawn(move || {
+            let _flying = InFlight(&server.in_flight);
+            let Some(request) = for_coroutine.take() else {
+                return;
+            };
+            // A fault of ours costs the guest one request, which its exchange answers with EIO
+            // while the stack unwinds, not the daemon.
+            if catch_unwind(AssertUnwindSafe(|| server.serve(request))).is_err() {
+                log::error!("a request failed by a fault of this program");
+            }
+        });
+        if let Err(error) = spawned {
+            log::warn!("no coroutine for a request: {error}");
+            let _flying = InFlight(&self.in_flight);
+            if let Some(request) = exchange_or_nothing.take() {
+                let mut exchange = Exchange::new(request);
+                let mut head = Vec::new();
+                // Only the tag is wanted.
+                let _ = exchange.receive(&mut head, 0);
+                exchange.answer(Err(Errno::ENOMEM), &mut Vec::new());
+            }
+        }
+    }
+
+    fn drain(&self) {
+        while self.in_flight.get() > 0 {
+            if coroutine::run_ready() + self.workers.wait_completed() == 0 {
+                log::error!("{} requests wait for nothing", self.in_flight.get());
+                return;
+            }
+        }
+    }
+
+    fn reset(&self) {
+        self.session.msize.set(0);
+        self.session.fids.clear();
+    }
+}
+
+/// Counts a request out when it has ended, however it did.
+struct InFlight<'a>(&'a Cell<usize>);
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}

@@ -1,0 +1,440 @@
+//! The command: its options, its answers to mistakes, its end.
+
+mod common;
+
+use std::fs;
+use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use common::{BINARY, Guest, is_root};
+use nix::sys::signal::Signal;
+use protocol::{Tmessage, Tread, open};
+use stub_guest::daemon::{Launch, wait_for_exit};
+use stub_guest::{Attach, Client, FrontEnd, Options};
+
+/// Exit code, standard output, standard error.
+fn run(args: &[&str]) -> (i32, String, String) {
+    let mut command = Command::new(BINARY);
+    command
+        .args(args)
+        .env_remove("LISTEN_FDS")
+        .env_remove("LISTEN_PID");
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let ended = wait_for_exit(&child, Duration::from_secs(10));
+    if ended.is_err() {
+        child.kill().unwrap();
+    }
+    let status = child.wait().unwrap();
+    let (mut out, mut err) = (String::new(), String::new());
+    child.stdout.unwrap().read_to_string(&mut out).unwrap();
+    child.stderr.unwrap().read_to_string(&mut err).unwrap();
+    ended.unwrap_or_else(|error| panic!("{args:?}: {error}\n{err}"));
+    (status.code().unwrap_or(-1), out, err)
+}
+
+/// Asserts that the arguments are answered with one line that says these things, and this code.
+#[track_caller]
+fn mistake(args: &[&str], code: i32, says: &[&str]) {
+    let (found, out, err) = run(args);
+    assert_eq!(found, code, "{args:?}: {err}");
+    assert_eq!(out, "", "{args:?}");
+    assert!(
+        err.ends_with('\n') && err.lines().count() == 1,
+        "{args:?}: not one line:\n{err}"
+    );
+    assert!(err.starts_with("vhost-user-9p: "), "{args:?}: {err}");
+    for part in says {
+        assert!(
+            err.contains(part),
+            "{args:?}: {err:?} does not say {part:?}"
+        );
+    }
+}
+
+#[test]
+fn mistakes_in_usage_are_one_line_and_code_2() {
+    let long = "t".repeat(256);
+    for (args, says) in [
+        (&[][..], &["--shared-dir"][..]),
+        (&["--shared-dir", "/tmp"], &["--socket", "--fd"]),
+        (&["--socket", "/s"], &["--shared-dir"]),
+        (&["--socket", "/s", "--shared-dir"], &["--shared-dir"]),
+        (
+            &["--socket", "/s", "--fd", "3", "--shared-dir", "/tmp"],
+            &["--socket", "--fd"],
+        ),
+        (
+            &["--socket", "/s", "--shared-dir", "/tmp", "--tag", ""],
+            &["tag"],
+        ),
+        (
+            &["--socket", "/s", "--shared-dir", "/tmp", "--tag", &long],
+            &["tag", "255"],
+        ),
+        (
+            &["--socket", "/s", "--shared-dir", "/tmp", "--read-only"],
+            &["--read-only", "--readonly"],
+        ),
+        (
+            &["--socket", "/s", "--shared-dir", "/tmp", "extra"],
+            &["extra"],
+        ),
+        (
+            &["--socket", "/s", "--shared-dir", "/tmp", "--threads", "0"],
+            &["--threads"],
+        ),
+        (
+            &[
+                "--socket",
+                "/s",
+                "--shared-dir",
+                "/tmp",
+                "--threads",
+                "many",
+            ],
+            &["--threads", "many"],
+        ),
+        (
+            &[
+                "--socket",
+                "/s",
+                "--shared-dir",
+                "/tmp",
+                "--rlimit-nofile",
+                "x",
+            ],
+            &["--rlimit-nofile"],
+        ),
+        (
+            &[
+                "--socket",
+                "/s",
+                "--shared-dir",
+                "/tmp",
+                "--log-level",
+                "loud",
+            ],
+            &["--log-level", "loud"],
+        ),
+        (&["--fd=-1", "--shared-dir", "/tmp"], &["--fd", "-1"]),
+        (&["--socket", "/s", "--shared-dir", ""], &["--shared-dir"]),
+        (
+            &["--fd", "three", "--shared-dir", "/tmp"],
+            &["--fd", "three"],
+        ),
+    ] {
+        mistake(args, 2, says);
+    }
+}
+
+#[test]
+fn a_directory_that_cannot_be_shared_is_one_line_and_code_1() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+    let socket = path("socket");
+    mistake(
+        &["--socket", &socket, "--shared-dir", &path("missing")],
+        1,
+        &["missing", "--shared-dir"],
+    );
+    fs::write(path("file"), "x").unwrap();
+    mistake(
+        &["--socket", &socket, "--shared-dir", &path("file")],
+        1,
+        &["file", "--shared-dir"],
+    );
+    if !is_root() {
+        fs::create_dir(path("closed")).unwrap();
+        fs::set_permissions(path("closed"), fs::Permissions::from_mode(0o000)).unwrap();
+        mistake(
+            &["--socket", &socket, "--shared-dir", &path("closed")],
+            1,
+            &["closed"],
+        );
+    }
+    assert!(!Path::new(&socket).exists(), "a socket was left behind");
+}
+
+#[test]
+fn a_socket_that_cannot_be_had_is_one_line_and_code_1() {
+    let directory = tempfile::tempdir().unwrap();
+    let share = directory.path().to_str().unwrap();
+    let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+    // In use by a live process; its socket stays.
+    let live = path("live");
+    let listener = UnixListener::bind(&live).unwrap();
+    mistake(
+        &["--socket", &live, "--shared-dir", share],
+        1,
+        &["live", "in use", "--socket"],
+    );
+    assert!(Path::new(&live).exists());
+    drop(listener);
+    // Something that is no socket stays, too.
+    fs::write(path("file"), "precious").unwrap();
+    mistake(
+        &["--socket", &path("file"), "--shared-dir", share],
+        1,
+        &["file", "not a socket"],
+    );
+    assert_eq!(fs::read(path("file")).unwrap(), b"precious");
+    mistake(
+        &["--socket", &path("missing/socket"), "--shared-dir", share],
+        1,
+        &["missing/socket", "--socket"],
+    );
+    mistake(
+        &["--socket", &path(&"x".repeat(200)), "--shared-dir", share],
+        1,
+        &["--socket"],
+    );
+    mistake(&["--fd", "777", "--shared-dir", share], 1, &["777", "--fd"]);
+    // Standard input, which is no socket.
+    mistake(&["--fd", "0", "--shared-dir", share], 1, &["0", "--fd"]);
+}
+
+#[test]
+fn a_limit_that_is_not_allowed_is_one_line_and_code_1() {
+    let directory = tempfile::tempdir().unwrap();
+    let share = directory.path().to_str().unwrap();
+    let socket = directory.path().join("socket");
+    let socket = socket.to_str().unwrap();
+    // Above fs.nr_open not even root may go.
+    let limit = u64::MAX.to_string();
+    let args = [
+        "--socket",
+        socket,
+        "--shared-dir",
+        share,
+        "--rlimit-nofile",
+        &limit,
+    ];
+    mistake(&args, 1, &["--rlimit-nofile"]);
+}
+
+#[test]
+fn print_capabilities_is_json() {
+    // Alone and beside anything else, as management software calls it.
+    for args in [
+        &["--print-capabilities"][..],
+        &["--print-capabilities", "--shared-dir", "/missing"],
+    ] {
+        let (code, out, err) = run(args);
+        assert_eq!((code, err.as_str()), (0, ""));
+        let compact: String = out.chars().filter(|c| !c.is_whitespace()).collect();
+        assert_eq!(compact, r#"{"type":"9p","features":[]}"#);
+    }
+}
+
+#[test]
+fn version_and_help_go_to_standard_output() {
+    let (code, out, err) = run(&["--version"]);
+    assert_eq!((code, err.as_str()), (0, ""));
+    assert_eq!(
+        out.trim(),
+        concat!("vhost-user-9p ", env!("CARGO_PKG_VERSION"))
+    );
+    let (code, out, err) = run(&["--help"]);
+    assert_eq!((code, err.as_str()), (0, ""));
+    for option in [
+        "--socket",
+        "--socket-path",
+        "--fd",
+        "--shared-dir",
+        "--tag",
+        "--readonly",
+        "--threads",
+        "--rlimit-nofile",
+        "--log-level",
+        "--print-capabilities",
+        "--once",
+    ] {
+        assert!(out.contains(option), "--help does not tell of {option}");
+    }
+}
+
+#[test]
+fn a_stale_socket_is_replaced() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("socket");
+    drop(UnixListener::bind(&socket).unwrap());
+    assert!(UnixStream::connect(&socket).is_err());
+    let mut daemon = Launch::new(BINARY)
+        .by_path_at("--socket", &socket)
+        .start()
+        .unwrap();
+    daemon.mount().unwrap();
+    assert!(daemon.terminate().unwrap().success());
+    assert!(!socket.exists());
+}
+
+#[test]
+fn sigterm_and_sigint_remove_the_socket() {
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        for connected in [false, true] {
+            let mut daemon = Launch::new(BINARY).by_path().start().unwrap();
+            let stream = daemon.stream().unwrap();
+            let client = connected.then(|| {
+                let mut client = Client::new(FrontEnd::new(stream, Options::default()).unwrap());
+                client.mount(&Attach::default()).unwrap();
+                client
+            });
+            daemon.signal(signal).unwrap();
+            let status = daemon.wait().unwrap();
+            assert_eq!(status.code(), Some(0), "{signal}: {status}");
+            assert!(
+                !daemon.socket().exists(),
+                "{signal}: the socket is still there"
+            );
+            drop(client);
+        }
+    }
+}
+
+#[test]
+fn a_signal_lets_requests_end() {
+    let mut guest = Guest::on(Launch::new(BINARY).by_path());
+    let content = common::pattern(2_000_000);
+    guest.file("in", &content);
+    let (input, output) = (guest.open("in", open::RDONLY), {
+        guest.file("out", "");
+        guest.open("out", open::RDWR)
+    });
+    let data = &content[..400_000];
+    let mut tags = Vec::new();
+    for n in 0..8u64 {
+        let read = Tmessage::Read(Tread {
+            fid: input,
+            offset: 0,
+            count: 400_000,
+        });
+        tags.push(guest.client.submit(&read, &[]).unwrap());
+        let write = stub_guest::client::twrite(output, n * 400_000, data);
+        tags.push(guest.client.submit(&write, data).unwrap());
+    }
+    guest.client.kick().unwrap();
+    // The first reply proves that the requests have been taken.
+    guest.client.wait(tags.remove(0)).unwrap();
+    assert_eq!(guest.daemon.terminate().unwrap().code(), Some(0));
+    // What was taken is answered whole, and the rest not at all.
+    for tag in tags {
+        if let Ok(true) = guest.client.is_done(tag) {
+            guest.client.wait(tag).unwrap().message().unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_socket_of_another_daemon_is_not_removed() {
+    let mut daemon = Launch::new(BINARY).by_path().start().unwrap();
+    drop(daemon.stream().unwrap());
+    fs::remove_file(daemon.socket()).unwrap();
+    let _successor = UnixListener::bind(daemon.socket()).unwrap();
+    assert!(daemon.terminate().unwrap().success());
+    assert!(daemon.socket().exists());
+}
+
+#[test]
+fn the_alias_of_socket_works() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("elsewhere");
+    let mut daemon = Launch::new(BINARY)
+        .by_path_at("--socket-path", &socket)
+        .start()
+        .unwrap();
+    daemon.mount().unwrap();
+}
+
+#[test]
+fn once_ends_with_the_first_front_end() {
+    for launch in [Launch::new(BINARY).by_path(), Launch::new(BINARY)] {
+        let mut daemon = launch.arg("--once").start().unwrap();
+        let (mut client, root) = daemon.mount().unwrap();
+        client.write_file(root, "file", b"content").unwrap();
+        drop(client);
+        assert_eq!(daemon.wait().unwrap().code(), Some(0));
+        assert_eq!(fs::read(daemon.path("file")).unwrap(), b"content");
+    }
+}
+
+#[test]
+fn a_socket_that_listens_is_served_again_and_again() {
+    let mut daemon = Launch::new(BINARY).start().unwrap();
+    for _ in 0..3 {
+        daemon.mount().unwrap();
+    }
+    assert!(daemon.terminate().unwrap().success());
+    assert!(
+        daemon.socket().exists(),
+        "the socket was not the daemon's to remove"
+    );
+}
+
+#[test]
+fn a_socket_passed_by_systemd_is_served() {
+    let mut daemon = Launch::new(BINARY).by_systemd().start().unwrap();
+    daemon.mount().unwrap();
+    daemon.mount().unwrap();
+}
+
+#[test]
+fn a_connected_socket_is_served_until_its_end() {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let mut daemon = Launch::new(BINARY)
+        .connected(OwnedFd::from(theirs))
+        .start()
+        .unwrap();
+    let mut client = Client::new(FrontEnd::new(ours, Options::default()).unwrap());
+    client.mount(&Attach::default()).unwrap();
+    drop(client);
+    assert_eq!(daemon.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn log_level_off_is_silence() {
+    let mut guest = Guest::on(Launch::new(BINARY).arg("--log-level").arg("off"));
+    guest.client.read_dir(guest.root, "").unwrap();
+    guest.daemon.terminate().unwrap();
+    assert_eq!(guest.daemon.stderr(), "");
+    let mut guest = Guest::on(Launch::new(BINARY).arg("--log-level").arg("trace"));
+    guest.client.read_dir(guest.root, "").unwrap();
+    guest.daemon.terminate().unwrap();
+    assert!(
+        guest.daemon.stderr().contains("Readdir"),
+        "{}",
+        guest.daemon.stderr()
+    );
+}
+
+#[test]
+fn the_limit_of_descriptors_is_set() {
+    let guest = Guest::on(Launch::new(BINARY).arg("--rlimit-nofile").arg("500"));
+    let limits = fs::read_to_string(format!("/proc/{}/limits", guest.daemon.pid())).unwrap();
+    let line = limits
+        .lines()
+        .find(|line| line.starts_with("Max open files"))
+        .unwrap();
+    assert_eq!(line.split_whitespace().nth(3), Some("500"), "{line}");
+}
+
+#[test]
+fn the_daemon_s_umask_does_not_matter() {
+    // The mode of a created file is the guest's word (io.rs); here the daemon has a strict umask.
+    let mut guest = Guest::on(Launch::new(BINARY).prelude("umask 077"));
+    let fid = guest.walk("");
+    guest
+        .client
+        .lcreate(fid, "file", open::RDWR, 0o666, common::NO_ID)
+        .unwrap();
+    assert_eq!(common::mode_of(&guest.path("file")), 0o666);
+}

@@ -1,0 +1,11 @@
+# shellcheck shell=sh
+# How the guest mounts the share. $share is a mount tag, or for comparison a host directory of
+# User-mode Linux; OPTIONS (",cache=mmap") are added to those of 9p.
+
+# mount_share DIRECTORY [OPTIONS]
+mount_share() {
+    case $share in
+    /*) mount -t hostfs -o "$share" none "$1" ;;
+    *) mount -t 9p -o "version=9p2000.L,trans=virtio,msize=512000${2:-}" "$share" "$1" ;;
+    esac
+}

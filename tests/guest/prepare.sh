@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Prepares under target/guest what the QEMU guest needs, once:
+#   root/             QEMU and the guest's programs with their libraries, unpacked from Debian packages
+#   vmlinuz           Debian's stable kernel
+#   initramfs.cpio    busybox, fio, getfattr and the kernel's 9p modules; both guests use it
+# A half-made one lives under another name and is thrown away by the next run.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+guest=${1:?usage: prepare.sh DIRECTORY}
+version=1 # raise it when what is prepared changes
+
+[ "$(cat "$guest/version" 2>/dev/null)" != "$version" ] || exit 0
+started=$SECONDS
+work=$guest.incomplete
+rm -rf "$work" "$guest"
+mkdir -p "$work"
+
+# shellcheck source=tests/guest/packages.sh
+. "$here/packages.sh"
+echo "preparing the guest: QEMU, a kernel and a few programs from Debian $suite and $newer"
+apt_setup
+fetch_with_dependencies "$work/root" qemu-system-x86 busybox-static fio attr util-linux
+kernel=$(dependency_of linux-image-amd64 "$suite")
+[ -n "$kernel" ] || die "found no kernel in $suite"
+fetch_alone "$work/kernel" "$kernel"
+rm -rf "$work/apt"
+
+mv "$work"/kernel/boot/vmlinuz-* "$work/vmlinuz"
+"$here/initramfs.sh" "$work/root" "$work/kernel" "$work/initramfs.cpio"
+rm -rf "$work/kernel"
+echo "$version" >"$work/version"
+mv "$work" "$guest"
+echo "the guest is ready in $guest, after $((SECONDS - started)) s"

@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# Builds the User-mode Linux kernel from Debian's newest kernel source, once, and prints its path.
+# It is kept in the user's cache directory, under the checksum of its configuration.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/vhost-user-9p
+sum=$(sha256sum <"$here/uml.config")
+kernel=$cache/linux-um-${sum:0:12}
+
+[ ! -x "$kernel" ] || { echo "$kernel"; exit 0; }
+started=$SECONDS
+mkdir -p "$cache"
+exec 9>"$cache/lock"
+flock 9
+[ ! -x "$kernel" ] || { echo "$kernel"; exit 0; }
+
+# shellcheck source=tests/guest/packages.sh
+. "$here/packages.sh"
+need make make gcc gcc flex flex bison bison bc bc xz xz-utils >&2
+work=$cache/building
+rm -rf "$work"
+mkdir -p "$work"
+trap 'rm -rf "$work"' EXIT
+apt_setup
+source=$(newest 'linux-source-[0-9.]+')
+[ -n "$source" ] || die "found no linux-source package in $newer"
+echo "building the User-mode Linux kernel from $source: some minutes, once" >&2
+fetch_alone "$work/package" "$source"
+tar -xf "$work/package/usr/src/$source.tar.xz" -C "$work"
+rm -rf "$work/package"
+if ! (
+    cd "$work/$source" &&
+        KCONFIG_ALLCONFIG=$here/uml.config make ARCH=um allnoconfig &&
+        make ARCH=um -j"$(nproc)" linux
+) >"$cache/build.log" 2>&1; then
+    tail -n 20 "$cache/build.log" >&2
+    die "the kernel did not build, all of it is in $cache/build.log"
+fi
+strip -o "$kernel.new" "$work/$source/linux"
+mv "$kernel.new" "$kernel"
+echo "built $kernel in $((SECONDS - started)) s" >&2
+echo "$kernel"

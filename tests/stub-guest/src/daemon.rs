@@ -1,0 +1,378 @@
+//! Starts the back-end for a test on a fresh directory, and ends it whatever happens.
+//!
+//! By default the helper itself binds the socket and hands it over (`--fd`): a connection then
+//! waits in the socket's backlog until the daemon is ready, and no test has to. With
+//! [`Launch::by_path`] the daemon binds it, and [`Daemon::stream`] waits for that by inotify.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+use crate::client::Client;
+use crate::error::{Error, Result};
+use crate::files::Attach;
+use crate::front_end::{FrontEnd, Options, poll_for};
+
+/// The longest that the daemon may take to listen or to end.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Where systemd's first socket is (sd_listen_fds(3)).
+const LISTEN_FDS_START: i32 = 3;
+
+/// How to start the daemon.
+#[derive(Debug)]
+pub struct Launch {
+    binary: PathBuf,
+    args: Vec<OsString>,
+    socket: Handover,
+    prelude: String,
+    share: Option<PathBuf>,
+}
+
+/// How the daemon comes by its socket.
+#[derive(Debug)]
+enum Handover {
+    /// `--fd N`: one that listens.
+    Listening,
+    /// `--fd N`: one that is connected.
+    Connected(OwnedFd),
+    /// An option with a path: it binds the socket itself. None: a path of our choice.
+    Path(&'static str, Option<PathBuf>),
+    /// As systemd does: descriptor 3 and two variables.
+    Systemd,
+}
+
+impl Launch {
+    /// Starts `binary` (in an integration test `env!("CARGO_BIN_EXE_vhost-user-9p")`) on a fresh
+    /// directory and a socket bound beforehand.
+    pub fn new(binary: impl Into<PathBuf>) -> Launch {
+        Launch {
+            binary: binary.into(),
+            args: Vec::new(),
+            socket: Handover::Listening,
+            prelude: String::new(),
+            share: None,
+        }
+    }
+
+    /// Adds an argument.
+    pub fn arg(mut self, arg: impl AsRef<OsStr>) -> Launch {
+        self.args.push(arg.as_ref().into());
+        self
+    }
+
+    /// Lets the daemon bind its socket itself (`--socket`).
+    pub fn by_path(mut self) -> Launch {
+        self.socket = Handover::Path("--socket", None);
+        self
+    }
+
+    /// Lets the daemon bind its socket itself, here, as this option says.
+    pub fn by_path_at(mut self, option: &'static str, path: impl Into<PathBuf>) -> Launch {
+        self.socket = Handover::Path(option, Some(path.into()));
+        self
+    }
+
+    /// Hands over a socket that is connected already.
+    pub fn connected(mut self, socket: OwnedFd) -> Launch {
+        self.socket = Handover::Connected(socket);
+        self
+    }
+
+    /// Hands the socket over as systemd's socket activation does.
+    pub fn by_systemd(mut self) -> Launch {
+        self.socket = Handover::Systemd;
+        // The daemon's own number, which the shell has until it becomes the daemon.
+        self.prelude("export LISTEN_PID=$$ LISTEN_FDS=1")
+    }
+
+    /// Runs a shell command in the process that becomes the daemon.
+    pub fn prelude(mut self, command: &str) -> Launch {
+        self.prelude = command.into();
+        self
+    }
+
+    /// Shares this directory and not a fresh one.
+    pub fn share(mut self, directory: impl Into<PathBuf>) -> Launch {
+        self.share = Some(directory.into());
+        self
+    }
+
+    /// Starts the daemon. It is killed when the thread that calls this ends.
+    pub fn start(self) -> Result<Daemon> {
+        let directory = TempDir::new().map_err(Error::io("temporary directory"))?;
+        let share = self.share.unwrap_or_else(|| directory.path().join("share"));
+        fs::create_dir_all(&share).map_err(Error::io("shared directory"))?;
+        let mut socket = directory.path().join("socket");
+        let log = directory.path().join("stderr");
+        let stderr = File::create(&log).map_err(Error::io("file for stderr"))?;
+
+        let mut command = Command::new("sh");
+        command
+            .arg("-c")
+            .arg(format!("{}\nexec \"$0\" \"$@\"", self.prelude))
+            .arg(&self.binary);
+        if self.prelude.is_empty() {
+            command = Command::new(&self.binary);
+        }
+        command.arg("--shared-dir").arg(&share).args(&self.args);
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(stderr);
+        let systemd = matches!(self.socket, Handover::Systemd);
+        let mut inherited = None;
+        let mut number = None;
+        match self.socket {
+            Handover::Path(option, path) => {
+                socket = path.unwrap_or(socket);
+                command.arg(option).arg(&socket);
+            }
+            Handover::Connected(fd) => inherited = Some(fd),
+            Handover::Listening | Handover::Systemd => {
+                let listener = UnixListener::bind(&socket).map_err(Error::io("bind"))?;
+                inherited = Some(listener.into());
+            }
+        }
+        if let Some(fd) = &inherited {
+            let fd = fd.as_raw_fd();
+            if systemd {
+                number = Some((fd, LISTEN_FDS_START));
+            } else {
+                command.arg("--fd").arg(fd.to_string());
+                number = Some((fd, fd));
+            }
+        }
+        // SAFETY: between fork and exec the closure makes system calls and nothing else.
+        unsafe { command.pre_exec(move || prepare_child(number)) };
+        let child = command
+            .spawn()
+            .map_err(Error::io("the daemon does not start"))?;
+        Ok(Daemon {
+            child,
+            ended: false,
+            socket,
+            share,
+            log,
+            directory,
+        })
+    }
+}
+
+/// Sees to it that the child does not outlive its parent, and that it has the descriptor `from`
+/// under the number `to`.
+fn prepare_child(inherited: Option<(i32, i32)>) -> io::Result<()> {
+    // SAFETY: a system call on plain numbers.
+    let mut result = unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+    if let (0, Some((from, to))) = (result, inherited) {
+        // SAFETY: system calls on plain numbers. `from` is open, since its owner waits for the
+        // spawn; what `to` was in the child is of no use there.
+        result = unsafe {
+            if from == to {
+                libc::fcntl(from, libc::F_SETFD, 0)
+            } else {
+                libc::dup2(from, to)
+            }
+        };
+    }
+    if result == -1 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+/// A running daemon. Dropping it sends SIGTERM and asserts that it exits with 0.
+pub struct Daemon {
+    child: Child,
+    ended: bool,
+    socket: PathBuf,
+    share: PathBuf,
+    log: PathBuf,
+    /// Holds share, socket and log; goes after the daemon.
+    directory: TempDir,
+}
+
+impl Daemon {
+    /// Starts `binary` on a fresh directory.
+    pub fn start(binary: impl Into<PathBuf>) -> Result<Daemon> {
+        Launch::new(binary).start()
+    }
+
+    /// The daemon's binary beside the current executable, as cargo lays them out.
+    pub fn binary() -> PathBuf {
+        let name = "vhost-user-9p";
+        let executable = std::env::current_exe().unwrap_or_default();
+        let beside = executable
+            .ancestors()
+            .skip(1)
+            .take(2)
+            .map(|directory| directory.join(name));
+        beside
+            .into_iter()
+            .find(|path| path.is_file())
+            .unwrap_or_else(|| name.into())
+    }
+
+    /// The directory that is served.
+    pub fn share(&self) -> &Path {
+        &self.share
+    }
+
+    /// A path in the share.
+    pub fn path(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.share.join(name)
+    }
+
+    /// The vhost-user socket.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// A directory beside the share, for whatever a test needs outside of it.
+    pub fn outside(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// The process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What the daemon has written to stderr so far.
+    pub fn stderr(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// A connection to the daemon, as soon as it listens.
+    pub fn stream(&mut self) -> Result<UnixStream> {
+        let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)
+            .map_err(Error::io("inotify"))?;
+        inotify
+            .add_watch(
+                self.socket.parent().unwrap_or(self.directory.path()),
+                AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO,
+            )
+            .map_err(Error::io("inotify"))?;
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let refused = match UnixStream::connect(&self.socket) {
+                Ok(stream) => return Ok(stream),
+                Err(error) => error,
+            };
+            let exited = self.child.try_wait().map_err(Error::io("wait"))?;
+            if exited.is_some() || Instant::now() > deadline {
+                return Err(Error::io("connect to the vhost-user socket")(refused));
+            }
+            // The socket's name appears when it is bound, a moment before it listens: for that
+            // moment the connection is refused, and no event tells of its end.
+            let pause = match refused.kind() {
+                io::ErrorKind::NotFound => Duration::from_millis(200),
+                _ => Duration::from_millis(1),
+            };
+            poll_for(
+                &mut [PollFd::new(inotify.as_fd(), PollFlags::POLLIN)],
+                pause,
+            )?;
+            let _ = inotify.read_events();
+        }
+    }
+
+    /// A front-end whose ring runs.
+    pub fn front_end(&mut self, options: Options) -> Result<FrontEnd> {
+        FrontEnd::new(self.stream()?, options)
+    }
+
+    /// A 9P client that has sent nothing yet.
+    pub fn client(&mut self) -> Result<Client> {
+        self.client_with(Options::default())
+    }
+
+    /// A 9P client that has sent nothing yet, over a front-end with these options.
+    pub fn client_with(&mut self, options: Options) -> Result<Client> {
+        Ok(Client::new(self.front_end(options)?))
+    }
+
+    /// A client that has mounted the share, and the fid of its root.
+    pub fn mount(&mut self) -> Result<(Client, u32)> {
+        let mut client = self.client()?;
+        let root = client.mount(&Attach::default())?;
+        Ok((client, root))
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        kill(Pid::from_raw(self.pid() as i32), signal).map_err(Error::io("kill"))
+    }
+
+    /// Waits for the daemon's end.
+    pub fn wait(&mut self) -> Result<ExitStatus> {
+        wait_for_exit(&self.child, PATIENCE)?;
+        self.ended = true;
+        self.child.wait().map_err(Error::io("wait"))
+    }
+
+    /// Sends SIGTERM and waits for the end.
+    pub fn terminate(&mut self) -> Result<ExitStatus> {
+        self.signal(Signal::SIGTERM)?;
+        self.wait()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let result = if self.ended {
+            None
+        } else {
+            Some(self.terminate())
+        };
+        if !self.ended {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+        if std::thread::panicking() {
+            eprintln!("the daemon said:\n{}", self.stderr());
+            return;
+        }
+        match result {
+            None => {}
+            Some(Ok(status)) => {
+                assert!(status.success(), "the daemon: {status}\n{}", self.stderr())
+            }
+            Some(Err(error)) => panic!(
+                "the daemon does not end on SIGTERM: {error}\n{}",
+                self.stderr()
+            ),
+        }
+    }
+}
+
+/// Waits until a child has ended, without reaping it.
+pub fn wait_for_exit(child: &Child, timeout: Duration) -> Result<()> {
+    // SAFETY: the call takes plain numbers and returns a descriptor that nobody else owns.
+    let pidfd = unsafe {
+        match libc::syscall(libc::SYS_pidfd_open, child.id(), 0) {
+            -1 => return Err(Error::io("pidfd_open")(io::Error::last_os_error())),
+            fd => OwnedFd::from_raw_fd(fd as i32),
+        }
+    };
+    match poll_for(
+        &mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)],
+        timeout,
+    )? {
+        0 => Err(Error::Timeout("end of the process")),
+        _ => Ok(()),
+    }
+}

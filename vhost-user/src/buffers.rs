@@ -1,0 +1,220 @@
+//! Copying and I/O on guest memory.
+//!
+//! The guest may change its memory at any time. Bytes that are to be checked are copied out once;
+//! payload goes between guest memory and files in the kernel, and is never looked at.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::Arc;
+
+use libc::{c_int, iovec};
+use vm_memory::VolatileSlice;
+
+use crate::memory::Memory;
+
+/// The most segments that one system call takes (limits.h).
+const IOV_MAX: usize = 1024;
+
+/// Segments of guest memory that are mapped into this process, and what keeps them so.
+///
+/// Invariant: every segment lies in a mapping that `memory` holds, readable and writable.
+pub(crate) struct Segments {
+    list: Vec<iovec>,
+    len: usize,
+    memory: Arc<Memory>,
+}
+
+// SAFETY: the pointers lead into mappings that live as long as `memory`, whichever thread uses
+// them. No Rust reference to the bytes behind them is ever made: they are copied with volatile
+// accesses or given to the kernel, as the guest writes to them at the same time anyway.
+unsafe impl Send for Segments {}
+// SAFETY: as above; the list itself is not changed through a shared reference.
+unsafe impl Sync for Segments {}
+
+impl Segments {
+    /// An empty list in the memory of `list`.
+    pub(crate) fn new(mut list: Vec<iovec>, memory: Arc<Memory>) -> Segments {
+        list.clear();
+        Segments {
+            list,
+            len: 0,
+            memory,
+        }
+    }
+
+    pub(crate) fn memory(&self) -> &Arc<Memory> {
+        &self.memory
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Appends `len` bytes of guest memory from the guest's physical address `address` on; false
+    /// if not all of them are memory.
+    #[must_use]
+    pub(crate) fn push(&mut self, address: u64, len: u32) -> bool {
+        let memory = self.memory.clone();
+        for piece in memory.slices(address, len) {
+            let Ok(slice) = piece else { return false };
+            self.list.push(iovec {
+                iov_base: slice.ptr_guard_mut().as_ptr().cast(),
+                iov_len: slice.len(),
+            });
+            self.len += slice.len();
+        }
+        true
+    }
+
+    /// Gives the list's memory back for the next request.
+    pub(crate) fn into_list(mut self) -> Vec<iovec> {
+        std::mem::take(&mut self.list)
+    }
+
+    /// The segments from byte `at` on, `len` bytes at the most.
+    fn pieces(&self, at: usize, len: usize) -> impl Iterator<Item = iovec> {
+        let (mut skip, mut left) = (at, len);
+        self.list.iter().filter_map(move |segment| {
+            let skipped = skip.min(segment.iov_len);
+            skip -= skipped;
+            let iov_len = (segment.iov_len - skipped).min(left);
+            left -= iov_len;
+            let iov_base = segment.iov_base.cast::<u8>().wrapping_add(skipped).cast();
+            (iov_len > 0).then_some(iovec { iov_base, iov_len })
+        })
+    }
+
+    /// Calls `copy` for each piece of `len` bytes from `at` on, with the piece's place behind
+    /// `at`; returns how many bytes there were.
+    fn for_each(
+        &self,
+        at: usize,
+        len: usize,
+        mut copy: impl FnMut(VolatileSlice<'_>, usize),
+    ) -> usize {
+        let mut done = 0;
+        for piece in self.pieces(at, len) {
+            // SAFETY: the piece lies within a segment, which is mapped while `self` lives, and the
+            // slice does not leave this call.
+            let slice = unsafe { VolatileSlice::new(piece.iov_base.cast(), piece.iov_len) };
+            copy(slice, done);
+            done += piece.iov_len;
+        }
+        done
+    }
+
+    fn transfer(
+        &self,
+        fd: BorrowedFd<'_>,
+        at: usize,
+        len: usize,
+        offset: u64,
+        flags: c_int,
+        call: unsafe extern "C" fn(c_int, *const iovec, c_int, libc::off_t, c_int) -> isize,
+    ) -> io::Result<usize> {
+        let offset = libc::off_t::try_from(offset)
+            .map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
+        let mut pieces = [iovec {
+            iov_base: std::ptr::null_mut(),
+            iov_len: 0,
+        }; 130];
+        let mut count = 0;
+        for piece in self.pieces(at, len).take(pieces.len().min(IOV_MAX)) {
+            pieces[count] = piece;
+            count += 1;
+        }
+        loop {
+            // SAFETY: the first `count` pieces lie within segments, which are mapped readable and
+            // writable while `self` lives; preadv2 and pwritev2 access nothing else.
+            let result = unsafe {
+                call(
+                    fd.as_raw_fd(),
+                    pieces.as_ptr(),
+                    count as c_int,
+                    offset,
+                    flags,
+                )
+            };
+            if let Ok(done) = usize::try_from(result) {
+                return Ok(done);
+            }
+            let error = io::Error::last_os_error();
+            if error.kind() != io::ErrorKind::Interrupted {
+                return Err(error);
+            }
+        }
+    }
+}
+
+/// What the driver has written for the device.
+pub struct Readable(pub(crate) Segments);
+
+impl Readable {
+    /// Its length in bytes.
+    pub fn len(&self) -> usize {
+        self.0.len
+    }
+
+    /// Whether there is nothing.
+    pub fn is_empty(&self) -> bool {
+        self.0.len == 0
+    }
+
+    /// Copies bytes from `at` on out of guest memory, as many as there are, and returns how many.
+    pub fn read_at(&self, at: usize, into: &mut [u8]) -> usize {
+        let len = into.len();
+        self.0.for_each(at, len, |slice, done| {
+            slice.copy_to(&mut into[done..]);
+        })
+    }
+
+    /// pwritev2(2): writes up to `len` bytes from `at` on to `fd` at `offset`, with `RWF_*`
+    /// flags, and returns how many the kernel took. Very long scattered ranges are taken in
+    /// parts: call again for the rest. Errors: those of the call, but EINTR.
+    pub fn write_to_file(
+        &self,
+        fd: BorrowedFd<'_>,
+        at: usize,
+        len: usize,
+        offset: u64,
+        flags: c_int,
+    ) -> io::Result<usize> {
+        self.0.transfer(fd, at, len, offset, flags, libc::pwritev2)
+    }
+}
+
+/// Where the device writes for the driver.
+pub struct Writable(pub(crate) Segments);
+
+impl Writable {
+    /// Its length in bytes.
+    pub fn len(&self) -> usize {
+        self.0.len
+    }
+
+    /// Whether there is no room.
+    pub fn is_empty(&self) -> bool {
+        self.0.len == 0
+    }
+
+    /// Copies bytes into guest memory from `at` on, as many as fit, and returns how many.
+    pub fn write_at(&self, at: usize, from: &[u8]) -> usize {
+        self.0.for_each(at, from.len(), |slice, done| {
+            slice.copy_from(&from[done..]);
+        })
+    }
+
+    /// preadv2(2): reads up to `len` bytes from `fd` at `offset` to `at` and on, with `RWF_*`
+    /// flags, and returns how many came, 0 at the end of the file. Very long scattered ranges are
+    /// filled in parts: call again for the rest. Errors: those of the call, but EINTR.
+    pub fn read_from_file(
+        &self,
+        fd: BorrowedFd<'_>,
+        at: usize,
+        len: usize,
+        offset: u64,
+        flags: c_int,
+    ) -> io::Result<usize> {
+        self.0.transfer(fd, at, len, offset, flags, libc::preadv2)
+    }
+}

@@ -1,0 +1,126 @@
+//! One walk over the descriptors of a request.
+//!
+//! Each descriptor is copied once, as the guest may change it meanwhile, and everything that a
+//! driver must not do is an error here: a request is either understood whole or not at all.
+
+use virtio_bindings::bindings::virtio_ring::{
+    VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE,
+};
+use virtio_queue::desc::split::Descriptor;
+use vm_memory::{Bytes, GuestAddress};
+
+use crate::buffers::Segments;
+use crate::memory::Memory;
+
+/// The most descriptors of an indirect table. The specification allows the ring's size; Linux goes
+/// beyond that for small rings.
+const MAX_INDIRECT: u32 = 1024;
+const DESCRIPTOR_SIZE: u32 = size_of::<Descriptor>() as u32;
+
+/// What is wrong with a descriptor chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ChainError {
+    /// A next descriptor that does not exist.
+    #[error("descriptor {0} is outside of its table")]
+    Index(u16),
+    /// The chain is longer than its table: it leads back to itself.
+    #[error("a chain that does not end")]
+    Loop,
+    /// A descriptor or a table where there is no memory.
+    #[error("{0:#x} is not in the guest's memory")]
+    Address(u64),
+    /// Readable memory behind writable.
+    #[error("a readable descriptor behind a writable one")]
+    Order,
+    /// An indirect table within an indirect table, or followed by more.
+    #[error("a nested or continued indirect table")]
+    Nested,
+    /// An indirect table whose length is none.
+    #[error("an indirect table of {0} bytes")]
+    Table(u32),
+    /// More than 4 GiB in one direction.
+    #[error("a chain of more than 4 GiB")]
+    TooLong,
+}
+
+/// Where descriptors are.
+struct Table {
+    address: u64,
+    len: u32,
+}
+
+impl Table {
+    fn descriptor(&self, memory: &Memory, index: u16) -> Result<Descriptor, ChainError> {
+        if u32::from(index) >= self.len {
+            return Err(ChainError::Index(index));
+        }
+        let address = self
+            .address
+            .checked_add(u64::from(index) * u64::from(DESCRIPTOR_SIZE))
+            .ok_or(ChainError::Address(self.address))?;
+        memory
+            .mapped()
+            .read_obj(GuestAddress(address))
+            .map_err(|_| ChainError::Address(address))
+    }
+}
+
+/// Collects the readable and the writable memory of the chain that begins with descriptor `head`
+/// of the ring's table.
+pub(crate) fn walk(
+    table: u64,
+    queue_size: u16,
+    head: u16,
+    readable: &mut Segments,
+    writable: &mut Segments,
+) -> Result<(), ChainError> {
+    let memory = readable.memory().clone();
+    let mut table = Table {
+        address: table,
+        len: queue_size.into(),
+    };
+    let mut indirect = false;
+    let mut index = head;
+    let mut left = table.len;
+    loop {
+        left = left.checked_sub(1).ok_or(ChainError::Loop)?;
+        let descriptor = table.descriptor(&memory, index)?;
+        let has = |flag: u32| u32::from(descriptor.flags()) & flag != 0;
+        if has(VRING_DESC_F_INDIRECT) {
+            if indirect || has(VRING_DESC_F_NEXT) {
+                return Err(ChainError::Nested);
+            }
+            let bytes = descriptor.len();
+            let len = bytes / DESCRIPTOR_SIZE;
+            if bytes % DESCRIPTOR_SIZE != 0 || !(1..=MAX_INDIRECT).contains(&len) {
+                return Err(ChainError::Table(bytes));
+            }
+            table = Table {
+                address: descriptor.addr().0,
+                len,
+            };
+            indirect = true;
+            index = 0;
+            left = len;
+            continue;
+        }
+        let segments = if has(VRING_DESC_F_WRITE) {
+            &mut *writable
+        } else if writable.len() == 0 {
+            &mut *readable
+        } else {
+            return Err(ChainError::Order);
+        };
+        if !segments.push(descriptor.addr().0, descriptor.len()) {
+            return Err(ChainError::Address(descriptor.addr().0));
+        }
+        if u32::try_from(segments.len()).is_err() {
+            return Err(ChainError::TooLong);
+        }
+        if !has(VRING_DESC_F_NEXT) {
+            return Ok(());
+        }
+        index = descriptor.next();
+    }
+}

@@ -1,0 +1,412 @@
+//! The control messages: what the front-end sets up, starts and stops.
+//!
+//! The ring runs from the moment at which it has a kick descriptor and is enabled until
+//! GET_VRING_BASE, a reset, or a breach of its rules. Everything that takes the ring or its memory
+//! away drains what is under way first: when the front-end has its answer, nothing writes into
+//! the guest's memory any more.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use vhost::VhostUserMemoryRegionBase;
+use vhost::vhost_user::message::{
+    VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
+    VhostUserLog, VhostUserMemoryRegion, VhostUserProtocolFeatures, VhostUserShMemConfig,
+    VhostUserSharedMsg, VhostUserSingleMemoryRegion, VhostUserVirtioFeatures,
+    VhostUserVringAddrFlags, VhostUserVringState,
+};
+use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
+use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::bindings::virtio_ring::{
+    VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
+};
+
+use crate::memory::{MAX_SLOTS, Memory};
+use crate::ring::{Addresses, Ring};
+use crate::signal::{Call, Kick};
+use crate::{DeviceConfig, Handler, Poller, Source};
+
+/// How much of the configuration space can be read at least (vhost-user: VHOST_USER_CONFIG_SIZE).
+const MIN_CONFIG: usize = 256;
+const EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
+
+/// The device as one front-end sees it.
+pub(crate) struct Device {
+    config: DeviceConfig,
+    handler: Rc<dyn Handler>,
+    poller: Rc<dyn Poller>,
+    ring: Rc<Ring>,
+    memory: Arc<Memory>,
+    features: u64,
+    /// What the front-end has said of the ring.
+    size: u16,
+    addresses: Option<Addresses>,
+    base: u16,
+    kick: Option<Kick>,
+    enabled: bool,
+}
+
+/// A refusal that is told to the front-end; the connection goes on.
+fn refuse(why: &'static str) -> Error {
+    Error::ReqHandlerError(io::Error::new(io::ErrorKind::InvalidInput, why))
+}
+
+fn failed(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+    Error::ReqHandlerError(io::Error::other(error))
+}
+
+/// There is one ring.
+fn only_ring(index: impl Into<u32>) -> Result<()> {
+    if index.into() == 0 {
+        Ok(())
+    } else {
+        Err(refuse("the device has one ring"))
+    }
+}
+
+impl Device {
+    pub(crate) fn new(
+        config: DeviceConfig,
+        handler: Rc<dyn Handler>,
+        poller: Rc<dyn Poller>,
+        ring: Rc<Ring>,
+    ) -> Device {
+        let size = config.max_queue_size;
+        Device {
+            config,
+            handler,
+            poller,
+            ring,
+            memory: Arc::default(),
+            features: 0,
+            size,
+            addresses: None,
+            base: 0,
+            kick: None,
+            enabled: false,
+        }
+    }
+
+    fn offered(&self) -> u64 {
+        self.config.features
+            | 1 << VIRTIO_F_VERSION_1
+            | 1 << VIRTIO_RING_F_INDIRECT_DESC
+            | EVENT_IDX
+            | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
+    }
+
+    /// What wakes the device, if the ring has got that far.
+    pub(crate) fn kick(&self) -> Option<&Kick> {
+        self.kick.as_ref()
+    }
+
+    /// Starts the ring if everything is there.
+    fn start(&mut self) -> Result<()> {
+        let (Some(kick), Some(addresses)) = (&self.kick, &self.addresses) else {
+            return Ok(());
+        };
+        if !self.enabled || self.ring.is_running() {
+            return Ok(());
+        }
+        let event_idx = self.features & EVENT_IDX != 0;
+        self.ring
+            .start(self.size, addresses, self.base, event_idx)
+            .map_err(failed)?;
+        if let Err(error) = self.poller.watch(kick.as_fd(), Source::Kick) {
+            self.ring.stop();
+            return Err(failed(error));
+        }
+        Ok(())
+    }
+
+    /// Stops the ring when all that was taken from it has been given back.
+    pub(crate) fn stop(&mut self) {
+        self.handler.drain();
+        if !self.ring.is_running() {
+            return;
+        }
+        self.ring.notify();
+        self.base = self.ring.stop();
+        self.unwatch();
+    }
+
+    /// Ends the watch over a ring that has broken: nobody will read its notifications.
+    pub(crate) fn unwatch(&self) {
+        if let Some(kick) = &self.kick {
+            self.poller.unwatch(kick.as_fd());
+        }
+    }
+
+    /// Puts a new table of memory in the place of the old one.
+    fn replace_memory(&mut self, memory: Memory) -> Result<()> {
+        self.memory = Arc::new(memory);
+        let was_running = self.ring.is_running();
+        if was_running {
+            self.base = self.ring.stop();
+        }
+        self.ring.set_memory(self.memory.clone());
+        if was_running {
+            // The ring may be elsewhere in the new table, or nowhere.
+            self.unwatch();
+            self.start()?;
+        }
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        self.stop();
+        self.handler.reset();
+        self.kick = None;
+        self.enabled = false;
+        self.features = 0;
+        self.base = 0;
+    }
+
+    fn stopped(&self) -> Result<()> {
+        if self.ring.is_running() {
+            Err(refuse("the ring is running"))
+        } else {
+            Ok(())
+        }
+    }
+}
+
+impl VhostUserBackendReqHandlerMut for Device {
+    fn set_owner(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn reset_owner(&mut self) -> Result<()> {
+        self.reset();
+        Ok(())
+    }
+
+    fn reset_device(&mut self) -> Result<()> {
+        self.reset();
+        Ok(())
+    }
+
+    fn get_features(&mut self) -> Result<u64> {
+        Ok(self.offered())
+    }
+
+    fn set_features(&mut self, features: u64) -> Result<()> {
+        if features & !self.offered() != 0 {
+            return Err(refuse("features that were not offered"));
+        }
+        self.features = features;
+        // Without the protocol's own feature there is no message to enable a ring.
+        if features & VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() == 0 {
+            self.enabled = true;
+        }
+        Ok(())
+    }
+
+    fn get_protocol_features(&mut self) -> Result<VhostUserProtocolFeatures> {
+        Ok(VhostUserProtocolFeatures::CONFIG
+            | VhostUserProtocolFeatures::REPLY_ACK
+            | VhostUserProtocolFeatures::RESET_DEVICE
+            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS)
+    }
+
+    fn set_protocol_features(&mut self, features: u64) -> Result<()> {
+        if features & !self.get_protocol_features()?.bits() != 0 {
+            return Err(refuse("protocol features that were not offered"));
+        }
+        Ok(())
+    }
+
+    fn set_mem_table(
+        &mut self,
+        table: &[VhostUserMemoryRegion],
+        files: Vec<File>,
+        _postcopy: Option<bool>,
+    ) -> Result<Option<Vec<VhostUserMemoryRegionBase>>> {
+        self.handler.drain();
+        let memory = Memory::new(table, files).map_err(failed)?;
+        self.replace_memory(memory)?;
+        Ok(None)
+    }
+
+    fn get_max_mem_slots(&mut self) -> Result<u64> {
+        Ok(MAX_SLOTS as u64)
+    }
+
+    fn add_mem_region(
+        &mut self,
+        region: &VhostUserSingleMemoryRegion,
+        file: File,
+        _postcopy: Option<bool>,
+    ) -> Result<Option<VhostUserMemoryRegionBase>> {
+        // What is under way keeps the memory it has.
+        let memory = self.memory.with_region(region, file).map_err(failed)?;
+        self.memory = Arc::new(memory);
+        self.ring.set_memory(self.memory.clone());
+        Ok(None)
+    }
+
+    fn remove_mem_region(&mut self, region: &VhostUserSingleMemoryRegion) -> Result<()> {
+        self.handler.drain();
+        let memory = self
+            .memory
+            .without_region(region.guest_phys_addr, region.user_addr, region.memory_size)
+            .map_err(failed)?;
+        self.replace_memory(memory)
+    }
+
+    fn set_vring_num(&mut self, index: u32, size: u32) -> Result<()> {
+        only_ring(index)?;
+        self.stopped()?;
+        match u16::try_from(size) {
+            Ok(size) if size.is_power_of_two() && size <= self.config.max_queue_size => {
+                self.size = size;
+                Ok(())
+            }
+            _ => Err(refuse(
+                "a ring's size must be a power of two, and not too large",
+            )),
+        }
+    }
+
+    fn set_vring_addr(
+        &mut self,
+        index: u32,
+        _flags: VhostUserVringAddrFlags,
+        descriptors: u64,
+        used: u64,
+        available: u64,
+        _log: u64,
+    ) -> Result<()> {
+        only_ring(index)?;
+        let addresses = Addresses {
+            descriptors,
+            available,
+            used,
+        };
+        // QEMU repeats the addresses of a running ring to switch its log on.
+        if self.addresses != Some(addresses) {
+            self.stopped()?;
+            self.addresses = Some(addresses);
+        }
+        Ok(())
+    }
+
+    fn set_vring_base(&mut self, index: u32, base: u32) -> Result<()> {
+        only_ring(index)?;
+        self.stopped()?;
+        self.base = u16::try_from(base).map_err(|_| refuse("a base beyond 16 bits"))?;
+        Ok(())
+    }
+
+    fn get_vring_base(&mut self, index: u32) -> Result<VhostUserVringState> {
+        only_ring(index)?;
+        self.stop();
+        // The ring starts anew with the next kick descriptor.
+        self.kick = None;
+        Ok(VhostUserVringState::new(index, self.base.into()))
+    }
+
+    fn set_vring_kick(&mut self, index: u8, file: Option<File>) -> Result<()> {
+        only_ring(index)?;
+        let kick = Kick::new(file).map_err(failed)?;
+        if self.ring.is_running() {
+            self.poller
+                .watch(kick.as_fd(), Source::Kick)
+                .map_err(failed)?;
+            self.unwatch();
+        }
+        self.kick = Some(kick);
+        self.start()
+    }
+
+    fn set_vring_call(&mut self, index: u8, file: Option<File>) -> Result<()> {
+        only_ring(index)?;
+        let call = file.map(Call::new).transpose().map_err(failed)?;
+        self.ring.set_call(call);
+        Ok(())
+    }
+
+    fn set_vring_err(&mut self, index: u8, file: Option<File>) -> Result<()> {
+        only_ring(index)?;
+        let error = file.map(Call::new).transpose().map_err(failed)?;
+        self.ring.set_error(error);
+        Ok(())
+    }
+
+    fn set_vring_enable(&mut self, index: u32, enable: bool) -> Result<()> {
+        only_ring(index)?;
+        self.enabled = enable;
+        if enable {
+            self.start()
+        } else {
+            self.stop();
+            Ok(())
+        }
+    }
+
+    fn get_queue_num(&mut self) -> Result<u64> {
+        Ok(1)
+    }
+
+    fn get_config(
+        &mut self,
+        offset: u32,
+        size: u32,
+        _flags: VhostUserConfigFlags,
+    ) -> Result<Vec<u8>> {
+        let (start, size) = (offset as usize, size as usize);
+        let mut space = self.config.config_space.clone();
+        space.resize(MIN_CONFIG.max(space.len()), 0);
+        let range = start..start.saturating_add(size);
+        space
+            .get(range)
+            .map(<[u8]>::to_vec)
+            .ok_or_else(|| refuse("beyond the configuration space"))
+    }
+
+    fn set_config(&mut self, _: u32, _: &[u8], _: VhostUserConfigFlags) -> Result<()> {
+        Err(refuse("the configuration space cannot be written"))
+    }
+
+    // What follows belongs to features that are not offered.
+
+    fn set_gpu_socket(&mut self, _: GpuBackend) -> Result<()> {
+        Err(refuse("not a graphics device"))
+    }
+
+    fn get_shared_object(&mut self, _: VhostUserSharedMsg) -> Result<File> {
+        Err(refuse("no shared objects"))
+    }
+
+    fn get_inflight_fd(&mut self, _: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
+        Err(refuse("no in-flight tracking"))
+    }
+
+    fn set_inflight_fd(&mut self, _: &VhostUserInflight, _: File) -> Result<()> {
+        Err(refuse("no in-flight tracking"))
+    }
+
+    fn set_device_state_fd(
+        &mut self,
+        _: VhostTransferStateDirection,
+        _: VhostTransferStatePhase,
+        _: File,
+    ) -> Result<Option<File>> {
+        Err(refuse("no migration"))
+    }
+
+    fn check_device_state(&mut self) -> Result<()> {
+        Err(refuse("no migration"))
+    }
+
+    fn get_shmem_config(&mut self) -> Result<VhostUserShMemConfig> {
+        Err(refuse("no shared memory"))
+    }
+
+    fn set_log_base(&mut self, _: &VhostUserLog, _: File) -> Result<()> {
+        Err(refuse("no migration"))
+    }
+}

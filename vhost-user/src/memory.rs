@@ -1,0 +1,145 @@
+//! The guest's memory as the front-end describes it.
+//!
+//! The front-end sends regions: a file, and where a part of it appears in the guest (physical
+//! address) and in the front-end itself (user address). The guest's descriptors hold physical
+//! addresses, the ring's own addresses come as user addresses.
+
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+
+use vhost::vhost_user::message::VhostUserMemoryRegion;
+use vm_memory::{
+    FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap, MmapRegion,
+    VolatileSlice, guest_memory,
+};
+
+/// As many regions as QEMU's memory slots.
+pub(crate) const MAX_SLOTS: usize = 509;
+
+/// A table of regions, mapped into this process. It does not change: a new table is made instead,
+/// and requests under way keep the one they were popped with.
+#[derive(Clone, Default)]
+pub(crate) struct Memory {
+    mapped: GuestMemoryMmap,
+    regions: Vec<Region>,
+}
+
+#[derive(Clone)]
+struct Region {
+    guest: u64,
+    user: u64,
+    size: u64,
+    mapping: Arc<GuestRegionMmap>,
+}
+
+fn refused(why: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, why)
+}
+
+impl Memory {
+    /// Maps a whole table. Errors: EINVAL-like for regions that overlap or are longer than their
+    /// file, those of mmap(2).
+    pub(crate) fn new(table: &[VhostUserMemoryRegion], files: Vec<File>) -> io::Result<Memory> {
+        if table.len() != files.len() {
+            return Err(refused("a region without a file"));
+        }
+        let mut memory = Memory::default();
+        for (region, file) in table.iter().zip(files) {
+            memory = memory.with_region(region, file)?;
+        }
+        Ok(memory)
+    }
+
+    /// The table and one region more. Errors: as for [`Memory::new`], and too many regions.
+    pub(crate) fn with_region(
+        &self,
+        region: &VhostUserMemoryRegion,
+        file: File,
+    ) -> io::Result<Memory> {
+        // The message is packed: take the fields out before they are referred to.
+        let (guest, user) = (region.guest_phys_addr, region.user_addr);
+        let (size, offset) = (region.memory_size, region.mmap_offset);
+        if self.regions.len() >= MAX_SLOTS {
+            return Err(refused("too many memory regions"));
+        }
+        if user.checked_add(size).is_none() {
+            return Err(refused("a memory region beyond the address space"));
+        }
+        if self
+            .regions
+            .iter()
+            .any(|other| overlap(other.user, other.size, user, size))
+        {
+            return Err(refused("memory regions that overlap in the front-end"));
+        }
+        let length = usize::try_from(size).map_err(|_| refused("a memory region too large"))?;
+        // Refuses what lies behind the end of the file, where an access would be fatal.
+        let mapping = MmapRegion::from_file(FileOffset::new(file, offset), length)
+            .map_err(io::Error::other)?;
+        let mapping = GuestRegionMmap::new(mapping, GuestAddress(guest))
+            .ok_or_else(|| refused("a memory region beyond the guest's address space"))?;
+        let mapping = Arc::new(mapping);
+        let mut regions = self.regions.clone();
+        regions.push(Region {
+            guest,
+            user,
+            size,
+            mapping,
+        });
+        Memory::from_regions(regions)
+    }
+
+    /// The table without a region. Errors: there is no such region.
+    pub(crate) fn without_region(&self, guest: u64, user: u64, size: u64) -> io::Result<Memory> {
+        let mut regions = self.regions.clone();
+        let place = regions
+            .iter()
+            .position(|region| (region.guest, region.user, region.size) == (guest, user, size))
+            .ok_or_else(|| refused("no such memory region"))?;
+        regions.remove(place);
+        Memory::from_regions(regions)
+    }
+
+    fn from_regions(mut regions: Vec<Region>) -> io::Result<Memory> {
+        regions.sort_by_key(|region| region.guest);
+        if regions.is_empty() {
+            return Ok(Memory::default());
+        }
+        let mappings = regions
+            .iter()
+            .map(|region| region.mapping.clone())
+            .collect();
+        let mapped = GuestMemoryMmap::from_arc_regions(mappings).map_err(io::Error::other)?;
+        Ok(Memory { mapped, regions })
+    }
+
+    /// The guest's physical address for one of the front-end's own.
+    pub(crate) fn guest_address(&self, user: u64) -> Option<u64> {
+        self.regions
+            .iter()
+            .find(|region| {
+                user.checked_sub(region.user)
+                    .is_some_and(|at| at < region.size)
+            })
+            .map(|region| region.guest + (user - region.user))
+    }
+
+    /// The memory for the ring's own accesses.
+    pub(crate) fn mapped(&self) -> &GuestMemoryMmap {
+        &self.mapped
+    }
+
+    /// The memory from a physical address on, in as many pieces as it has regions there.
+    pub(crate) fn slices(
+        &self,
+        address: u64,
+        len: u32,
+    ) -> impl Iterator<Item = Result<VolatileSlice<'_>, guest_memory::Error>> {
+        GuestMemoryBackend::get_slices(&self.mapped, GuestAddress(address), len as usize)
+    }
+}
+
+fn overlap(a: u64, a_size: u64, b: u64, b_size: u64) -> bool {
+    a < b + b_size && b < a + a_size
+}

@@ -1,0 +1,65 @@
+//! A request, from pop to push.
+
+use std::rc::Rc;
+
+use crate::buffers::{Readable, Segments, Writable};
+use crate::ring::Ring;
+
+/// A descriptor chain that the driver has made available. Whoever has it is the only one to
+/// answer it; dropped without being completed, it is completed with length 0.
+pub struct Request {
+    ring: Rc<Ring>,
+    head: u16,
+    /// Both are there until the request is completed.
+    halves: Option<(Readable, Writable)>,
+}
+
+impl Request {
+    pub(crate) fn new(
+        ring: Rc<Ring>,
+        head: u16,
+        readable: Segments,
+        writable: Segments,
+    ) -> Request {
+        Request {
+            ring,
+            head,
+            halves: Some((Readable(readable), Writable(writable))),
+        }
+    }
+
+    fn halves(&self) -> &(Readable, Writable) {
+        self.halves
+            .as_ref()
+            .expect("only completing takes the buffers away, and the request too")
+    }
+
+    /// What the driver has written.
+    pub fn readable(&self) -> &Readable {
+        &self.halves().0
+    }
+
+    /// Where the answer goes.
+    pub fn writable(&self) -> &Writable {
+        &self.halves().1
+    }
+
+    /// Gives the chain back to the driver, `used` bytes of its writable memory written. The driver
+    /// is notified at [`Connection::notify`](crate::Connection::notify).
+    pub fn complete(mut self, used: u32) {
+        self.push(used);
+    }
+
+    fn push(&mut self, used: u32) {
+        if let Some((Readable(readable), Writable(writable))) = self.halves.take() {
+            self.ring
+                .push(self.head, used, readable.into_list(), writable.into_list());
+        }
+    }
+}
+
+impl Drop for Request {
+    fn drop(&mut self) {
+        self.push(0);
+    }
+}

@@ -1,0 +1,96 @@
+//! The descriptors by which driver and device wake each other.
+//!
+//! They should be eventfds, but are also seen as pipes and as ends of socket pairs (User-mode
+//! Linux), or missing: then the ring is looked at from time to time.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{MsgFlags, send};
+use nix::sys::stat::{SFlag, fstat};
+use nix::sys::time::TimeSpec;
+use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+
+/// How often a ring without a kick descriptor is looked at.
+const POLL_INTERVAL: std::time::Duration = std::time::Duration::from_micros(500);
+
+/// What wakes the device.
+pub(crate) struct Kick(OwnedFd);
+
+impl Kick {
+    /// The front-end's descriptor, or a timer where it gives none. Errors: those of
+    /// timerfd_create(2).
+    pub(crate) fn new(file: Option<File>) -> io::Result<Kick> {
+        if let Some(file) = file {
+            return Ok(Kick(file.into()));
+        }
+        let timer = TimerFd::new(
+            ClockId::CLOCK_MONOTONIC,
+            TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK,
+        )?;
+        let interval = Expiration::Interval(TimeSpec::from_duration(POLL_INTERVAL));
+        timer.set(interval, TimerSetTimeFlags::empty())?;
+        Ok(Kick(timer.into()))
+    }
+
+    /// Takes the notification back, if there is one.
+    pub(crate) fn clear(&self) {
+        // Asked first: the descriptor may block, and somebody may have been faster.
+        if ready(self.0.as_fd(), PollFlags::POLLIN) {
+            let mut bytes = [0; 64];
+            // An eventfd and a timer give eight bytes and are empty then; a pipe may hold more,
+            // which only means another look at the ring.
+            let _ = nix::unistd::read(&self.0, &mut bytes);
+        }
+    }
+}
+
+impl AsFd for Kick {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// What wakes the driver, or tells the front-end that the ring is broken.
+pub(crate) struct Call {
+    file: File,
+    kind: SFlag,
+}
+
+impl Call {
+    /// Errors: those of fstat(2).
+    pub(crate) fn new(file: File) -> io::Result<Call> {
+        let kind = SFlag::from_bits_truncate(fstat(&file)?.st_mode) & SFlag::S_IFMT;
+        Ok(Call { file, kind })
+    }
+
+    /// Notifies, and never waits: a pipe that is full holds a notification that has not been read,
+    /// and whoever reads it will see everything that was done until then.
+    pub(crate) fn signal(&self) {
+        let one = 1_u64.to_ne_bytes();
+        let result = if self.kind == SFlag::S_IFSOCK {
+            let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+            send(self.file.as_raw_fd(), &one, flags)
+        } else if self.kind == SFlag::S_IFIFO && !ready(self.file.as_fd(), PollFlags::POLLOUT) {
+            return;
+        } else {
+            nix::unistd::write(&self.file, &one)
+        };
+        match result {
+            Ok(_) | Err(Errno::EAGAIN) => {}
+            // The front-end is about to go, or to send another one.
+            Err(error) => log::debug!("cannot notify the driver: {error}"),
+        }
+    }
+}
+
+fn ready(fd: BorrowedFd<'_>, wanted: PollFlags) -> bool {
+    let mut fds = [PollFd::new(fd, wanted)];
+    matches!(poll(&mut fds, PollTimeout::ZERO), Ok(1..))
+        && fds[0]
+            .revents()
+            .is_some_and(|flags| flags.intersects(wanted))
+}

@@ -1,9 +1,9 @@
 //! The 9P server: one session with one guest.
 //!
 //! A request comes in at [`Server::handle`](vhost_user::Handler::handle), runs as a coroutine
-//! through [`Server::serve`], is dispatched to the handler named after its message in
-//! [`handlers`], and goes out through its [`Exchange`](exchange::Exchange). Handlers read like
-//! blocking code; what blocks goes to a worker by [`Server::blocking`], one closure for a request.
+//! through `Server::serve`, is dispatched to the handler named after its message in `handlers`,
+//! and goes out through its `Exchange`. Handlers read like blocking code; what blocks goes to a
+//! worker by `Server::blocking`, one closure for a request.
 
 mod exchange;
 mod fid;

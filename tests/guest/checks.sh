@@ -4,6 +4,7 @@
 # Each check works in a directory of its name and leaves there what host-checks.sh looks at.
 # The host has prepared prepared/ (see host-checks.sh). Prints one line for each check, and what a
 # failed one did last. Exits with the number of failures.
+# shellcheck disable=SC2317 # check() calls the functions by their names
 . /mount.sh
 . /tree.sh
 top=$1
@@ -32,7 +33,7 @@ check() {
     began=$(now)
     (
         set -ex
-        mkdir "$top/$1"
+        mkdir -p "$top/$1"
         cd "$top/$1"
         "$1"
     ) </dev/null >/tmp/output 2>&1
@@ -182,7 +183,7 @@ ownership() {
     equal "$(stat -c %g group/inherits)" 77
 }
 
-times() {
+timestamps() {
     echo a >past
     touch -d '2001-02-03 04:05:06' past
     equal "$(stat -c '%X %Y' past)" "981173106 981173106"
@@ -214,8 +215,7 @@ sizes() {
     equal "$(stat -c %s sparse)" 5368709120
     equal "$(dd if=sparse bs=4 skip=1250000000 count=1)" end
     [ "$(du -k sparse | cut -f1)" -lt 1024 ]
-    dd if=/dev/zero bs=1M count=3 of=blocks
-    fsync blocks
+    dd if=/dev/zero bs=1M count=3 of=blocks conv=fsync
     [ "$(stat -c %b blocks)" -ge 6144 ]
 }
 
@@ -235,8 +235,8 @@ line' 'ümläut-名前-🐧' '*?[x]' '\back"quote'"'" -dash ... \
 }
 
 large_directory() {
-    equal "$(ls -f ../prepared/large | sort | md5sum)" \
-        "$( (echo . && echo .. && seq -f 'entry-%05g' 10000) | sort | md5sum)"
+    equal "$(ls -a ../prepared/large | md5sum)" \
+        "$( (echo . && echo .. && seq -w 10000 | sed 's/^/entry-/') | md5sum)"
     (cd ../prepared/large && rm entry-0[0-4]*)
     equal "$(ls ../prepared/large | wc -l)" 5001
     mkdir full
@@ -343,7 +343,7 @@ check links "makes hard and symbolic links"
 check special "makes pipes and device nodes"
 check modes "changes modes, honours umask, runs a program"
 check ownership "changes owners; users are themselves"
-check times "sets times"
+check timestamps "sets times"
 check sizes "truncates, extends, writes sparse files"
 check names "uses odd, long and deep names"
 check large_directory "lists 10000 entries and removes half of them"

@@ -4,16 +4,12 @@
 #   host-checks.sh verify SHARE OWNERS  what the guest shall have left; OWNERS as in init
 # Exits non-zero after the first thing that is not as it should be.
 set -euo pipefail
+export LC_ALL=C
 here=$(cd "$(dirname "$0")" && pwd)
-root=${GUEST:-$here/../../target/guest}/root/usr
+root=$(realpath "${GUEST:-$here/../../target/guest}")/root
 mode=$1 share=$2 owners=${3:-}
-
-# packaged PROGRAM ARGUMENT...: a program of the prepared guest, which the host may not have
-packaged() {
-    local libraries=$root/lib/x86_64-linux-gnu program=$1
-    shift
-    "$libraries/ld-linux-x86-64.so.2" --library-path "$libraries" "$root/bin/$program" "$@"
-}
+# shellcheck source=tests/guest/loader.sh
+. "$here/loader.sh"
 
 prepare() {
     cd "$share"
@@ -24,7 +20,7 @@ prepare() {
     ln -s letter prepared/link
     (cd prepared/large && seq -f 'entry-%05g' 10000 | xargs touch)
     echo a >prepared/xattrs
-    packaged setfattr -n user.host -v there prepared/xattrs 2>/dev/null || {
+    "${loader[@]}" "$root/usr/bin/setfattr" -n user.host -v there prepared/xattrs 2>/dev/null || {
         rm prepared/xattrs
         echo "host: the file system of $share has no user attributes, they are not checked"
     }
@@ -57,7 +53,7 @@ verify() {
 
     equal modes "$(cd modes && stat -c '%n %a' masked dir program plain sticky special | tr '\n' ' ')" \
         "masked 640 dir 750 program 755 plain 444 sticky 1777 special 4711 "
-    equal times "$(stat -c '%Y' times/past times/same times/dir | tr '\n' ' ')" "981173106 981173106 2147558400 "
+    equal times "$(cd timestamps && stat -c %Y past same dir | tr '\n' ' ')" "981173106 981173106 2147558400 "
 
     equal sizes "$(od -An -tx1 sizes/file)" " 30 31 32 33 00 00 41 42"
     equal "sparse size" "$(stat -c %s sizes/sparse)" 5368709120
@@ -73,7 +69,7 @@ verify() {
 
     (cd verified_io && sha256sum --quiet -c sums) || equal "checksums of verified_io" different same
     (cd remount && sha256sum --quiet -c sums && cmp mapped cached) || equal remount different same
-    [ ! -e prepared/xattrs ] || equal xattrs "$(packaged getfattr -d xattrs/file)" $'# file: xattrs/file\nuser.colour="red"\n'
+    [ ! -e prepared/xattrs ] || equal xattrs "$("${loader[@]}" "$root/usr/bin/getfattr" -d xattrs/file)" $'# file: xattrs/file\nuser.colour="red"'
     [ "$owners" != yes ] || verify_owners
     echo "host: all is as the guest left it"
 }

@@ -4,7 +4,9 @@
 # The scripts are not in it, start.sh adds them at every start.
 set -euo pipefail
 root=$1 kernel=$2 output=$(realpath "$3")
-libraries=$root/usr/lib/x86_64-linux-gnu
+here=$(cd "$(dirname "$0")" && pwd)
+# shellcheck source=tests/guest/loader.sh
+. "$here/loader.sh"
 busybox=$root/usr/bin/busybox
 tree=$(mktemp -d)
 trap 'rm -rf "$tree"' EXIT
@@ -15,12 +17,11 @@ cp "$busybox" "$tree/bin/"
     [ -e "$tree/bin/$applet" ] || ln -s busybox "$tree/bin/$applet"
 done
 
-# Programs that busybox has not, with their libraries.
-loader=$libraries/ld-linux-x86-64.so.2
-cp "$loader" "$tree/lib64/"
-for program in fio flock setfattr; do
+# Programs that busybox has not or has with less, and their libraries.
+cp "$libraries/ld-linux-x86-64.so.2" "$tree/lib64/"
+for program in fio flock getfattr setfattr; do
     cp --remove-destination "$root/usr/bin/$program" "$tree/bin/"
-    "$loader" --library-path "$libraries:$libraries/ceph" --list "$root/usr/bin/$program" |
+    "${loader[@]}" --list "$root/usr/bin/$program" |
         sed -n 's/.* => \(.*\) (0x.*/\1/p' | xargs -r cp -L -n -t "$tree/lib/"
 done
 
@@ -30,11 +31,11 @@ printf '%s\n' root:x:0: guest:x:4712: >"$tree/etc/group"
 
 release=$(ls "$kernel/usr/lib/modules")
 modules=usr/lib/modules/$release/kernel
-for directory in drivers/virtio net/9p fs/9p fs/netfs; do
+for directory in net/9p fs/9p fs/netfs; do
     mkdir -p "$tree/lib/modules/$release/$directory"
     cp "$kernel/$modules/$directory"/*.ko* "$tree/lib/modules/$release/$directory/"
 done
-find "$tree/lib/modules" -name '*.ko.xz' -exec xz -d {} +
+find "$tree/lib/modules" -name '*.ko.xz' -exec "$busybox" unxz {} +
 "$busybox" depmod -b "$tree" "$release"
 
 (cd "$tree" && find . | "$busybox" cpio -o -H newc -R 0:0 2>/dev/null) >"$output"

@@ -93,7 +93,6 @@ impl Connection {
     /// dropped.
     pub fn ready(&mut self, source: Source) -> Result<Status, Error> {
         if source == Source::Control {
-            let before = self.ring.is_running();
             match self.messages.handle_request() {
                 Ok(()) => {}
                 Err(ProtocolError::Disconnected) => return Ok(Status::Disconnected),
@@ -103,13 +102,10 @@ impl Connection {
                 }
                 Err(error) => return Err(error.into()),
             }
-            // The driver may have been faster than its front-end.
-            if self.ring.is_running() && !before {
-                self.empty_ring();
-            }
-        } else {
-            self.empty_ring();
         }
+        // Also after a message: the driver may have been faster than its front-end, or its
+        // notification have gone with a descriptor that was replaced.
+        self.empty_ring();
         Ok(Status::Open)
     }
 

@@ -47,6 +47,8 @@ pub(crate) struct Device {
     base: u16,
     kick: Option<Kick>,
     enabled: bool,
+    /// Whether the ring was started and not stopped since. It may have broken meanwhile.
+    started: bool,
 }
 
 /// A refusal that is told to the front-end; the connection goes on.
@@ -87,6 +89,7 @@ impl Device {
             base: 0,
             kick: None,
             enabled: false,
+            started: false,
         }
     }
 
@@ -108,7 +111,7 @@ impl Device {
         let (Some(kick), Some(addresses)) = (&self.kick, &self.addresses) else {
             return Ok(());
         };
-        if !self.enabled || self.ring.is_running() {
+        if !self.enabled || self.started {
             return Ok(());
         }
         let event_idx = self.features & EVENT_IDX != 0;
@@ -119,18 +122,24 @@ impl Device {
             self.ring.stop();
             return Err(failed(error));
         }
+        self.started = true;
         Ok(())
     }
 
     /// Stops the ring when all that was taken from it has been given back.
     pub(crate) fn stop(&mut self) {
         self.handler.drain();
-        if !self.ring.is_running() {
-            return;
+        if self.started {
+            self.ring.notify();
+            self.halt();
         }
-        self.ring.notify();
+    }
+
+    /// Takes nothing out of the ring any more, and remembers where it was.
+    fn halt(&mut self) {
         self.base = self.ring.stop();
         self.unwatch();
+        self.started = false;
     }
 
     /// Ends the watch over a ring that has broken: nobody will read its notifications.
@@ -145,15 +154,11 @@ impl Device {
         self.memory = Arc::new(memory);
         let was_running = self.ring.is_running();
         if was_running {
-            self.base = self.ring.stop();
+            self.halt();
         }
         self.ring.set_memory(self.memory.clone());
-        if was_running {
-            // The ring may be elsewhere in the new table, or nowhere.
-            self.unwatch();
-            self.start()?;
-        }
-        Ok(())
+        // The ring may be elsewhere in the new table, or nowhere.
+        if was_running { self.start() } else { Ok(()) }
     }
 
     fn reset(&mut self) {

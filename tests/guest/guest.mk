@@ -1,0 +1,21 @@
+# The real guests: QEMU's and User-mode Linux's. BACKEND, GUEST_ACCEL and LIMIT are explained in
+# tests/guest/start.sh and run.sh.
+
+GUEST := $(CURDIR)/target/guest
+
+.PHONY: guest guest-test uml uml-test run
+
+guest: ## Prepare QEMU and a small Linux guest, once
+	@tests/guest/prepare.sh $(GUEST)
+
+guest-test: $(if $(BACKEND),,build) guest ## The checks in a real Linux under QEMU
+	@GUEST=$(GUEST) tests/guest/run.sh qemu checks
+
+uml: ## Build the User-mode Linux kernel, once
+	@tests/guest/uml-kernel.sh
+
+uml-test: $(if $(BACKEND),,build) guest uml ## The checks in User-mode Linux
+	@GUEST=$(GUEST) tests/guest/run.sh uml checks
+
+run: $(if $(BACKEND),,build) guest ## Boot the guest on SHARE: a shell, or a tour without a terminal
+	@GUEST=$(GUEST) SHARE="$(SHARE)" tests/guest/run.sh qemu

@@ -1,0 +1,135 @@
+#!/usr/bin/env bash
+# Serves a directory with the daemon and starts a guest on it: run.sh qemu|uml [checks]
+#   checks    checks.sh in the guest and host-checks.sh on the host, in a fresh directory
+#   if not    a shell in the guest if there is a terminal, else tour.sh; on the directory SHARE
+# What the guest and the daemon said is kept in $GUEST/*.log. From the environment:
+#   DAEMON    the daemon, if not target/release/vhost-user-9p
+#   SHARE     the directory, if not fixtures/share
+#   LIMIT     how many seconds the guest may take, if not 600
+#   BACKEND, GUEST, GUEST_ACCEL   see start.sh
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+top=$(realpath "$here/../..")
+front_end=${1:?usage: run.sh qemu|uml [checks]} job=${2:-tour}
+export GUEST=${GUEST:-$top/target/guest}
+binary=${DAEMON:-$top/target/release/vhost-user-9p}
+limit=${LIMIT:-600}
+log=$GUEST/$front_end-$job.log
+daemon_log=$GUEST/$front_end-$job.daemon.log
+guest='' daemon=''
+run=$(mktemp -d "${TMPDIR:-/tmp}/vhost-user-9p.XXXXXX")
+
+clean_up() {
+    [ -z "$guest" ] || kill -KILL -- "-$guest" 2>/dev/null || true
+    [ -z "$daemon" ] || kill -KILL "$daemon" 2>/dev/null || true
+    wait
+    rm -rf "$run"
+}
+trap clean_up EXIT
+trap 'exit 130' INT TERM HUP
+
+die() {
+    echo "$0: $*" >&2
+    exit 1
+}
+
+# The daemon listens before a front-end may connect.
+start_daemon() {
+    [ -x "$binary" ] || die "there is no daemon at $binary: run make build"
+    "$binary" --socket "$run/socket" --shared-dir "$share" --tag host --once >"$daemon_log" 2>&1 </dev/null &
+    daemon=$!
+    until listening; do
+        kill -0 "$daemon" 2>/dev/null || die "the daemon has ended: $(cat "$daemon_log")"
+        sleep 0.02
+    done
+}
+
+# In /proc/net/unix a listening socket has the flag 0x10000.
+listening() {
+    awk -v path="$run/socket" '$4 == "00010000" && $8 == path { found = 1 } END { exit !found }' /proc/net/unix
+}
+
+# The front-end has gone: with --once the daemon now ends by itself, and well.
+end_daemon() {
+    local status=0
+    timeout 20 tail -s 0.1 --pid="$daemon" -f /dev/null || die "the guest has gone, but the daemon still runs"
+    wait "$daemon" || status=$?
+    daemon=
+    [ $status = 0 ] || die "the daemon ended with status $status: $(tail -n 20 "$daemon_log")"
+}
+
+start_guest() {
+    "$here/start.sh" "$front_end" "$job" "$owners" "$shared" "$run/initramfs.cpio"
+}
+
+say() {
+    printf '%s\n' "$1"
+    printf '%s\n' "$1" >>"$log"
+}
+
+# Shows the guest's console until the guest ends, and fails unless its job went well.
+watch_guest() {
+    local line='' status='' deadline=$((SECONDS + limit)) left
+    : >"$log"
+    mkfifo "$run/console"
+    # A process group of its own, to end User-mode Linux's many processes.
+    set -m
+    start_guest </dev/null >"$run/console" 2>&1 &
+    guest=$!
+    set +m
+    exec 3<"$run/console"
+    while left=$((deadline - SECONDS)) && [ $left -gt 0 ] && IFS= read -r -t $left line <&3; do
+        line=${line%$'\r'}
+        case $line in
+        "guest: exit "*)
+            status=${line##* }
+            deadline=$((SECONDS + 10)) # to turn off
+            ;;
+        "guest: wrote "*) answer "$share/${line##* }" ;;
+        *) say "$line" ;;
+        esac
+    done
+    [ -z "$line" ] || [ -n "$status" ] || say "$line"
+    exec 3<&-
+    kill -KILL -- "-$guest" 2>/dev/null || true
+    wait "$guest" 2>/dev/null || true
+    guest=
+    [ -n "$status" ] || die "the guest did not come to its end within $limit s; what it said is in $log"
+    [ "$status" = 0 ] || die "the guest's $job failed ($status); what it said is in $log"
+}
+
+# The host's part of tour.sh: shows what the guest has written, and adds a line.
+answer() {
+    say "host\$ cat $1"
+    say "$(cat "$1")"
+    say "host\$ echo 'Added by the host.' >>$1"
+    echo "Added by the host." >>"$1"
+}
+
+owners=no
+[ "$(id -u)" != 0 ] || [ "${BACKEND:-}" = hostfs ] || owners=yes
+if [ "$job" = checks ]; then
+    share=$run/share
+    mkdir "$share"
+    "$here/host-checks.sh" prepare "$share"
+else
+    share=$(realpath "${SHARE:-$top/fixtures/share}")
+    [ -d "$share" ] || die "SHARE is no directory: $share"
+    if [ -t 0 ] && [ -t 1 ]; then job=shell; fi
+fi
+
+shared=$share
+if [ -z "${BACKEND:-}" ]; then
+    start_daemon
+    shared=$run/socket
+fi
+if [ "$job" = shell ]; then
+    start_guest
+else
+    watch_guest
+fi
+[ -z "$daemon" ] || end_daemon
+if [ "$job" = checks ]; then
+    "$here/host-checks.sh" verify "$share" "$owners" | tee -a "$log"
+    say "passed in $SECONDS s: $front_end, ${BACKEND:-$binary}"
+fi

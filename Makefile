@@ -5,8 +5,9 @@ PREFIX  ?= /usr/local
 DESTDIR ?=
 SHARE   ?= fixtures/share
 
-BINARY  := target/release/vhost-user-9p
-GENERATED := target/generated
+TARGET    := $(or $(CARGO_TARGET_DIR),target)
+BINARY    := $(TARGET)/release/vhost-user-9p
+GENERATED := $(TARGET)/generated
 
 bindir   = $(PREFIX)/bin
 mandir   = $(PREFIX)/share/man/man1
@@ -17,7 +18,7 @@ zshdir   = $(PREFIX)/share/zsh/site-functions
 fishdir  = $(PREFIX)/share/fish/vendor_completions.d
 
 .DEFAULT_GOAL := build
-.PHONY: help build check test unit-test generated install uninstall clean
+.PHONY: help build check test unit-test model-check generated install uninstall clean
 
 help: ## List the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | sort | awk -F'|' '{ printf "make %-16s %s\n", $$1, $$2 }'
@@ -33,7 +34,10 @@ check: ## Formatting, lints and documentation
 unit-test: ## What needs no guest: unit and integration tests
 	$(CARGO) test --workspace --locked
 
-test: unit-test guest-test uml-test ## Everything: unit and integration tests, and the real guests
+model-check: ## Every order in which the loop and its workers can meet
+	RUSTFLAGS="--cfg shuttle" $(CARGO) test --release --locked --target-dir $(TARGET)/model -p coroutine --lib model
+
+test: unit-test model-check guest-test uml-test ## Everything: unit and integration tests, and the real guests
 
 include tests/guest/guest.mk
 

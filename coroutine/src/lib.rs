@@ -35,6 +35,7 @@ mod arch;
 mod coroutine;
 mod lock;
 mod stack;
+mod sync;
 mod workers;
 
 pub use coroutine::{Coroutine, Id, current, in_coroutine, spawn, yield_now};

@@ -14,20 +14,49 @@
 //! # Ok::<(), protocol::EncodeError>(())
 //! ```
 //!
-//! - `wire`: integers, strings, qids, times, lists: the elements of messages.
-//! - `messages`: the table of all messages.
+//! Three messages have a payload behind their fields: [`Twrite`], [`Rread`] and [`Rreaddir`]. The
+//! payload is no part of the type, which holds its length only: it stays where it is, in guest
+//! memory or in a buffer of the caller's. `decode_head` decodes a frame without it, and `encode`
+//! leaves it to the caller to append.
+//!
+//! ```
+//! use protocol::{Rmessage, Rread};
+//!
+//! let mut frame = Vec::new();
+//! Rmessage::Read(Rread { count: 5 }).encode(1, &mut frame)?;
+//! assert_eq!(frame.len(), Rread::PAYLOAD);
+//! let head = frame.clone();
+//! frame.extend_from_slice(b"hello");
+//! assert_eq!(Rmessage::decode_head(&head, frame.len()), Rmessage::decode(&frame));
+//! # Ok::<(), protocol::EncodeError>(())
+//! ```
+//!
+//! Where to find what:
+//! - `messages`: the table of all messages, the place for a new one; `table` makes types of it.
+//! - `wire`: how integers, strings and structs of them lie in a frame.
+//! - `header`, `qid`, `time`, `list`, `direntry`: what is put together from those.
 //! - `constants`: the numbers that fields take.
+//! - `error`: what may be wrong with bytes and with messages.
 
 mod constants;
+mod direntry;
+mod error;
+mod header;
+mod list;
 mod messages;
+mod qid;
+mod table;
+mod time;
 mod wire;
 
 pub use constants::*;
+pub use direntry::DirEntry;
+pub use error::{DecodeError, EncodeError};
+pub use header::{HEADER_LEN, Header};
+pub use list::{List, MAX_WALK, Names, Qids};
 pub use messages::*;
-pub use wire::{
-    DecodeError, DirEntry, EncodeError, HEADER_LEN, Header, List, MAX_WALK, Names, Qid, QidKind,
-    Qids, Time,
-};
+pub use qid::{Qid, QidKind};
+pub use time::Time;
 
 /// The type numbers of messages.
 pub mod kind {

@@ -1,290 +1,240 @@
 //! The table of messages: a line of fields each, from which type, decoding and encoding follow.
 //!
-//! Source: Linux's net/9p and diod's description of 9P2000.L; version, auth, attach, flush, walk,
-//! read, write, clunk and remove are those of 9P2000. A message's reply has its number plus 1.
-//! Messages with a payload (Twrite, Rread, Rreaddir) hold its count only: the bytes follow the
-//! fields, and may stay where they are.
+//! Source: Linux's net/9p for what 9P2000.L adds; version, auth, attach, flush, walk, read, write,
+//! clunk and remove are those of 9P2000 (auth and attach with the numeric user of 9P2000.u). A
+//! reply has the number of its request plus 1; any request may be answered by Rlerror instead.
+//!
+//! Sizes, counts and offsets are bytes if nothing else is said, modes are those of Linux's
+//! `st_mode`, names are single components of a path. What the bytes say is judged here only as far
+//! as the frame goes: whether a fid, a flag or a name makes sense is the server's to say.
 
-use crate::wire::{
-    Cursor, DecodeError, EncodeError, Field, HEADER_LEN, Header, Names, Qid, Qids, Time,
-};
-
-/// How long the frame of a message is up to its payload, if its fields are integers.
-trait Fixed<'a> {
-    const LEN: usize;
-}
-
-macro_rules! messages {
-    (
-        $(#[$enum_doc:meta])*
-        $enum:ident $kinds:ident: $(
-            $(#[$doc:meta])*
-            $number:literal $kind:ident $variant:ident
-            $name:ident $(<$lifetime:lifetime>)? { $($field:ident: $type:ty),* $(,)? }
-            $(payload $count:ident)?;
-        )+
-    ) => {
-        pub(crate) mod $kinds {
-            $($(#[$doc])* pub const $kind: u8 = $number;)+
-        }
-
-        $(#[$enum_doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        // A message lives on the stack of the one who handles it, and is never stored.
-        #[allow(clippy::large_enum_variant)]
-        pub enum $enum<'a> {
-            $($(#[$doc])* $variant($name $(<$lifetime>)?),)+
-        }
-
-        $(
-            $(#[$doc])*
-            #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-            #[allow(missing_docs)] // The fields are the protocol's own, in its order.
-            pub struct $name $(<$lifetime>)? { $(pub $field: $type),* }
-
-            impl<'a> Field<'a> for $name $(<$lifetime>)? {
-                #[inline]
-                #[allow(unused_variables)] // Some messages have no field.
-                fn decode(cursor: &mut Cursor<'a>) -> Result<Self, DecodeError> {
-                    Ok($name { $($field: Field::decode(cursor)?),* })
-                }
-
-                #[inline]
-                #[allow(unused_variables)]
-                fn encode(&self, out: &mut Vec<u8>) -> Result<(), EncodeError> {
-                    $(self.$field.encode(out)?;)*
-                    Ok(())
-                }
-            }
-
-            impl<'a> Fixed<'a> for $name $(<$lifetime>)? {
-                const LEN: usize = HEADER_LEN $(+ size_of::<$type>())*;
-            }
-
-            $(
-                impl $name {
-                    /// Where in the frame the payload begins.
-                    pub const PAYLOAD: usize = <$name as Fixed<'static>>::LEN;
-
-                    #[inline]
-                    fn payload(&self) -> u32 {
-                        self.$count
-                    }
-                }
-            )?
-        )+
-
-        impl<'a> $enum<'a> {
-            /// Decodes a whole frame. Errors: [`DecodeError`] for one that is anything but
-            /// exactly one message.
-            pub fn decode(frame: &'a [u8]) -> Result<(u16, Self), DecodeError> {
-                Self::decode_head(frame, frame.len())
-            }
-
-            /// Decodes a frame of `len` bytes, of which `head` are the first. `head` may end where
-            /// the payload begins, or anywhere behind; a message without payload must be whole.
-            pub fn decode_head(head: &'a [u8], len: usize) -> Result<(u16, Self), DecodeError> {
-                let header = Header::decode(head)?;
-                if header.size as usize != len || head.len() > len {
-                    return Err(DecodeError::Size { size: header.size, len });
-                }
-                let mut cursor = Cursor(&head[HEADER_LEN..]);
-                let message = match header.kind {
-                    $($number => {
-                        let message = $name::decode(&mut cursor)?;
-                        // What lies behind the fields: nothing, or the payload.
-                        let behind = len - (head.len() - cursor.0.len());
-                        messages!(@check message behind $($count)?);
-                        $enum::$variant(message)
-                    })+
-                    kind => return Err(DecodeError::UnknownType(kind)),
-                };
-                Ok((header.tag, message))
-            }
-
-            /// Appends the message to `out`, without its payload, which the size field counts.
-            /// Errors: [`EncodeError`], and `out` is unchanged.
-            pub fn encode(&self, tag: u16, out: &mut Vec<u8>) -> Result<(), EncodeError> {
-                let start = out.len();
-                self.encode_frame(start, tag, out).inspect_err(|_| out.truncate(start))
-            }
-
-            fn encode_frame(
-                &self,
-                start: usize,
-                tag: u16,
-                out: &mut Vec<u8>,
-            ) -> Result<(), EncodeError> {
-                out.extend_from_slice(&[0; 4]);
-                self.kind().encode(out)?;
-                tag.encode(out)?;
-                match self {
-                    $($enum::$variant(message) => message.encode(out)?,)+
-                }
-                let size = out.len() - start + self.payload_len();
-                let size = u32::try_from(size).map_err(|_| EncodeError::FrameTooLong)?;
-                out[start..start + 4].copy_from_slice(&size.to_le_bytes());
-                Ok(())
-            }
-
-            /// The message's type number.
-            #[inline]
-            pub fn kind(&self) -> u8 {
-                match self {
-                    $($enum::$variant(_) => $number,)+
-                }
-            }
-
-            /// How many bytes of payload follow the fields.
-            #[allow(unused_variables)] // Few messages have a payload.
-            pub fn payload_len(&self) -> usize {
-                match self {
-                    $($enum::$variant(message) => messages!(@payload message $($count)?),)+
-                }
-            }
-        }
-
-        impl<'a> $enum<'a> {
-            /// Type number and name of every message, in the table's order.
-            pub const ALL: &'static [(u8, &'static str)] =
-                &[$(($number, stringify!($name))),+];
-        }
-    };
-
-    (@check $message:ident $behind:ident) => {
-        if $behind != 0 {
-            return Err(DecodeError::Trailing($behind));
-        }
-    };
-    (@check $message:ident $behind:ident $count:ident) => {
-        if $message.payload() as usize != $behind {
-            return Err(DecodeError::Count { count: $message.payload(), payload: $behind });
-        }
-    };
-    (@payload $message:ident) => { 0 };
-    (@payload $message:ident $count:ident) => { $message.payload() as usize };
-}
+use crate::list::{Names, Qids};
+use crate::qid::Qid;
+use crate::table::messages;
+use crate::time::Time;
 
 messages! {
     /// What a client asks.
     Tmessage request_kind:
-    /// What the file system is and has.
+
+    /// What the file system of a file is and has. Reply: [`Rstatfs`].
     8 TSTATFS Statfs Tstatfs { fid: u32 };
-    /// Opens the fid's file.
+
+    /// Opens the file of `fid` for I/O; `flags` are of [`open`](crate::open). Reply: [`Rlopen`].
     12 TLOPEN Lopen Tlopen { fid: u32, flags: u32 };
-    /// Makes and opens a file; the fid stands for it then.
-    14 TLCREATE Lcreate Tlcreate<'a> { fid: u32, name: &'a [u8], flags: u32, mode: u32, gid: u32 };
-    /// Makes a symbolic link.
+
+    /// Makes a file in the directory of `fid` and opens it: `fid` stands for the file then.
+    /// `flags` are of [`open`](crate::open). Reply: [`Rlcreate`].
+    14 TLCREATE Lcreate Tlcreate<'a> {
+        fid: u32, name: &'a [u8], flags: u32, mode: u32, gid: u32,
+    };
+
+    /// Makes a symbolic link in the directory of `dfid`. Reply: [`Rsymlink`].
     16 TSYMLINK Symlink Tsymlink<'a> { dfid: u32, name: &'a [u8], target: &'a [u8], gid: u32 };
-    /// Makes a device, fifo, socket or file.
-    18 TMKNOD Mknod Tmknod<'a> { dfid: u32, name: &'a [u8], mode: u32, major: u32, minor: u32, gid: u32 };
-    /// Moves the fid's file.
+
+    /// Makes a device, a fifo, a socket or a file in the directory of `dfid`, as the type in
+    /// `mode` says. Reply: [`Rmknod`].
+    18 TMKNOD Mknod Tmknod<'a> {
+        dfid: u32, name: &'a [u8], mode: u32, major: u32, minor: u32, gid: u32,
+    };
+
+    /// Moves the file of `fid` into the directory of `dfid`. Reply: [`Rrename`].
     20 TRENAME Rename Trename<'a> { fid: u32, dfid: u32, name: &'a [u8] };
-    /// The target of a symbolic link.
+
+    /// Asks for the target of a symbolic link. Reply: [`Rreadlink`].
     22 TREADLINK Readlink Treadlink { fid: u32 };
-    /// The attributes of a file; bits of valid and mask in [`getattr`](crate::getattr).
+
+    /// Asks for the attributes in `mask`, bits of [`getattr`](crate::getattr).
+    /// Reply: [`Rgetattr`].
     24 TGETATTR Getattr Tgetattr { fid: u32, mask: u64 };
-    /// Changes attributes; bits of valid in [`setattr`](crate::setattr).
-    26 TSETATTR Setattr Tsetattr { fid: u32, valid: u32, mode: u32, uid: u32, gid: u32, size: u64, atime: Time, mtime: Time };
-    /// A fid to read an extended attribute, or with an empty name their list.
+
+    /// Changes the attributes in `valid`, bits of [`setattr`](crate::setattr).
+    /// Reply: [`Rsetattr`].
+    26 TSETATTR Setattr Tsetattr {
+        fid: u32, valid: u32, mode: u32, uid: u32, gid: u32, size: u64, atime: Time, mtime: Time,
+    };
+
+    /// Makes `newfid` a fid from which an extended attribute of `fid` is read, or the list of all
+    /// their names if `name` is empty. Reply: [`Rxattrwalk`].
     30 TXATTRWALK Xattrwalk Txattrwalk<'a> { fid: u32, newfid: u32, name: &'a [u8] };
-    /// The fid takes the bytes of an extended attribute, and its clunk sets it.
-    32 TXATTRCREATE Xattrcreate Txattrcreate<'a> { fid: u32, name: &'a [u8], size: u64, flags: u32 };
-    /// Entries of a directory; the payload of the reply is [`DirEntry`](crate::DirEntry)s.
+
+    /// Makes `fid` a buffer of `size` bytes, which Twrite fills and whose Tclunk sets the extended
+    /// attribute; `size` 0 removes it. `flags` are of [`xattr`](crate::xattr).
+    /// Reply: [`Rxattrcreate`].
+    32 TXATTRCREATE Xattrcreate Txattrcreate<'a> {
+        fid: u32, name: &'a [u8], size: u64, flags: u32,
+    };
+
+    /// Asks for entries of an open directory, at most `count` bytes of them; `offset` is 0 or that
+    /// of an entry. Reply: [`Rreaddir`].
     40 TREADDIR Readdir Treaddir { fid: u32, offset: u64, count: u32 };
-    /// Brings what was written to the disk.
+
+    /// Brings what was written to stable storage; without the metadata that reading it back does
+    /// not need if `datasync` is not 0. Reply: [`Rfsync`].
     50 TFSYNC Fsync Tfsync { fid: u32, datasync: u32 };
-    /// Takes or releases a byte-range lock; numbers in [`lock`](crate::lock).
-    52 TLOCK Lock Tlock<'a> { fid: u32, kind: u8, flags: u32, start: u64, length: u64, proc_id: u32, client_id: &'a [u8] };
-    /// Which lock stands in the way.
-    54 TGETLOCK Getlock Tgetlock<'a> { fid: u32, kind: u8, start: u64, length: u64, proc_id: u32, client_id: &'a [u8] };
-    /// Gives a file another name.
+
+    /// Takes or releases a lock of `length` bytes, 0 for all up to the end; `kind` and `flags` are
+    /// of [`lock`](crate::lock). The owner is process `proc_id` of `client_id`. Reply: [`Rlock`].
+    52 TLOCK Lock Tlock<'a> {
+        fid: u32, kind: u8, flags: u32, start: u64, length: u64, proc_id: u32, client_id: &'a [u8],
+    };
+
+    /// Asks which lock stands in the way of this one. Reply: [`Rgetlock`].
+    54 TGETLOCK Getlock Tgetlock<'a> {
+        fid: u32, kind: u8, start: u64, length: u64, proc_id: u32, client_id: &'a [u8],
+    };
+
+    /// Gives the file of `fid` another name, in the directory of `dfid`. Reply: [`Rlink`].
     70 TLINK Link Tlink<'a> { dfid: u32, fid: u32, name: &'a [u8] };
-    /// Makes a directory.
+
+    /// Makes a directory in that of `dfid`. Reply: [`Rmkdir`].
     72 TMKDIR Mkdir Tmkdir<'a> { dfid: u32, name: &'a [u8], mode: u32, gid: u32 };
-    /// Moves a name.
-    74 TRENAMEAT Renameat Trenameat<'a> { olddirfid: u32, oldname: &'a [u8], newdirfid: u32, newname: &'a [u8] };
-    /// Removes a name; flags in [`unlink`](crate::unlink).
+
+    /// Moves a name from directory to directory. Reply: [`Rrenameat`].
+    74 TRENAMEAT Renameat Trenameat<'a> {
+        olddirfid: u32, oldname: &'a [u8], newdirfid: u32, newname: &'a [u8],
+    };
+
+    /// Removes a name from a directory; `flags` are of [`unlink`](crate::unlink).
+    /// Reply: [`Runlinkat`].
     76 TUNLINKAT Unlinkat Tunlinkat<'a> { dirfid: u32, name: &'a [u8], flags: u32 };
-    /// Begins a session.
+
+    /// Begins a session, which ends any other, and proposes a dialect and the longest frame.
+    /// Reply: [`Rversion`].
     100 TVERSION Version Tversion<'a> { msize: u32, version: &'a [u8] };
-    /// A fid to authenticate on.
+
+    /// Makes `afid` a fid on which user and server authenticate. Reply: [`Rauth`].
     102 TAUTH Auth Tauth<'a> { afid: u32, uname: &'a [u8], aname: &'a [u8], n_uname: u32 };
-    /// A fid for the root of the tree.
-    104 TATTACH Attach Tattach<'a> { fid: u32, afid: u32, uname: &'a [u8], aname: &'a [u8], n_uname: u32 };
-    /// Ends a request, or waits for its end.
+
+    /// Makes `fid` the root of the tree `aname` for a user, by name and number. `afid` is
+    /// [`NOFID`](crate::NOFID) without authentication. Reply: [`Rattach`].
+    104 TATTACH Attach Tattach<'a> {
+        fid: u32, afid: u32, uname: &'a [u8], aname: &'a [u8], n_uname: u32,
+    };
+
+    /// Ends the request with the tag `oldtag`, or waits for its end. Reply: [`Rflush`].
     108 TFLUSH Flush Tflush { oldtag: u16 };
-    /// From a fid by names to another fid.
+
+    /// Walks from `fid` by the names and makes `newfid` what is found there; without a name, a
+    /// clone. Reply: [`Rwalk`].
     110 TWALK Walk Twalk<'a> { fid: u32, newfid: u32, names: Names<'a> };
-    /// Reads bytes.
+
+    /// Asks for up to `count` bytes of an open file. Reply: [`Rread`].
     116 TREAD Read Tread { fid: u32, offset: u64, count: u32 };
-    /// Writes bytes.
+
+    /// Writes the payload to an open file. Reply: [`Rwrite`].
     118 TWRITE Write Twrite { fid: u32, offset: u64, count: u32 } payload count;
-    /// Gives a fid back.
+
+    /// Gives the fid back. Reply: [`Rclunk`].
     120 TCLUNK Clunk Tclunk { fid: u32 };
-    /// Removes the fid's file and gives the fid back.
+
+    /// Removes the file of `fid`, and gives the fid back in any case. Reply: [`Rremove`].
     122 TREMOVE Remove Tremove { fid: u32 };
 }
 
 messages! {
     /// What the server answers.
     Rmessage reply_kind:
-    /// A request failed.
+
+    /// The request failed; `ecode` is an errno as Linux numbers them.
     7 RLERROR Lerror Rlerror { ecode: u32 };
-    /// The reply to Tstatfs.
-    9 RSTATFS Statfs Rstatfs { kind: u32, bsize: u32, blocks: u64, bfree: u64, bavail: u64, files: u64, ffree: u64, fsid: u64, namelen: u32 };
-    /// The reply to Tlopen.
+
+    /// Reply to [`Tstatfs`], the numbers of statfs(2): `blocks`, `bfree` and `bavail` count blocks
+    /// of `bsize` bytes.
+    9 RSTATFS Statfs Rstatfs {
+        kind: u32, bsize: u32, blocks: u64, bfree: u64, bavail: u64, files: u64, ffree: u64,
+        fsid: u64, namelen: u32,
+    };
+
+    /// Reply to [`Tlopen`]; I/O is best done in pieces of at most `iounit` bytes, 0 for as long as
+    /// a frame may be.
     13 RLOPEN Lopen Rlopen { qid: Qid, iounit: u32 };
-    /// The reply to Tlcreate.
+
+    /// Reply to [`Tlcreate`], `iounit` as in [`Rlopen`].
     15 RLCREATE Lcreate Rlcreate { qid: Qid, iounit: u32 };
-    /// The reply to Tsymlink.
+
+    /// Reply to [`Tsymlink`], the link's qid.
     17 RSYMLINK Symlink Rsymlink { qid: Qid };
-    /// The reply to Tmknod.
+
+    /// Reply to [`Tmknod`].
     19 RMKNOD Mknod Rmknod { qid: Qid };
-    /// The reply to Trename.
+
+    /// Reply to [`Trename`].
     21 RRENAME Rename Rrename {};
-    /// The reply to Treadlink.
+
+    /// Reply to [`Treadlink`].
     23 RREADLINK Readlink Rreadlink<'a> { target: &'a [u8] };
-    /// The reply to Tgetattr.
-    25 RGETATTR Getattr Rgetattr { valid: u64, qid: Qid, mode: u32, uid: u32, gid: u32, nlink: u64, rdev: u64, size: u64, blksize: u64, blocks: u64, atime: Time, mtime: Time, ctime: Time, btime: Time, r#gen: u64, data_version: u64 };
-    /// The reply to Tsetattr.
+
+    /// Reply to [`Tgetattr`]: only the attributes in `valid` mean something. `rdev` is as Linux's
+    /// `new_encode_dev` packs it, `blocks` counts 512 bytes.
+    25 RGETATTR Getattr Rgetattr {
+        valid: u64, qid: Qid, mode: u32, uid: u32, gid: u32, nlink: u64, rdev: u64, size: u64,
+        blksize: u64, blocks: u64, atime: Time, mtime: Time, ctime: Time, btime: Time, r#gen: u64,
+        data_version: u64,
+    };
+
+    /// Reply to [`Tsetattr`].
     27 RSETATTR Setattr Rsetattr {};
-    /// The reply to Txattrwalk.
+
+    /// Reply to [`Txattrwalk`]: how much there is to read.
     31 RXATTRWALK Xattrwalk Rxattrwalk { size: u64 };
-    /// The reply to Txattrcreate.
+
+    /// Reply to [`Txattrcreate`].
     33 RXATTRCREATE Xattrcreate Rxattrcreate {};
-    /// The reply to Treaddir.
+
+    /// Reply to [`Treaddir`]; the payload is of [`DirEntry`](crate::DirEntry)s.
     41 RREADDIR Readdir Rreaddir { count: u32 } payload count;
-    /// The reply to Tfsync.
+
+    /// Reply to [`Tfsync`].
     51 RFSYNC Fsync Rfsync {};
-    /// The reply to Tlock.
+
+    /// Reply to [`Tlock`]; `status` is of [`lock`](crate::lock).
     53 RLOCK Lock Rlock { status: u8 };
-    /// The reply to Tgetlock.
-    55 RGETLOCK Getlock Rgetlock<'a> { kind: u8, start: u64, length: u64, proc_id: u32, client_id: &'a [u8] };
-    /// The reply to Tlink.
+
+    /// Reply to [`Tgetlock`]: the lock in the way, or the one asked for with the kind
+    /// [`UNLCK`](crate::lock::UNLCK) if nothing is.
+    55 RGETLOCK Getlock Rgetlock<'a> {
+        kind: u8, start: u64, length: u64, proc_id: u32, client_id: &'a [u8],
+    };
+
+    /// Reply to [`Tlink`].
     71 RLINK Link Rlink {};
-    /// The reply to Tmkdir.
+
+    /// Reply to [`Tmkdir`].
     73 RMKDIR Mkdir Rmkdir { qid: Qid };
-    /// The reply to Trenameat.
+
+    /// Reply to [`Trenameat`].
     75 RRENAMEAT Renameat Rrenameat {};
-    /// The reply to Tunlinkat.
+
+    /// Reply to [`Tunlinkat`].
     77 RUNLINKAT Unlinkat Runlinkat {};
-    /// The reply to Tversion.
+
+    /// Reply to [`Tversion`]: the longest frame, no longer than the client's, and the dialect, or
+    /// "unknown" if the server does not speak the client's.
     101 RVERSION Version Rversion<'a> { msize: u32, version: &'a [u8] };
-    /// The reply to Tauth.
+
+    /// Reply to [`Tauth`].
     103 RAUTH Auth Rauth { aqid: Qid };
-    /// The reply to Tattach.
+
+    /// Reply to [`Tattach`], the root's qid.
     105 RATTACH Attach Rattach { qid: Qid };
-    /// The reply to Tflush.
+
+    /// Reply to [`Tflush`]; after it comes no reply to the old tag.
     109 RFLUSH Flush Rflush {};
-    /// The reply to Twalk.
+
+    /// Reply to [`Twalk`]: a qid for every name that was found. Only if all were does the new fid
+    /// exist.
     111 RWALK Walk Rwalk { qids: Qids };
-    /// The reply to Tread.
+
+    /// Reply to [`Tread`]; the payload is the file's bytes, none at its end.
     117 RREAD Read Rread { count: u32 } payload count;
-    /// The reply to Twrite.
+
+    /// Reply to [`Twrite`]: how many bytes were written.
     119 RWRITE Write Rwrite { count: u32 };
-    /// The reply to Tclunk.
+
+    /// Reply to [`Tclunk`].
     121 RCLUNK Clunk Rclunk {};
-    /// The reply to Tremove.
+
+    /// Reply to [`Tremove`].
     123 RREMOVE Remove Rremove {};
 }

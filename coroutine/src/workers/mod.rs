@@ -1,23 +1,28 @@
 //! Threads for calls that would block the loop.
 //!
 //! A job lies on the stack of the coroutine that waits for it: a hop allocates nothing. It goes
-//! to the workers when that stack has been left, comes back on a list that only grows at its head
-//! and is taken whole, and wakes the loop through an eventfd only if the loop sleeps.
+//! to the workers ([`queue`]) when that stack has been left, comes back on a list that is taken
+//! whole ([`completions`]), and wakes the loop through an eventfd only if the loop sleeps. Both
+//! sides look for a while before they sleep, if that pays ([`spin`]).
+
+mod completions;
+mod queue;
+mod spin;
 
 use std::any::Any;
-use std::cell::{Cell, UnsafeCell};
-use std::collections::VecDeque;
+use std::cell::{Cell, RefCell, UnsafeCell};
 use std::io;
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread;
 use std::time::Duration;
 
 use crate::coroutine::{Core, in_coroutine, resume, this, wait_for_job};
+use crate::sync::{Arc, thread};
+use completions::{Completions, Linked};
+use queue::{Next, Queue};
+use spin::Spin;
 
 /// Stack of a worker, which runs closures of system calls.
 const THREAD_STACK: usize = 256 * 1024;
@@ -29,28 +34,19 @@ pub struct Workers {
     shared: Arc<Shared>,
     /// Jobs that coroutines wait for.
     outstanding: Cell<usize>,
+    /// Jobs ever handed over.
+    hops: Cell<u64>,
     /// Whether a worker has said, or will have said any moment, through the eventfd that there is
     /// something done, and that has not been read.
     signalled: Cell<bool>,
+    spin: RefCell<Spin>,
     thread_bound: PhantomData<*mut ()>,
 }
 
 struct Shared {
-    queue: Mutex<Queue>,
-    work: Condvar,
-    /// The job done last, linked to those done before it.
-    done: AtomicPtr<Job>,
-    /// Whether the loop is, or may be about to be, asleep.
-    sleeping: AtomicBool,
+    queue: Queue<JobPtr>,
+    done: Completions<Job>,
     event: OwnedFd,
-    max_threads: usize,
-}
-
-struct Queue {
-    jobs: VecDeque<JobPtr>,
-    threads: usize,
-    idle: usize,
-    ending: bool,
 }
 
 /// What every job begins with, whatever its closure.
@@ -60,6 +56,13 @@ pub(crate) struct Job {
     next: Cell<*mut Job>,
     waiter: NonNull<Core>,
     workers: NonNull<Workers>,
+}
+
+// SAFETY: the place is the job's own field, used by nothing but the list.
+unsafe impl Linked for Job {
+    fn link(&self) -> &Cell<*mut Job> {
+        &self.next
+    }
 }
 
 struct JobPtr(NonNull<Job>);
@@ -87,22 +90,17 @@ impl Workers {
             }
             OwnedFd::from_raw_fd(fd)
         };
+        let queue = Queue::new(max_threads, IDLE_TIME);
         Ok(Workers {
             shared: Arc::new(Shared {
-                queue: Mutex::new(Queue {
-                    jobs: VecDeque::new(),
-                    threads: 0,
-                    idle: 0,
-                    ending: false,
-                }),
-                work: Condvar::new(),
-                done: AtomicPtr::new(ptr::null_mut()),
-                sleeping: AtomicBool::new(false),
+                queue,
+                done: Completions::new(),
                 event,
-                max_threads: max_threads.max(1),
             }),
             outstanding: Cell::new(0),
+            hops: Cell::new(0),
             signalled: Cell::new(false),
+            spin: RefCell::new(Spin::new()),
             thread_bound: PhantomData,
         })
     }
@@ -131,16 +129,10 @@ impl Workers {
     /// blocks.
     pub fn run_completed(&self) -> usize {
         let mut count = 0;
-        // The list has the last one first.
-        let mut reversed = self.shared.done.swap(ptr::null_mut(), Ordering::Acquire);
-        let mut first: *mut Job = ptr::null_mut();
-        while let Some(job) = NonNull::new(reversed) {
-            // SAFETY: a job that is done is the loop's alone, until its coroutine is continued.
-            reversed = unsafe { job.as_ref() }.next.replace(first);
-            first = job.as_ptr();
-        }
+        let mut first = self.shared.done.take();
         while let Some(job) = NonNull::new(first) {
-            // SAFETY: as above; both are read before the job goes away with the coroutine.
+            // SAFETY: what was taken is the loop's alone until its coroutine is continued; both
+            // are read before the job goes away with it.
             let (next, waiter) = unsafe { (job.as_ref().next.get(), job.as_ref().waiter) };
             first = next;
             count += 1;
@@ -159,8 +151,9 @@ impl Workers {
                 return count;
             }
             if self.prepare_sleep() {
+                let fd = self.shared.event.as_raw_fd();
                 let mut poll = libc::pollfd {
-                    fd: self.shared.event.as_raw_fd(),
+                    fd,
                     events: libc::POLLIN,
                     revents: 0,
                 };
@@ -172,24 +165,26 @@ impl Workers {
     }
 
     /// Before the loop blocks: true if it may, and from now on a job that is done makes the
-    /// descriptor readable; false if something is done already.
+    /// descriptor readable; false if something is done already. Looks for a while first if jobs
+    /// are outstanding and looking has paid lately.
     pub fn prepare_sleep(&self) -> bool {
-        self.shared.sleeping.store(true, Ordering::SeqCst);
-        // A worker puts its job on the list and then looks at `sleeping`: one of the two sees
-        // what the other did.
-        self.shared.done.load(Ordering::SeqCst).is_null()
+        let done = &self.shared.done;
+        if self.outstanding.get() > 0 && self.spin.borrow_mut().until(|| !done.is_empty()) {
+            return false;
+        }
+        done.prepare_sleep()
     }
 
     /// When the loop is awake again: jobs that are done are found without the descriptor.
     pub fn awake(&self) {
-        if !self.shared.sleeping.swap(false, Ordering::SeqCst) {
+        if self.shared.done.awake() {
             self.signalled.set(true);
         }
         if self.signalled.get() {
             let mut count = 0_u64;
+            let fd = self.shared.event.as_raw_fd();
             // SAFETY: the kernel writes at most the eight bytes of `count`.
-            let read =
-                unsafe { libc::read(self.shared.event.as_raw_fd(), (&raw mut count).cast(), 8) };
+            let read = unsafe { libc::read(fd, (&raw mut count).cast(), 8) };
             // A worker that has seen the loop asleep may be about to write: then the next turn
             // reads it.
             if read == 8 {
@@ -203,36 +198,15 @@ impl Workers {
         self.outstanding.get()
     }
 
-    fn submit(&self, job: NonNull<Job>) {
-        self.outstanding.set(self.outstanding.get() + 1);
-        let mut queue = self.shared.lock();
-        queue.jobs.push_back(JobPtr(job));
-        if queue.idle >= queue.jobs.len() {
-            drop(queue);
-            self.shared.work.notify_one();
-        } else if queue.threads < self.shared.max_threads {
-            queue.threads += 1;
-            let first = queue.threads == 1;
-            drop(queue);
-            self.start_thread(first);
-        }
+    /// How many jobs have been handed over since the beginning.
+    pub fn hops(&self) -> u64 {
+        self.hops.get()
     }
 
-    fn start_thread(&self, is_first: bool) {
-        let shared = self.shared.clone();
-        let started = thread::Builder::new()
-            .name("worker".into())
-            .stack_size(THREAD_STACK)
-            .spawn(move || shared.work());
-        if started.is_err() {
-            let mut queue = self.shared.lock();
-            queue.threads -= 1;
-            if is_first && let Some(job) = queue.jobs.pop_back() {
-                // Nobody else will ever do it.
-                drop(queue);
-                self.shared.run(job);
-            }
-        }
+    fn submit(&self, job: NonNull<Job>) {
+        self.outstanding.set(self.outstanding.get() + 1);
+        self.hops.set(self.hops.get() + 1);
+        Shared::act(&self.shared, self.shared.queue.submit(JobPtr(job)));
     }
 }
 
@@ -244,67 +218,48 @@ impl AsFd for Workers {
 }
 
 impl Drop for Workers {
-    /// Waits for what runs.
+    /// Waits for what runs, and for the threads to end.
     fn drop(&mut self) {
         while self.outstanding.get() > 0 {
             self.wait_completed();
         }
-        self.shared.lock().ending = true;
-        self.shared.work.notify_all();
+        self.shared.queue.end();
     }
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Queue> {
-        // Nothing that holds the lock panics.
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    fn act(this: &Arc<Shared>, next: Next) {
+        match next {
+            Next::Nothing => {}
+            Next::Wake(worker) => worker.wake(),
+            Next::Start => Shared::start_thread(this),
+        }
     }
 
-    fn work(&self) {
-        let mut queue = self.lock();
-        loop {
-            if let Some(job) = queue.jobs.pop_front() {
-                drop(queue);
-                self.run(job);
-                queue = self.lock();
-                continue;
-            }
-            if queue.ending {
-                break;
-            }
-            queue.idle += 1;
-            let (woken, time) = self
-                .work
-                .wait_timeout(queue, IDLE_TIME)
-                .unwrap_or_else(PoisonError::into_inner);
-            queue = woken;
-            queue.idle -= 1;
-            if time.timed_out() && queue.jobs.is_empty() {
-                break;
+    fn start_thread(this: &Arc<Shared>) {
+        let shared = this.clone();
+        let started = thread::Builder::new()
+            .name("worker".into())
+            .stack_size(THREAD_STACK)
+            .spawn(move || {
+                shared
+                    .queue
+                    .work(|next| Shared::act(&shared, next), |job| shared.run(job))
+            });
+        if let Err(error) = started {
+            log::warn!("cannot start a worker: {error}");
+            // The loop waits for them: better done here than never.
+            for job in this.queue.not_started() {
+                this.run(job);
             }
         }
-        queue.threads -= 1;
     }
 
     fn run(&self, JobPtr(job): JobPtr) {
         // SAFETY: the job is this thread's alone, and `run` is the function made for it.
         unsafe { (job.as_ref().run)(job) };
-        let mut head = self.done.load(Ordering::Relaxed);
-        loop {
-            // SAFETY: until it is on the list the job is this thread's alone.
-            unsafe { job.as_ref() }.next.set(head);
-            match self.done.compare_exchange_weak(
-                head,
-                job.as_ptr(),
-                Ordering::SeqCst,
-                Ordering::Relaxed,
-            ) {
-                Ok(_) => break,
-                Err(other) => head = other,
-            }
-        }
-        // The job is the loop's now.
-        if self.sleeping.swap(false, Ordering::SeqCst) {
+        // SAFETY: still this thread's alone; its coroutine waits until it has been taken.
+        if unsafe { self.done.push(job) } {
             let one = 1_u64;
             // SAFETY: eight bytes are read from `one`. The counter cannot overflow: one write is
             // made for each time the loop goes to sleep.

@@ -1,0 +1,165 @@
+//! From the table of messages to types that know how they lie in a frame.
+
+/// One direction of the protocol. A line is
+/// `number NUMBER_NAME Variant Name { field: type, ... } payload count;`, the payload being that
+/// of a message behind whose fields `count` bytes follow. Each line makes the struct `Name`; all
+/// together make the enum, its `decode`, `decode_head` and `encode`, and the module of numbers.
+macro_rules! messages {
+    (
+        $(#[$enum_doc:meta])*
+        $enum:ident $kinds:ident: $(
+            $(#[$doc:meta])*
+            $number:literal $kind:ident $variant:ident
+            $name:ident $(<$lifetime:lifetime>)? { $($field:ident: $type:ty),* $(,)? }
+            $(payload $count:ident)?;
+        )+
+    ) => {
+        pub(crate) mod $kinds {
+            $(
+                #[doc = concat!("[`", stringify!($name), "`](crate::", stringify!($name), ")")]
+                pub const $kind: u8 = $number;
+            )+
+        }
+
+        $(#[$enum_doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[allow(
+            clippy::large_enum_variant,
+            reason = "a message lives where it is handled, and is not stored"
+        )]
+        pub enum $enum<'a> {
+            $(
+                #[doc = concat!("Type ", $number, ".")]
+                $variant($name $(<$lifetime>)?),
+            )+
+        }
+
+        $(
+            $crate::wire::record! {
+                #[doc = concat!("Type ", $number, ".")]
+                $(#[$doc])*
+                #[allow(missing_docs, reason = "the fields are the protocol's")]
+                $name $(<$lifetime>)? { $($field: $type),* }
+            }
+
+            $(
+                impl $name {
+                    /// Where the payload begins in a frame: behind the header and the fields.
+                    pub const PAYLOAD: usize =
+                        $crate::header::HEADER_LEN + <$name as $crate::wire::Field>::MIN;
+
+                    #[inline]
+                    fn payload(&self) -> u32 {
+                        self.$count
+                    }
+                }
+            )?
+        )+
+
+        impl<'a> $enum<'a> {
+            /// Type number and name of every message, in the order of the numbers.
+            pub const ALL: &'static [(u8, &'static str)] =
+                &[$(($number, stringify!($name))),+];
+
+            /// Decodes a whole frame into its tag and its message, which borrows its strings from
+            /// the frame. Errors: [`DecodeError`](crate::DecodeError) for a frame that is anything
+            /// but exactly one message of this direction.
+            #[inline]
+            pub fn decode(frame: &'a [u8]) -> Result<(u16, Self), $crate::error::DecodeError> {
+                Self::decode_head(frame, frame.len())
+            }
+
+            /// Decodes the frame of `len` bytes of which `head` are the first, as
+            /// [`decode`](Self::decode) would. `head` has to have all of the frame but its payload:
+            /// it may end where that begins, or anywhere behind.
+            pub fn decode_head(
+                head: &'a [u8],
+                len: usize,
+            ) -> Result<(u16, Self), $crate::error::DecodeError> {
+                use $crate::error::DecodeError;
+
+                let mut cursor = $crate::wire::Cursor(head);
+                let header: $crate::header::Header = $crate::wire::Field::decode(&mut cursor)?;
+                if header.size as usize != len || head.len() > len {
+                    return Err(DecodeError::Size { size: header.size, len });
+                }
+                let message = match header.kind {
+                    $($number => {
+                        let message = $crate::wire::Field::decode(&mut cursor)?;
+                        // What lies behind the fields: nothing, or the payload.
+                        let behind = len - (head.len() - cursor.0.len());
+                        messages!(@check $name message behind $($count)?);
+                        $enum::$variant(message)
+                    })+
+                    kind => return Err(DecodeError::UnknownType(kind)),
+                };
+                Ok((header.tag, message))
+            }
+
+            /// Appends the message's frame to `out`, without its payload, which the size field
+            /// counts and which the caller puts behind it. Errors:
+            /// [`EncodeError`](crate::EncodeError), and `out` is unchanged.
+            pub fn encode(
+                &self,
+                tag: u16,
+                out: &mut Vec<u8>,
+            ) -> Result<(), $crate::error::EncodeError> {
+                let start = out.len();
+                self.encode_frame(start, tag, out).inspect_err(|_| out.truncate(start))
+            }
+
+            #[inline]
+            fn encode_frame(
+                &self,
+                start: usize,
+                tag: u16,
+                out: &mut Vec<u8>,
+            ) -> Result<(), $crate::error::EncodeError> {
+                // The size is not known before the fields are there.
+                let mut header = $crate::header::Header { size: 0, kind: self.kind(), tag };
+                $crate::wire::Field::encode(&header, out)?;
+                match self {
+                    $($enum::$variant(message) => $crate::wire::Field::encode(message, out)?,)+
+                }
+                let size = (out.len() - start) as u64 + u64::from(self.payload());
+                header.size =
+                    u32::try_from(size).map_err(|_| $crate::error::EncodeError::FrameTooLong)?;
+                out[start..][..4].copy_from_slice(&header.size.to_le_bytes());
+                Ok(())
+            }
+
+            /// The message's type number.
+            #[inline]
+            pub fn kind(&self) -> u8 {
+                match self {
+                    $($enum::$variant(_) => $number,)+
+                }
+            }
+
+            /// How many bytes of payload follow the fields.
+            #[inline]
+            #[allow(unused_variables, reason = "few messages have a payload")]
+            fn payload(&self) -> u32 {
+                match self {
+                    $($enum::$variant(message) => messages!(@payload message $($count)?),)+
+                }
+            }
+        }
+    };
+
+    (@check $name:ident $message:ident $behind:ident) => {
+        if $behind != 0 {
+            return Err(DecodeError::Trailing($behind));
+        }
+    };
+    (@check $name:ident $message:ident $behind:ident $count:ident) => {
+        let count = $name::payload(&$message);
+        if count as usize != $behind {
+            return Err(DecodeError::Count { count, payload: $behind });
+        }
+    };
+    (@payload $message:ident) => { 0 };
+    (@payload $message:ident $count:ident) => { $message.payload() };
+}
+
+pub(crate) use messages;

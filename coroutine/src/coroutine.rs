@@ -1,342 +1,431 @@
-//! Coroutines: create, enter, yield, end.
-//!
-//! A coroutine's [`Core`] lies at the top of its own stack, its closure below, then the frames:
-//!
-//! ```text
-//!   top of the mapping ─▶ Core
-//!                         the closure, until it is called
-//!                         frames ...
-//!                         guard
-//! ```
+//! Coroutines that somebody owns, with values that go in and out.
 
-use std::any::Any;
 use std::cell::Cell;
 use std::marker::PhantomData;
-use std::mem::{ManuallyDrop, MaybeUninit};
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::ptr::{self, NonNull};
+use std::ptr::NonNull;
 
-use crate::arch;
-use crate::stack::{Stack, StackError};
-use crate::workers::Job;
+use crate::core::{self, Core, Id, flags};
+use crate::stack::StackError;
 
-/// What is known of a coroutine, on its own stack.
-pub(crate) struct Core {
-    /// While suspended the coroutine's stack pointer, while running its caller's.
-    sp: Cell<*mut u8>,
-    /// The coroutine that entered this one; null for a thread's own stack.
-    caller: Cell<*mut Core>,
-    state: Cell<State>,
-    /// Whether the next entering unwinds the stack instead of going on.
-    cancelled: Cell<bool>,
-    /// Whether nobody holds a handle: the stack goes back as soon as the coroutine has ended.
-    detached: Cell<bool>,
-    /// A job that is to be given to its workers when the stack has been left.
-    job: Cell<Option<NonNull<Job>>>,
-    /// What the coroutine has panicked with.
-    panic: Cell<Option<Box<dyn Any + Send>>>,
-    stack: ManuallyDrop<Stack>,
-    id: Id,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
-    /// Yielded, or not begun: may be entered.
-    Suspended,
-    /// On the processor, or waiting for one that it has entered.
-    Running,
-    /// In a queue, or on a worker: is entered by who takes it from there.
-    Waiting,
-    /// At its end.
-    Finished,
-}
-
-/// Tells coroutines of a thread apart. Not used again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Id(u64);
-
-/// What a cancelled coroutine unwinds with.
-struct Cancelled;
-
-thread_local! {
-    static CURRENT: Cell<*mut Core> = const { Cell::new(ptr::null_mut()) };
-    static LAST_ID: Cell<u64> = const { Cell::new(0) };
-}
-
-/// Whether the caller runs in a coroutine.
-#[inline]
-pub fn in_coroutine() -> bool {
-    !CURRENT.get().is_null()
-}
-
-/// The coroutine that the caller runs in, if any.
-pub fn current() -> Option<Id> {
-    // SAFETY: CURRENT is null or the coroutine on whose stack this very call is.
-    unsafe { CURRENT.get().as_ref() }.map(|core| core.id)
-}
-
-/// A coroutine that its owner enters. Dropped before its end, its stack is unwound; a coroutine
-/// that waits for a worker or a lock is unwound when its waiting is over.
+/// A coroutine and the right to enter it.
 ///
-/// It stays on its thread:
+/// `In` goes in at each entering, `Out` comes out at each yield and `Return` at the end. A
+/// coroutine that passes nothing is made by [`create`](Coroutine::create), one with values by
+/// [`with_values`](Coroutine::with_values).
 ///
-/// ```compile_fail
+/// Dropped before its end, the coroutine is unwound: what lives on its stack is dropped. One that
+/// waits for a worker, which may use its stack, is unwound when the worker has done; one that waits
+/// for a lock, in a queue or for the time, at once.
+///
+/// A coroutine stays on the thread that has made it ([`SendCoroutine`] does not), and is entered by
+/// one at a time:
+///
+/// ```compile_fail,E0277
 /// fn send<T: Send>(_: T) {}
 /// send(coroutine::Coroutine::create(|| {}));
 /// ```
-pub struct Coroutine {
+///
+/// ```compile_fail,E0277
+/// fn share<T: Sync>(_: T) {}
+/// share(coroutine::Coroutine::create(|| {}));
+/// ```
+///
+/// ```compile_fail,E0382
+/// use coroutine::Coroutine;
+/// let mut itself = Coroutine::create(|| {}).unwrap();
+/// let other = Coroutine::create(move || { itself.enter(); });
+/// itself.enter();
+/// ```
+///
+/// It may not borrow from the stack of who makes it, as it may outlive that:
+///
+/// ```compile_fail,E0597
+/// use coroutine::Coroutine;
+/// let coroutine = {
+///     let text = String::from("gone");
+///     Coroutine::create(|| println!("{}", &text))
+/// };
+/// ```
+#[must_use = "a coroutine that is dropped is unwound"]
+pub struct Coroutine<In = (), Out = (), Return = ()> {
     core: NonNull<Core>,
-    thread_bound: PhantomData<*mut ()>,
+    values: PhantomData<Values<In, Out, Return>>,
 }
 
+/// In go values alone, and what is made of all this belongs to a thread.
+type Values<In, Out, Return> = (fn(In), *mut Out, *mut Return);
+
+/// How a coroutine has come back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step<Out, Return> {
+    /// It has yielded a value and can be entered again.
+    Yielded(Out),
+    /// It has ended with a value.
+    Finished(Return),
+    /// It waits for a worker, a lock, a queue or the time, and what it waits for enters it next.
+    /// What it does then is told by [`Coroutine::step`].
+    Waiting,
+}
+
+/// The inner end of a coroutine with values.
+///
+/// It is of use in its coroutine alone, and stays there:
+///
+/// ```compile_fail,E0521
+/// use coroutine::Coroutine;
+/// std::thread_local! {
+///     static KEPT: std::cell::Cell<Option<&'static coroutine::Yielder<(), u32>>> = Default::default();
+/// }
+/// let coroutine = Coroutine::<(), u32>::with_values(|yielder, ()| KEPT.set(Some(yielder)));
+/// ```
+pub struct Yielder<In, Out> {
+    input: Cell<Option<In>>,
+    output: Cell<Option<Out>>,
+}
+
+/// Values on their way.
+struct Mailbox<In, Out, Return> {
+    yielder: Yielder<In, Out>,
+    result: Cell<Option<Return>>,
+}
+
+impl<In, Out, Return> Default for Mailbox<In, Out, Return> {
+    #[inline(always)]
+    fn default() -> Self {
+        let yielder = Yielder {
+            input: Cell::new(None),
+            output: Cell::new(None),
+        };
+        Mailbox {
+            yielder,
+            result: Cell::new(None),
+        }
+    }
+}
+
+impl<In, Out, Return> Mailbox<In, Out, Return> {
+    fn empty(&self) {
+        self.yielder.input.take();
+        self.yielder.output.take();
+        self.result.take();
+    }
+}
+
+type Plain = Mailbox<(), (), ()>;
+
 impl Coroutine {
-    /// Makes a coroutine that will run `f`. Errors: [`StackError`] if there is no stack for it.
+    /// Makes a coroutine that will run `f`.
+    ///
+    /// # Errors
+    /// [`StackError`] if there is no stack for it.
+    #[inline]
     pub fn create(f: impl FnOnce() + 'static) -> Result<Coroutine, StackError> {
-        let core = create(f, false)?;
-        Ok(Coroutine {
-            core,
-            thread_bound: PhantomData,
-        })
+        core::create::<_, Plain>(f, 0).map(Coroutine::of)
+    }
+
+    /// As [`create`](Coroutine::create), on a stack of `size` bytes, which is mapped for this
+    /// coroutine and unmapped after it.
+    ///
+    /// # Errors
+    /// [`StackError`] if there is no stack of that size.
+    pub fn create_with_stack(
+        size: usize,
+        f: impl FnOnce() + 'static,
+    ) -> Result<Coroutine, StackError> {
+        core::create_with_stack::<_, Plain>(size, f, 0).map(Coroutine::of)
     }
 
     /// Runs the coroutine until it yields, waits or ends, and returns whether it has not ended. A
     /// panic in it goes on here.
     ///
     /// # Panics
-    /// If the coroutine runs already, has ended, or waits for something that will enter it.
+    /// If the coroutine has ended, or waits for something that will enter it.
+    #[inline]
     pub fn enter(&mut self) -> bool {
-        match self.core().state.get() {
-            State::Suspended => {}
-            State::Running => panic!("a running coroutine was entered"),
-            State::Waiting => panic!("a coroutine was entered that waits for a worker or a lock"),
-            State::Finished => panic!("a finished coroutine was entered"),
+        core::enter(self.core())
+    }
+
+    /// As [`enter`](Coroutine::enter), copied into the caller; see [`yield_inline`].
+    ///
+    /// [`yield_inline`]: crate::yield_inline
+    ///
+    /// # Panics
+    /// As [`enter`](Coroutine::enter).
+    #[inline(always)]
+    pub fn enter_inline(&mut self) -> bool {
+        core::enter_inline(self.core())
+    }
+}
+
+impl<In, Out, Return> Coroutine<In, Out, Return> {
+    /// Makes a coroutine that will run `f` with the value that it is first entered with. `f` gets
+    /// the values after that, and gives values out, by [`Yielder::yield_value`].
+    ///
+    /// ```
+    /// use coroutine::{Coroutine, Step};
+    ///
+    /// let mut sum = Coroutine::with_values(|yielder, first: u32| {
+    ///     let mut sum = first;
+    ///     while sum < 10 {
+    ///         sum += yielder.yield_value(sum);
+    ///     }
+    ///     "enough"
+    /// })?;
+    /// assert_eq!(sum.pass(1), Step::Yielded(1));
+    /// assert_eq!(sum.pass(5), Step::Yielded(6));
+    /// assert_eq!(sum.pass(4), Step::Finished("enough"));
+    /// # Ok::<(), coroutine::StackError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`StackError`] if there is no stack for it.
+    pub fn with_values(
+        f: impl FnOnce(&Yielder<In, Out>, In) -> Return + 'static,
+    ) -> Result<Self, StackError>
+    where
+        In: 'static,
+        Out: 'static,
+        Return: 'static,
+    {
+        let body = || {
+            let core = core::this();
+            // SAFETY: `create` puts a mailbox of this type there, and it lies above this stack's
+            // frames until the core is released, which is after its end.
+            let mailbox = unsafe { core.mailbox::<Mailbox<In, Out, Return>>().as_ref() };
+            let _emptied = EmptiedIfDisowned { core, mailbox };
+            let value = f(&mailbox.yielder, mailbox.yielder.value());
+            mailbox.result.set(Some(value));
+        };
+        core::create::<_, Mailbox<In, Out, Return>>(body, 0).map(Self::of)
+    }
+
+    /// Runs the coroutine, with a value for it, until it yields, waits or ends. A panic in it goes
+    /// on here.
+    ///
+    /// # Panics
+    /// If the coroutine has ended, or waits for something that will enter it; if it yields by
+    /// [`yield_now`](crate::yield_now), which passes no value.
+    pub fn pass(&mut self, value: In) -> Step<Out, Return> {
+        // Before the value is put where only the coroutine takes it from.
+        core::check(self.core());
+        self.mailbox().yielder.input.set(Some(value));
+        core::enter(self.core());
+        self.step()
+    }
+
+    /// What a coroutine has done that was [`Waiting`](Step::Waiting) and has been continued since.
+    ///
+    /// # Panics
+    /// If that has been told already, or it has yielded without a value.
+    pub fn step(&mut self) -> Step<Out, Return> {
+        if let Some(value) = self.mailbox().yielder.output.take() {
+            return Step::Yielded(value);
         }
-        enter(self.core);
-        self.core().state.get() != State::Finished
+        if let Some(value) = self.mailbox().result.take() {
+            return Step::Finished(value);
+        }
+        assert!(
+            self.core().is_waiting(),
+            "a coroutine with values has yielded without one"
+        );
+        Step::Waiting
     }
 
     /// Whether the coroutine has come to its end.
     pub fn is_finished(&self) -> bool {
-        self.core().state.get() == State::Finished
+        self.core().is_finished()
     }
 
-    /// The coroutine's name for [`current`].
+    /// Whether the coroutine waits for something that will enter it: then its owner must not.
+    pub fn is_waiting(&self) -> bool {
+        self.core().is_waiting()
+    }
+
+    /// The coroutine's name for [`current`](crate::current) and [`entered`](crate::entered).
     pub fn id(&self) -> Id {
-        self.core().id
+        self.core().id()
     }
 
+    #[inline(always)]
+    fn of(core: NonNull<Core>) -> Self {
+        Coroutine {
+            core,
+            values: PhantomData,
+        }
+    }
+
+    #[inline(always)]
     fn core(&self) -> &Core {
-        // SAFETY: a core that is not detached lives as long as its handle.
+        // SAFETY: a core lives as long as its handle.
         unsafe { self.core.as_ref() }
+    }
+
+    fn mailbox(&self) -> &Mailbox<In, Out, Return> {
+        // SAFETY: `create` has put a mailbox of this type there, and it lives as long as the core.
+        unsafe { self.core().mailbox().as_ref() }
     }
 }
 
-impl Drop for Coroutine {
+impl<In, Out, Return> Drop for Coroutine<In, Out, Return> {
+    #[inline]
     fn drop(&mut self) {
-        match self.core().state.get() {
-            State::Finished => release(self.core),
-            State::Suspended => {
-                self.core().cancelled.set(true);
-                self.core().detached.set(true);
-                enter(self.core);
-            }
-            // Something holds a pointer into the stack, a worker perhaps: it lives until that is
-            // over. A running coroutine that drops its own handle ends as it would have.
-            State::Waiting => {
-                self.core().cancelled.set(true);
-                self.core().detached.set(true);
-            }
-            State::Running => self.core().detached.set(true),
+        if std::mem::needs_drop::<Mailbox<In, Out, Return>>() {
+            self.mailbox().empty();
         }
+        self.core().disown();
+    }
+}
+
+/// Each value that the coroutine yields; what it ends with is dropped.
+///
+/// # Panics
+/// As [`Coroutine::pass`], and if the coroutine waits.
+impl<Out, Return> Iterator for Coroutine<(), Out, Return> {
+    type Item = Out;
+
+    fn next(&mut self) -> Option<Out> {
+        if self.is_finished() {
+            return None;
+        }
+        match self.pass(()) {
+            Step::Yielded(value) => Some(value),
+            Step::Finished(_) => None,
+            Step::Waiting => panic!("a coroutine that is iterated over waits for something else"),
+        }
+    }
+}
+
+impl<In, Out> Yielder<In, Out> {
+    /// Suspends the coroutine with a value for who has entered it, and returns the value that it
+    /// is entered with next.
+    ///
+    /// # Panics
+    /// As [`yield_now`](crate::yield_now); if it is entered without a value.
+    pub fn yield_value(&self, value: Out) -> In {
+        self.output.set(Some(value));
+        core::yield_now();
+        self.value()
+    }
+
+    fn value(&self) -> In {
+        match self.input.take() {
+            Some(value) => value,
+            None => panic!("a coroutine with values was entered without one"),
+        }
+    }
+}
+
+/// Drops what is left in the mailbox at the end of a coroutine that has no owner any more.
+struct EmptiedIfDisowned<'a, In, Out, Return> {
+    core: &'a Core,
+    mailbox: &'a Mailbox<In, Out, Return>,
+}
+
+impl<In, Out, Return> Drop for EmptiedIfDisowned<'_, In, Out, Return> {
+    fn drop(&mut self) {
+        if self.core.is_detached() {
+            self.mailbox.empty();
+        }
+    }
+}
+
+/// A coroutine that may be entered by one thread after the other.
+///
+/// It may go to another thread at each yield, so what it does has to be safe there. It cannot wait
+/// for workers, locks and queues, which belong to one thread.
+///
+/// A thread-local variable is the one of the thread that the coroutine runs on just now. Code
+/// compiled into one function with a yield may take the address of a thread-local variable before
+/// the yield and use it behind: read thread-locals in functions that are not inlined.
+#[must_use = "a coroutine that is dropped is unwound"]
+pub struct SendCoroutine<In = (), Out = (), Return = ()>(Coroutine<In, Out, Return>);
+
+// SAFETY: who makes one has promised that all that is on its stack may go to another thread when
+// it is suspended, and the values are Send. Only the owner enters it: it does not wait.
+unsafe impl<In: Send, Out: Send, Return: Send> Send for SendCoroutine<In, Out, Return> {}
+
+impl SendCoroutine {
+    /// Makes a coroutine that will run `f`.
+    ///
+    /// # Errors
+    /// [`StackError`] if there is no stack for it.
+    ///
+    /// # Safety
+    /// Whenever the coroutine yields, nothing may live on its stack that is not [`Send`], and no
+    /// address of a thread-local variable be used over the yield. That `f` is Send is not
+    /// sufficient, as it says nothing of what `f` makes, and the compiler cannot see it.
+    pub unsafe fn create(f: impl FnOnce() + Send + 'static) -> Result<Self, StackError> {
+        Coroutine::create(f).map(SendCoroutine::of)
+    }
+
+    /// As [`Coroutine::enter`].
+    ///
+    /// # Panics
+    /// As [`Coroutine::enter`].
+    #[inline]
+    pub fn enter(&mut self) -> bool {
+        self.0.enter()
+    }
+}
+
+impl<In, Out, Return> SendCoroutine<In, Out, Return> {
+    /// As [`Coroutine::with_values`].
+    ///
+    /// # Errors
+    /// [`StackError`] if there is no stack for it.
+    ///
+    /// # Safety
+    /// As for [`create`](SendCoroutine::create).
+    pub unsafe fn with_values(
+        f: impl FnOnce(&Yielder<In, Out>, In) -> Return + Send + 'static,
+    ) -> Result<Self, StackError>
+    where
+        In: Send + 'static,
+        Out: Send + 'static,
+        Return: Send + 'static,
+    {
+        Coroutine::with_values(f).map(SendCoroutine::of)
+    }
+
+    /// As [`Coroutine::pass`].
+    ///
+    /// # Panics
+    /// As [`Coroutine::pass`].
+    pub fn pass(&mut self, value: In) -> Step<Out, Return> {
+        self.0.pass(value)
+    }
+
+    /// Whether the coroutine has come to its end.
+    pub fn is_finished(&self) -> bool {
+        self.0.is_finished()
+    }
+
+    /// The coroutine's name for [`current`](crate::current) and [`entered`](crate::entered).
+    pub fn id(&self) -> Id {
+        self.0.id()
+    }
+
+    fn of(coroutine: Coroutine<In, Out, Return>) -> Self {
+        coroutine.core().set_flag(flags::MIGRATES);
+        SendCoroutine(coroutine)
     }
 }
 
 /// Makes a coroutine and enters it at once; returns when it first yields, waits or ends. It has no
-/// handle: what it waits for continues it. Errors: [`StackError`] if there is no stack for it.
+/// owner: what it waits for continues it.
+///
+/// One that yields otherwise is never continued, and keeps its stack.
+///
+/// # Errors
+/// [`StackError`] if there is no stack for it; then `f` has been dropped.
 ///
 /// # Panics
 /// With what the coroutine panics with, if it does before it first waits; later panics reach who
 /// continues it.
+#[inline]
 pub fn spawn(f: impl FnOnce() + 'static) -> Result<(), StackError> {
-    enter(create(f, true)?);
+    let core = core::create::<_, ()>(f, flags::DETACHED)?;
+    // SAFETY: the core is alive until its end, and `enter` is the only one who enters it.
+    core::enter(unsafe { core.as_ref() });
     Ok(())
-}
-
-/// Suspends the running coroutine and goes on where it was entered.
-///
-/// # Panics
-/// Outside of a coroutine, and while the coroutine is panicking: the standard library counts
-/// panics by thread.
-pub fn yield_now() {
-    leave(State::Suspended);
-}
-
-/// Suspends the running coroutine until something calls [`resume`] for it.
-pub(crate) fn wait() {
-    leave(State::Waiting);
-}
-
-/// Suspends the running coroutine until its job is done. The job is handed over only when the
-/// stack has been left: a fast worker would otherwise resume a coroutine that still runs.
-pub(crate) fn wait_for_job(job: NonNull<Job>) {
-    running().job.set(Some(job));
-    leave(State::Waiting);
-}
-
-/// The running coroutine, to be continued by [`resume`].
-///
-/// # Panics
-/// Outside of a coroutine.
-pub(crate) fn this() -> NonNull<Core> {
-    NonNull::from(running())
-}
-
-/// Continues a coroutine that waits.
-pub(crate) fn resume(core: NonNull<Core>) {
-    // SAFETY: a coroutine that waits is alive, whoever has dropped its handle.
-    let state = unsafe { core.as_ref() }.state.get();
-    assert_eq!(
-        state,
-        State::Waiting,
-        "a coroutine was continued that does not wait"
-    );
-    enter(core);
-}
-
-fn running<'a>() -> &'a Core {
-    // SAFETY: CURRENT is null or the coroutine on whose stack this very call is, which outlives
-    // the call.
-    unsafe { CURRENT.get().as_ref() }.expect("outside of a coroutine there is nothing to suspend")
-}
-
-/// The first function on a coroutine's stack: what is to run, and how it ends.
-struct Entry<F> {
-    core: NonNull<Core>,
-    f: F,
-}
-
-fn create<F: FnOnce() + 'static>(f: F, detached: bool) -> Result<NonNull<Core>, StackError> {
-    const {
-        assert!(align_of::<Entry<F>>() <= 4096 && align_of::<Core>() <= 4096);
-        // The stack is for frames.
-        assert!(
-            size_of::<Entry<F>>() <= 16 * 1024,
-            "the closure is too large for the stack"
-        );
-    }
-    let stack = Stack::take()?;
-    let core_at = below(stack.top(), size_of::<Core>(), align_of::<Core>());
-    let entry_at = below(core_at, size_of::<Entry<F>>(), align_of::<Entry<F>>());
-    let frames_at = below(entry_at, 0, 16);
-    let core = core_at.cast::<Core>();
-    LAST_ID.set(LAST_ID.get() + 1);
-    // SAFETY: both places lie in the stack's own memory, aligned, one below the other, and nothing
-    // else uses that memory; `frames_at` is aligned to 16 and the memory below it is the stack's.
-    unsafe {
-        let core_ref = NonNull::new_unchecked(core);
-        entry_at
-            .cast::<Entry<F>>()
-            .write(Entry { core: core_ref, f });
-        let sp = arch::initialise(frames_at, run::<F>, entry_at);
-        core.write(Core {
-            sp: Cell::new(sp),
-            caller: Cell::new(ptr::null_mut()),
-            state: Cell::new(State::Suspended),
-            cancelled: Cell::new(false),
-            detached: Cell::new(detached),
-            job: Cell::new(None),
-            panic: Cell::new(None),
-            stack: ManuallyDrop::new(stack),
-            id: Id(LAST_ID.get()),
-        });
-        Ok(core_ref)
-    }
-}
-
-fn below(address: *mut u8, size: usize, align: usize) -> *mut u8 {
-    let place = (address as usize - size) & !(align - 1);
-    address.wrapping_sub(address as usize - place)
-}
-
-unsafe extern "C" fn run<F: FnOnce() + 'static>(entry: *mut u8) -> ! {
-    // SAFETY: `create` has put the entry there for this one call.
-    let Entry { core, f } = unsafe { entry.cast::<Entry<F>>().read() };
-    // SAFETY: the core lives until `release`, which runs after this stack has been left for good.
-    let core = unsafe { core.as_ref() };
-    // Never let an unwind pass the switch: there is no frame behind it.
-    let result = catch_unwind(AssertUnwindSafe(|| {
-        if core.cancelled.get() {
-            drop(f);
-        } else {
-            f();
-        }
-    }));
-    if let Err(panic) = result
-        && !panic.is::<Cancelled>()
-    {
-        core.panic.set(Some(panic));
-    }
-    core.state.set(State::Finished);
-    let to = core.sp.get();
-    let mut nowhere = MaybeUninit::uninit();
-    // SAFETY: `enter` has saved the caller's stack pointer in `sp`. Nothing ever comes back, so
-    // what is saved of this stack is of no use.
-    unsafe { arch::switch(nowhere.as_mut_ptr(), to) };
-    unreachable!("a finished coroutine was entered")
-}
-
-fn enter(core: NonNull<Core>) {
-    // SAFETY: callers have checked that the coroutine is alive and not running.
-    let target = unsafe { core.as_ref() };
-    let caller = CURRENT.replace(core.as_ptr());
-    target.caller.set(caller);
-    target.state.set(State::Running);
-    let to = target.sp.get();
-    // SAFETY: `sp` is the stack pointer saved when the coroutine was made or last left, and is
-    // used once: the switch overwrites it with ours, the way back.
-    unsafe { arch::switch(target.sp.as_ptr(), to) };
-    CURRENT.set(caller);
-    if let Some(job) = target.job.take() {
-        // SAFETY: the job is alive until the coroutine is resumed, and that takes its completion,
-        // which only this makes possible. From here on the coroutine may be touched by nobody
-        // but through that.
-        unsafe { Job::submit(job) };
-        return;
-    }
-    if target.state.get() == State::Finished {
-        let panic = target.panic.take();
-        if target.detached.get() {
-            release(core);
-        }
-        if let Some(panic) = panic {
-            resume_unwind(panic);
-        }
-    }
-}
-
-fn leave(state: State) {
-    let core = running();
-    assert!(
-        !std::thread::panicking(),
-        "a coroutine cannot be suspended while it panics"
-    );
-    core.state.set(state);
-    let to = core.sp.get();
-    // SAFETY: while a coroutine runs, `sp` is its caller's stack pointer, saved by `enter`; it is
-    // used once and overwritten with ours.
-    unsafe { arch::switch(core.sp.as_ptr(), to) };
-    if core.cancelled.get() {
-        resume_unwind(Box::new(Cancelled));
-    }
-}
-
-/// Gives the stack of a finished coroutine back, the core with it.
-fn release(core: NonNull<Core>) {
-    // SAFETY: the coroutine has ended and nobody else knows of it: its handle is gone or being
-    // dropped. The stack is moved out before its memory, in which the core lies, is given away.
-    unsafe {
-        let stack = ManuallyDrop::take(&mut (*core.as_ptr()).stack);
-        ptr::drop_in_place(core.as_ptr());
-        stack.give_back();
-    }
 }

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::time::Instant;
 
 use coroutine::Workers;
 use nix::errno::Errno;
@@ -188,7 +189,7 @@ impl Daemon {
         let mut events = [EpollEvent::empty(); 8];
         while !self.stopping {
             let timeout = if self.server.workers().prepare_sleep() {
-                EpollTimeout::NONE
+                until_next_moment()
             } else {
                 EpollTimeout::ZERO
             };
@@ -205,6 +206,7 @@ impl Daemon {
                 self.on_event(token)?;
             }
             self.server.workers().run_completed();
+            coroutine::run_timers();
             coroutine::run_ready();
             if let Some(connection) = &self.connection
                 && let Err(error) = connection.notify()
@@ -293,6 +295,17 @@ impl Daemon {
             Err(error) => self.hang_up(Some(error)),
         }
     }
+}
+
+/// How long the loop may sleep on behalf of coroutines that wait for a moment: for ever, mostly.
+fn until_next_moment() -> EpollTimeout {
+    let Some(deadline) = coroutine::next_deadline() else {
+        return EpollTimeout::NONE;
+    };
+    let left = deadline.saturating_duration_since(Instant::now());
+    // Rounded up, not to wake too early over and over. The longest that fits is enough.
+    let milliseconds = left.as_nanos().div_ceil(1_000_000).min(i32::MAX as u128);
+    EpollTimeout::try_from(milliseconds).unwrap_or(EpollTimeout::MAX)
 }
 
 /// `struct virtio_9p_config`: the tag's length and its bytes, without a NUL.

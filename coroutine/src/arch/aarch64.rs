@@ -1,87 +1,302 @@
 //! aarch64, AAPCS64.
 //!
-//! A suspended stack, from its saved stack pointer upwards:
+//! A stack that is not running, from its saved stack pointer upwards:
 //!
 //! ```text
 //!   sp ─▶ x29 x30            frame pointer, resume address
 //!         x19 ... x28        the registers that a function must preserve
 //!         d8 ... d15
 //! ```
+//!
+//! and that of a coroutine that has not begun, up to its end: the same, with the coroutine's first
+//! function as resume address and, above it, two words of which the first points to the link. The
+//! first function is entered by a jump with x30 inside `base`, as if it had been called there.
+//!
+//! While a coroutine runs, its link holds the saved stack pointer of who entered it, so the unwind
+//! information of `base` leads every walk over the stack there.
+//!
+//! A switch ends in a jump, not in a return: the processor predicts returns by the calls that it
+//! has seen, and those belong to the other stack. FPCR is the thread's: a coroutine that changes
+//! it has to put it back before it yields. In a program whose code is guarded by branch target
+//! identification, which the standard library's is not as it is shipped, the jump would have to
+//! be a return.
 
 use std::arch::naked_asm;
+use std::cell::Cell;
+use std::ptr;
 
-/// Saves the state of this stack, its stack pointer in `*save`, and goes on on the stack whose
-/// stack pointer is `to`. Returns when something switches back.
+/// The saved stack pointer of the one side of a coroutine that is not running. At offset 0 of what
+/// contains it.
+#[repr(C)]
+pub(crate) struct Link(Cell<*mut usize>);
+
+/// A coroutine's first function. `cancelled` if it is entered to be dropped.
+pub(crate) type Entry = unsafe extern "C-unwind" fn(link: *const Link, cancelled: bool) -> !;
+
+/// Called on a stack that has just been switched to, before it goes on; it may unwind into it.
+pub(crate) type Hook = unsafe extern "C-unwind" fn(link: *const Link);
+
+/// Bytes to leave unused below a stack: the ABI lets a function step over less than this without
+/// touching it.
+pub(crate) const GUARD_SIZE: usize = 64 * 1024;
+
+/// Words of a stack that is not running.
+const FRAME: usize = 20;
+
+impl Link {
+    pub(crate) const fn new() -> Link {
+        Link(Cell::new(ptr::null_mut()))
+    }
+
+    /// Prepares the memory below `top` so that the first switch calls `entry(link, value)`.
+    ///
+    /// # Safety
+    /// `top` must be aligned to 16 bytes, the 4 KiB below it be writable and used by nothing else,
+    /// and the link be where it is until the coroutine has ended.
+    #[inline(always)]
+    pub(crate) unsafe fn prepare(&self, top: *mut u8, entry: Entry) {
+        // SAFETY: granted by the caller. The multiple of 16 bytes keeps the alignment.
+        unsafe {
+            let sp = top.cast::<usize>().sub(FRAME + 2);
+            sp.write(0); // x29: walks by frame pointers end here
+            sp.add(1).write(start as *const () as usize);
+            sp.add(2).write(entry as usize); // x19
+            sp.add(FRAME).write(ptr::from_ref(self) as usize);
+            self.0.set(sp);
+        }
+    }
+}
+
+/// Whether stacks can be switched here.
+pub(crate) fn usable() -> bool {
+    true
+}
+
+macro_rules! save {
+    () => {
+        "stp x29, x30, [sp, #-160]!
+         stp x19, x20, [sp, #16]
+         stp x21, x22, [sp, #32]
+         stp x23, x24, [sp, #48]
+         stp x25, x26, [sp, #64]
+         stp x27, x28, [sp, #80]
+         stp d8, d9, [sp, #96]
+         stp d10, d11, [sp, #112]
+         stp d12, d13, [sp, #128]
+         stp d14, d15, [sp, #144]"
+    };
+}
+
+macro_rules! restore {
+    () => {
+        "ldp x19, x20, [sp, #16]
+         ldp x21, x22, [sp, #32]
+         ldp x23, x24, [sp, #48]
+         ldp x25, x26, [sp, #64]
+         ldp x27, x28, [sp, #80]
+         ldp d8, d9, [sp, #96]
+         ldp d10, d11, [sp, #112]
+         ldp d12, d13, [sp, #128]
+         ldp d14, d15, [sp, #144]
+         ldp x29, x30, [sp], #160"
+    };
+}
+
+/// What the unwinder is to know where the words above lie at a frame's bottom, `CFA` being its top.
+macro_rules! saved_registers {
+    () => {
+        ".cfi_offset x29, -160
+         .cfi_offset x30, -152
+         .cfi_offset x19, -144
+         .cfi_offset x20, -136
+         .cfi_offset x21, -128
+         .cfi_offset x22, -120
+         .cfi_offset x23, -112
+         .cfi_offset x24, -104
+         .cfi_offset x25, -96
+         .cfi_offset x26, -88
+         .cfi_offset x27, -80
+         .cfi_offset x28, -72
+         .cfi_offset d8, -64
+         .cfi_offset d9, -56
+         .cfi_offset d10, -48
+         .cfi_offset d11, -40
+         .cfi_offset d12, -32
+         .cfi_offset d13, -24
+         .cfi_offset d14, -16
+         .cfi_offset d15, -8"
+    };
+}
+
+/// Saves this stack's state in the link and goes on on the other stack, where `value` is what the
+/// switch that has saved it returns. Returns when something switches back.
 ///
 /// # Safety
-/// `to` must come from [`initialise`] or from an earlier switch that has saved it, and be used
-/// once. The memory of its stack must be alive.
+/// The other stack must be alive, and its state have been saved in this link.
 #[unsafe(naked)]
-pub(crate) unsafe extern "C" fn switch(save: *mut *mut u8, to: *mut u8) {
+pub(crate) unsafe extern "C-unwind" fn switch(link: *const Link, value: bool) -> bool {
     naked_asm!(
-        "stp x29, x30, [sp, #-160]!",
-        "stp x19, x20, [sp, #16]",
-        "stp x21, x22, [sp, #32]",
-        "stp x23, x24, [sp, #48]",
-        "stp x25, x26, [sp, #64]",
-        "stp x27, x28, [sp, #80]",
-        "stp d8, d9, [sp, #96]",
-        "stp d10, d11, [sp, #112]",
-        "stp d12, d13, [sp, #128]",
-        "stp d14, d15, [sp, #144]",
-        "mov x9, sp",
-        "str x9, [x0]",
-        "mov sp, x1",
-        "ldp x19, x20, [sp, #16]",
-        "ldp x21, x22, [sp, #32]",
-        "ldp x23, x24, [sp, #48]",
-        "ldp x25, x26, [sp, #64]",
-        "ldp x27, x28, [sp, #80]",
-        "ldp d8, d9, [sp, #96]",
-        "ldp d10, d11, [sp, #112]",
-        "ldp d12, d13, [sp, #128]",
-        "ldp d14, d15, [sp, #144]",
-        "ldp x29, x30, [sp], #160",
-        // x16 and x17 may be jumped through to any landing pad of a function's entry.
+        ".cfi_startproc",
+        save!(),
+        ".cfi_def_cfa_offset 160",
+        saved_registers!(),
+        "ldr x9, [x0]",
+        "mov x10, sp",
+        "str x10, [x0]",
+        "mov sp, x9",
+        // For a first function the link stays in x0, and the value is in x1.
+        "mov x11, x0",
+        restore!(),
+        "mov w0, w1",
+        // What has not begun wants the link from x11. Through x16 a jump may go to the beginning
+        // of any function.
         "mov x16, x30",
         "br x16",
+        ".cfi_endproc",
     )
 }
 
-/// The first frame of a stack: calls the function in x20 with the argument in x19.
+/// As [`switch`], but on the other stack `hook` is called before it goes on. When that runs, this
+/// stack has been left.
+///
+/// # Safety
+/// As for [`switch`]; the other stack must not be one that has not begun.
 #[unsafe(naked)]
-unsafe extern "C" fn first_frame() {
+pub(crate) unsafe extern "C-unwind" fn switch_then(
+    link: *const Link,
+    value: bool,
+    hook: Hook,
+) -> bool {
     naked_asm!(
-        "hint #34", // bti c: the place that `br x16` may reach where branches are checked
-        // Nobody called this frame: a walk over the stack ends here.
+        ".cfi_startproc",
+        save!(),
+        ".cfi_def_cfa_offset 160",
+        saved_registers!(),
+        "ldr x9, [x0]",
+        "mov x10, sp",
+        "str x10, [x0]",
+        // The other stack has the same words in the same places: what is said above to the
+        // unwinder goes on to be true.
+        "mov sp, x9",
+        "str x1, [sp, #-16]!",
+        ".cfi_adjust_cfa_offset 16",
+        "blr x2",
+        "ldr x1, [sp], #16",
+        ".cfi_adjust_cfa_offset -16",
+        restore!(),
+        "mov w0, w1",
+        "mov x16, x30",
+        "br x16",
+        ".cfi_endproc",
+    )
+}
+
+/// As [`switch`], for the last time: nothing is saved.
+///
+/// # Safety
+/// As for [`switch`], and nothing ever switches back.
+#[unsafe(naked)]
+pub(crate) unsafe extern "C" fn switch_for_good(link: *const Link, value: bool) -> ! {
+    naked_asm!(
         ".cfi_startproc",
         ".cfi_undefined x30",
-        "mov x29, xzr",
-        "mov x0, x19",
-        "blr x20",
+        "ldr x9, [x0]",
+        "mov sp, x9",
+        restore!(),
+        "mov w0, w1",
+        "mov x16, x30",
+        "br x16",
+        ".cfi_endproc",
+    )
+}
+
+/// As [`switch_then`], for the last time.
+///
+/// # Safety
+/// As for [`switch_then`], and nothing ever switches back.
+pub(crate) unsafe fn switch_for_good_then(link: *const Link, value: bool, hook: Hook) -> ! {
+    // SAFETY: granted by the caller.
+    unsafe { switch_then(link, value, hook) };
+    unreachable!("a finished coroutine was entered")
+}
+
+/// As [`switch`]: here it is not copied into the caller.
+///
+/// # Safety
+/// As for [`switch`].
+#[inline(always)]
+pub(crate) unsafe fn switch_inline(link: *const Link, value: bool) -> bool {
+    // SAFETY: granted by the caller.
+    unsafe { switch(link, value) }
+}
+
+/// Calls a coroutine's first function, which is in x19.
+#[unsafe(naked)]
+unsafe extern "C" fn start() {
+    naked_asm!(
+        "hint #34", // bti c
+        "mov x0, x11",
+        "adr x30, {base} + 4",
+        "br x19",
+        base = sym base,
+    )
+}
+
+/// What a coroutine's first function would return to. Never executed: it tells the unwinder that
+/// behind it lies the frame of who entered the coroutine.
+#[unsafe(naked)]
+unsafe extern "C" fn base() {
+    naked_asm!(
+        ".cfi_startproc",
+        // Debuggers accept from a signal's frame alone that the next frame is on another stack.
+        ".cfi_signal_frame",
+        // The stack pointer here points to the pointer to the link, which points to the saved
+        // frame of the other side: CFA = **sp + 160.
+        // DW_CFA_def_cfa_expression, 7 bytes: DW_OP_breg31 0, DW_OP_deref, DW_OP_deref,
+        // DW_OP_plus_uconst 160.
+        ".cfi_escape 0x0f, 7, 0x8f, 0, 0x06, 0x06, 0x23, 0xa0, 0x01",
+        saved_registers!(),
+        "nop",
         "brk #1",
         ".cfi_endproc",
     )
 }
 
-/// Prepares the memory below `top` so that the first switch to it calls `entry(argument)`, which
-/// must not return. Returns the stack pointer to switch to.
+/// The calling thread's place in a thread-local variable of `$size` bytes, all zero at first.
 ///
-/// # Safety
-/// `top` must be aligned to 16 bytes and the memory below it be writable.
-pub(crate) unsafe fn initialise(
-    top: *mut u8,
-    entry: unsafe extern "C" fn(*mut u8) -> !,
-    argument: *mut u8,
-) -> *mut u8 {
-    let mut frame = [0_usize; 20];
-    frame[1] = first_frame as *const () as usize; // x30
-    frame[2] = argument as usize; // x19
-    frame[3] = entry as *const () as usize; // x20
-    // SAFETY: the caller grants the memory below `top`; 160 bytes keep the alignment of 16.
-    unsafe {
-        let sp = top.sub(size_of_val(&frame));
-        sp.cast::<[usize; 20]>().write(frame);
-        sp
-    }
+/// Asked for by assembly each time: the compiler would keep the address over a switch, behind
+/// which a coroutine may run on another thread.
+macro_rules! thread_slot {
+    ($symbol:literal, $size:literal) => {
+        std::arch::global_asm!(
+            ".pushsection .tbss,\"awT\",@nobits",
+            concat!(".globl ", $symbol),
+            concat!(".hidden ", $symbol),
+            concat!(".type ", $symbol, ",@object"),
+            concat!(".size ", $symbol, ",", $size),
+            ".p2align 4",
+            concat!($symbol, ":"),
+            concat!(".zero ", $size),
+            ".popsection",
+        );
+
+        #[inline(always)]
+        fn slot() -> *const u8 {
+            let place: *const u8;
+            // SAFETY: reads the thread pointer and the slot's offset from it.
+            unsafe {
+                std::arch::asm!(
+                    concat!("adrp {1}, :gottprel:", $symbol),
+                    concat!("ldr {1}, [{1}, :gottprel_lo12:", $symbol, "]"),
+                    "mrs {0}, tpidr_el0",
+                    "add {0}, {0}, {1}",
+                    out(reg) place,
+                    out(reg) _,
+                    options(nostack),
+                );
+            }
+            place
+        }
+    };
 }
+pub(crate) use thread_slot;

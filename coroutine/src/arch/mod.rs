@@ -1,17 +1,45 @@
-//! The switch from one stack to another.
+//! The switch from one stack to another, one file for each back-end.
 //!
-//! Each architecture offers the same two functions. The registers that a called function may
-//! change are not saved: the compiler has taken care of them around the call.
+//! All have the same interface. A [`Link`] belongs to a coroutine and knows how to reach the side
+//! of it that is not running: the coroutine while it is suspended, who entered it while it runs.
+//! [`switch`] exchanges the two; [`switch_then`] calls a function on the other side before that
+//! goes on, when this side has been left; [`switch_for_good`] is a coroutine's end;
+//! [`switch_inline`] is a switch that the compiler may copy into its caller.
+//!
+//! `thread_slot!` makes the place of the thread's state, found anew at each use.
 
-#[cfg(target_arch = "aarch64")]
-mod aarch64;
-#[cfg(target_arch = "x86_64")]
-mod x86_64;
+#[cfg(all(backend = "assembly", target_arch = "aarch64"))]
+#[path = "aarch64.rs"]
+mod backend;
 
-#[cfg(target_arch = "aarch64")]
-pub(crate) use aarch64::{initialise, switch};
-#[cfg(target_arch = "x86_64")]
-pub(crate) use x86_64::{initialise, switch};
+#[cfg(all(backend = "assembly", target_arch = "x86_64"))]
+#[path = "x86_64.rs"]
+mod backend;
 
-#[cfg(not(any(target_arch = "aarch64", target_arch = "x86_64")))]
-compile_error!("no stack switch for this architecture: add one to coroutine/src/arch");
+#[cfg(backend = "ucontext")]
+#[path = "ucontext.rs"]
+mod backend;
+
+#[cfg(backend = "threads")]
+#[path = "threads.rs"]
+mod backend;
+
+#[cfg(backend = "fibers")]
+#[path = "fibers.rs"]
+mod backend;
+
+#[cfg(any(backend = "ucontext", backend = "fibers"))]
+mod slot;
+#[cfg(any(backend = "ucontext", backend = "fibers"))]
+pub(crate) use slot::{slot_of_this, thread_slot};
+
+#[cfg(backend = "threads")]
+pub(crate) use backend::slot_of_this;
+#[cfg(any(backend = "assembly", backend = "threads"))]
+pub(crate) use backend::thread_slot;
+
+#[cfg(own_stacks)]
+pub(crate) use backend::GUARD_SIZE;
+pub(crate) use backend::{
+    Link, switch, switch_for_good, switch_for_good_then, switch_inline, switch_then, usable,
+};

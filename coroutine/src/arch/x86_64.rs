@@ -1,36 +1,177 @@
 //! x86_64, System V ABI.
 //!
-//! A suspended stack, from its saved stack pointer upwards:
+//! A stack that is not running, from its saved stack pointer upwards:
 //!
 //! ```text
 //!   sp ─▶ r15 r14 r13 r12 rbx rbp   the registers that a function must preserve
-//!         resume address            where the switch goes on
+//!         resume address            where the stack goes on
 //! ```
 //!
-//! MXCSR and the x87 control word are the thread's: a coroutine that changes them has to put them
-//! back before it yields. Saving them would more than double the cost of a switch.
+//! and that of a coroutine that has not begun, up to its end:
+//!
+//! ```text
+//!   sp ─▶ (anything) × 5, rbp = 0
+//!         the coroutine's first function, for which it looks as if it had been called
+//!         inside `base`
+//!         pointer to the link
+//! ```
+//!
+//! While a coroutine runs, its link holds the saved stack pointer of who entered it, so the unwind
+//! information of `base` leads every walk over the stack there.
+//!
+//! A switch ends in a jump, not in a return: the processor predicts returns by the calls that it
+//! has seen, and those belong to the other stack. MXCSR and the x87 control word are the thread's:
+//! a coroutine that changes them has to put them back before it yields, as saving them would more
+//! than double the cost of a switch. Where shadow stacks are on, switching is refused (`usable`).
 
-use std::arch::naked_asm;
+use std::arch::{asm, naked_asm};
+use std::cell::Cell;
+use std::ptr;
 
-/// Saves the state of this stack, its stack pointer in `*save`, and goes on on the stack whose
-/// stack pointer is `to`. Returns when something switches back.
+/// The saved stack pointer of the one side of a coroutine that is not running. At offset 0 of what
+/// contains it.
+#[repr(C)]
+pub(crate) struct Link(Cell<*mut usize>);
+
+/// A coroutine's first function. `cancelled` if it is entered to be dropped.
+pub(crate) type Entry = unsafe extern "C-unwind" fn(link: *const Link, cancelled: bool) -> !;
+
+/// Called on a stack that has just been switched to, before it goes on; it may unwind into it.
+pub(crate) type Hook = unsafe extern "C-unwind" fn(link: *const Link);
+
+/// Bytes to leave unused below a stack, so that no function steps over it.
+pub(crate) const GUARD_SIZE: usize = 16 * 1024;
+
+impl Link {
+    pub(crate) const fn new() -> Link {
+        Link(Cell::new(ptr::null_mut()))
+    }
+
+    /// Prepares the memory below `top` so that the first switch calls `entry(link, value)`.
+    ///
+    /// # Safety
+    /// `top` must be aligned to 16 bytes, the 4 KiB below it be writable and used by nothing else,
+    /// and the link be where it is until the coroutine has ended.
+    #[inline(always)]
+    pub(crate) unsafe fn prepare(&self, top: *mut u8, entry: Entry) {
+        // SAFETY: granted by the caller. The first function begins with the stack pointer at the
+        // return address, 8 bytes off an aligned address, as after any call.
+        unsafe {
+            let sp = top.cast::<usize>().sub(10);
+            sp.add(5).write(0); // rbp: walks by frame pointers end here
+            sp.add(6).write(entry as usize);
+            sp.add(7).write(base as *const () as usize + 1);
+            sp.add(8).write(ptr::from_ref(self) as usize);
+            self.0.set(sp);
+        }
+    }
+}
+
+/// Whether stacks can be switched here.
+pub(crate) fn usable() -> bool {
+    let shadow_stack: usize;
+    // SAFETY: without shadow stacks the instruction does nothing, and the register stays zero.
+    unsafe {
+        asm!("xor {0:e}, {0:e}", "rdsspq {0}", out(reg) shadow_stack, options(nomem, nostack));
+    }
+    shadow_stack == 0
+}
+
+/// Saves this stack's state in the link and goes on on the other stack, where `value` is what the
+/// switch that has saved it returns. Returns when something switches back.
 ///
 /// # Safety
-/// `to` must come from [`initialise`] or from an earlier switch that has saved it, and be used
-/// once. The memory of its stack must be alive.
+/// The other stack must be alive, and its state have been saved in this link.
 #[unsafe(naked)]
-pub(crate) unsafe extern "sysv64" fn switch(save: *mut *mut u8, to: *mut u8) {
-    // The end is a jump, not a return: the processor predicts returns by the calls that it has
-    // seen, and these belong to the other stack.
+pub(crate) unsafe extern "C-unwind" fn switch(link: *const Link, value: bool) -> bool {
     naked_asm!(
+        ".cfi_startproc",
         "push rbp",
         "push rbx",
         "push r12",
         "push r13",
         "push r14",
         "push r15",
+        ".cfi_def_cfa_offset 56",
+        "mov rax, [rdi]",
         "mov [rdi], rsp",
-        "mov rsp, rsi",
+        "mov rsp, rax",
+        "mov eax, esi",
+        "pop r15",
+        "pop r14",
+        "pop r13",
+        "pop r12",
+        "pop rbx",
+        "pop rbp",
+        "pop rcx",
+        ".cfi_def_cfa_offset 0",
+        ".cfi_register rip, rcx",
+        "jmp rcx",
+        ".cfi_endproc",
+    )
+}
+
+/// As [`switch`], but on the other stack `hook` is called before it goes on. When that runs, this
+/// stack has been left.
+///
+/// # Safety
+/// As for [`switch`]; the other stack must not be one that has not begun.
+#[unsafe(naked)]
+pub(crate) unsafe extern "C-unwind" fn switch_then(
+    link: *const Link,
+    value: bool,
+    hook: Hook,
+) -> bool {
+    naked_asm!(
+        ".cfi_startproc",
+        "push rbp",
+        "push rbx",
+        "push r12",
+        "push r13",
+        "push r14",
+        "push r15",
+        ".cfi_def_cfa_offset 56",
+        ".cfi_offset rbp, -16",
+        ".cfi_offset rbx, -24",
+        ".cfi_offset r12, -32",
+        ".cfi_offset r13, -40",
+        ".cfi_offset r14, -48",
+        ".cfi_offset r15, -56",
+        "mov rax, [rdi]",
+        "mov [rdi], rsp",
+        // The other stack has the same words in the same places: what is said above to the
+        // unwinder goes on to be true.
+        "mov rsp, rax",
+        "push rsi",
+        ".cfi_adjust_cfa_offset 8",
+        "call rdx",
+        "pop rax",
+        ".cfi_adjust_cfa_offset -8",
+        "pop r15",
+        "pop r14",
+        "pop r13",
+        "pop r12",
+        "pop rbx",
+        "pop rbp",
+        "pop rcx",
+        ".cfi_def_cfa_offset 0",
+        ".cfi_register rip, rcx",
+        "jmp rcx",
+        ".cfi_endproc",
+    )
+}
+
+/// As [`switch`], for the last time: nothing is saved.
+///
+/// # Safety
+/// As for [`switch`], and nothing ever switches back.
+#[unsafe(naked)]
+pub(crate) unsafe extern "C" fn switch_for_good(link: *const Link, value: bool) -> ! {
+    naked_asm!(
+        ".cfi_startproc",
+        ".cfi_undefined rip",
+        "mov rsp, [rdi]",
+        "mov eax, esi",
         "pop r15",
         "pop r14",
         "pop r13",
@@ -39,48 +180,117 @@ pub(crate) unsafe extern "sysv64" fn switch(save: *mut *mut u8, to: *mut u8) {
         "pop rbp",
         "pop rcx",
         "jmp rcx",
+        ".cfi_endproc",
     )
 }
 
-/// The first frame of a stack: calls the function in r13 with the argument in r12.
+/// As [`switch_then`], for the last time.
+///
+/// # Safety
+/// As for [`switch_then`], and nothing ever switches back.
+pub(crate) unsafe fn switch_for_good_then(link: *const Link, value: bool, hook: Hook) -> ! {
+    // SAFETY: granted by the caller.
+    unsafe { switch_then(link, value, hook) };
+    unreachable!("a finished coroutine was entered")
+}
+
+/// As [`switch`], copied into the caller. Nothing may be unwound from the other side into it.
+///
+/// # Safety
+/// As for [`switch`].
+#[inline(always)]
+pub(crate) unsafe fn switch_inline(link: *const Link, value: bool) -> bool {
+    let result: u32;
+    // SAFETY: granted by the caller. All that the other side may change is declared as changed, or
+    // is saved: rbx and rbp, which cannot be declared. The stack is left as it was found.
+    unsafe {
+        asm!(
+            "lea rcx, [rip + 2f]",
+            "push rcx",
+            "push rbp",
+            "push rbx",
+            "lea rsp, [rsp - 32]",
+            "mov rax, [rdi]",
+            "mov [rdi], rsp",
+            "mov rsp, rax",
+            "mov eax, esi",
+            "pop r15",
+            "pop r14",
+            "pop r13",
+            "pop r12",
+            "pop rbx",
+            "pop rbp",
+            "pop rcx",
+            "jmp rcx",
+            "2:",
+            inout("rdi") link => _,
+            inout("esi") u32::from(value) => _,
+            out("eax") result,
+            out("r12") _, out("r13") _, out("r14") _, out("r15") _,
+            clobber_abi("sysv64"),
+        );
+    }
+    result as u8 != 0
+}
+
+/// What a coroutine's first function would return to. Never executed: it tells the unwinder that
+/// behind it lies the frame of who entered the coroutine.
 #[unsafe(naked)]
-unsafe extern "sysv64" fn first_frame() {
+unsafe extern "C" fn base() {
     naked_asm!(
-        // Nobody called this frame: a walk over the stack ends here.
         ".cfi_startproc",
-        ".cfi_undefined rip",
-        "xor ebp, ebp",
-        "mov rdi, r12",
-        "call r13",
+        // Debuggers accept from a signal's frame alone that the next frame is on another stack.
+        ".cfi_signal_frame",
+        // The stack pointer here points to the pointer to the link, which points to the saved
+        // frame of the other side: CFA = **rsp + 56.
+        // DW_CFA_def_cfa_expression, 6 bytes: DW_OP_breg7 0, DW_OP_deref, DW_OP_deref,
+        // DW_OP_plus_uconst 56.
+        ".cfi_escape 0x0f, 6, 0x77, 0, 0x06, 0x06, 0x23, 56",
+        ".cfi_offset rip, -8",
+        ".cfi_offset rbp, -16",
+        ".cfi_offset rbx, -24",
+        ".cfi_offset r12, -32",
+        ".cfi_offset r13, -40",
+        ".cfi_offset r14, -48",
+        ".cfi_offset r15, -56",
+        "nop",
         "ud2",
         ".cfi_endproc",
     )
 }
 
-/// Prepares the memory below `top` so that the first switch to it calls `entry(argument)`, which
-/// must not return. Returns the stack pointer to switch to.
+/// The calling thread's place in a thread-local variable of `$size` bytes, all zero at first.
 ///
-/// # Safety
-/// `top` must be aligned to 16 bytes and the memory below it be writable.
-pub(crate) unsafe fn initialise(
-    top: *mut u8,
-    entry: unsafe extern "C" fn(*mut u8) -> !,
-    argument: *mut u8,
-) -> *mut u8 {
-    let frame: [usize; 7] = [
-        0,                                 // r15
-        0,                                 // r14
-        entry as *const () as usize,       // r13
-        argument as usize,                 // r12
-        0,                                 // rbx
-        0,                                 // rbp
-        first_frame as *const () as usize, // where the switch goes on
-    ];
-    // With these seven words off the stack is at `top`, aligned as a call wants it.
-    // SAFETY: the caller grants the memory below `top`, whose alignment is more than a word's.
-    unsafe {
-        let sp = top.sub(size_of_val(&frame));
-        sp.cast::<[usize; 7]>().write(frame);
-        sp
-    }
+/// Asked for by assembly each time: the compiler would keep the address over a switch, behind
+/// which a coroutine may run on another thread.
+macro_rules! thread_slot {
+    ($symbol:literal, $size:literal) => {
+        std::arch::global_asm!(
+            ".pushsection .tbss,\"awT\",@nobits",
+            concat!(".globl ", $symbol),
+            concat!(".hidden ", $symbol),
+            concat!(".type ", $symbol, ",@object"),
+            concat!(".size ", $symbol, ",", $size),
+            ".p2align 4",
+            concat!($symbol, ":"),
+            concat!(".zero ", $size),
+            ".popsection",
+        );
+
+        #[inline(always)]
+        fn slot() -> *const u8 {
+            let place: *const u8;
+            // SAFETY: the two instructions read the thread pointer and the slot's offset from it.
+            unsafe {
+                std::arch::asm!(
+                    "mov {0}, fs:[0]",
+                    concat!("add {0}, qword ptr [rip + ", $symbol, "@GOTTPOFF]"),
+                    out(reg) place,
+                    options(nostack),
+                );
+            }
+            place
+        }
+    };
 }
+pub(crate) use thread_slot;

@@ -1,93 +1,99 @@
-//! Waiting without sleeping, as long as that pays.
+//! How long it pays to look for work before going to sleep.
 //!
-//! To sleep and be woken costs some microseconds, tens of them on another processor. Looking again
-//! and again costs nothing else if a processor is free, and the peer's time if not. So the time
-//! that is spent follows what it brought: it grows while looking succeeds, falls to nothing after
-//! a few failures, and is tried again more and more rarely.
+//! With a free processor a job and its completion come within a microsecond, and a sleep costs
+//! many times that. Without one, looking takes the time from who would bring the work. So the time
+//! is what has paid lately: it grows when the search succeeds, and is zero after a few failures,
+//! but for a short try now and then.
 
-use crate::sync::spin_loop;
-
-#[cfg(not(shuttle))]
+use std::hint::spin_loop;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-/// The longest time to look.
-#[cfg(not(shuttle))]
-const MOST: Duration = Duration::from_micros(20);
-/// The shortest worth trying.
-#[cfg(not(shuttle))]
-const LEAST: Duration = Duration::from_micros(2);
-/// After giving up: how many waits pass before it is tried again, doubled at each failure.
+/// Nanoseconds of the longest and of the shortest search.
+const LONGEST: u32 = 20_000;
+const SHORTEST: u32 = 2_500;
+/// After so many failures in a row it is not tried any more,
+const MAX_FAILURES: u32 = 3;
+/// but for each time that this number has doubled, up to once in a while.
 const FIRST_PAUSE: u32 = 16;
-const LAST_PAUSE: u32 = 4096;
+const LONGEST_PAUSE: u32 = 1024;
+/// Looks between two looks at the clock.
+const LOOKS: u32 = 16;
 
-/// One side's experience with looking.
-pub(crate) struct Spin {
-    #[cfg(not(shuttle))]
-    budget: Duration,
-    pause: u32,
-    paused: u32,
+/// What has paid lately. Shared by those that look for the same thing: no more than a hint, so
+/// that updates may get lost.
+pub(super) struct Spin {
+    /// Nanoseconds.
+    limit: AtomicU32,
+    failures: AtomicU32,
+    /// Searches to leave out, and how many that were the last time.
+    skip: AtomicU32,
+    pause: AtomicU32,
 }
 
 impl Spin {
-    pub(crate) fn new() -> Spin {
+    pub(super) const fn new() -> Spin {
         Spin {
-            #[cfg(not(shuttle))]
-            budget: MOST,
-            pause: FIRST_PAUSE,
-            paused: 0,
+            limit: AtomicU32::new(LONGEST),
+            failures: AtomicU32::new(0),
+            skip: AtomicU32::new(0),
+            pause: AtomicU32::new(FIRST_PAUSE),
         }
     }
 
-    /// Looks until `ready`, or for as long as seems worth it.
-    #[cfg(not(shuttle))]
-    pub(crate) fn until(&mut self, ready: impl Fn() -> bool) -> bool {
-        if ready() {
+    /// Looks until `found` says true, which is returned, or it does not pay any longer.
+    pub(super) fn until(&self, mut found: impl FnMut() -> bool) -> bool {
+        if found() {
             return true;
         }
-        if self.paused > 0 {
-            self.paused -= 1;
+        if cfg!(loom) {
+            // The time is not part of the model.
             return false;
         }
-        if !several_processors() {
-            self.paused = LAST_PAUSE;
+        let skip = self.skip.load(Ordering::Relaxed);
+        if skip > 0 {
+            self.skip.store(skip - 1, Ordering::Relaxed);
             return false;
         }
-        let start = Instant::now();
+        let limit = self.limit.load(Ordering::Relaxed);
+        let begin = Instant::now();
         loop {
-            for _ in 0..32 {
+            for _ in 0..LOOKS {
                 spin_loop();
-                if ready() {
-                    self.budget = (self.budget * 2).min(MOST);
-                    self.pause = FIRST_PAUSE;
+                if found() {
+                    self.paid();
                     return true;
                 }
             }
-            if start.elapsed() >= self.budget {
-                break;
+            let elapsed = begin.elapsed();
+            if elapsed >= Duration::from_nanos(limit.into()) {
+                // Much longer than that: another program has had the processor meanwhile.
+                self.failed(elapsed > Duration::from_nanos(10 * u64::from(LONGEST)));
+                return false;
             }
         }
-        self.budget /= 2;
-        if self.budget < LEAST {
-            self.budget = LEAST;
-            self.paused = self.pause;
-            self.pause = (self.pause * 2).min(LAST_PAUSE);
+    }
+
+    fn paid(&self) {
+        self.failures.store(0, Ordering::Relaxed);
+        self.pause.store(FIRST_PAUSE, Ordering::Relaxed);
+        let limit = self.limit.load(Ordering::Relaxed);
+        self.limit
+            .store((limit * 2).min(LONGEST), Ordering::Relaxed);
+    }
+
+    fn failed(&self, loaded: bool) {
+        let failures = self.failures.load(Ordering::Relaxed) + 1;
+        if failures < MAX_FAILURES && !loaded {
+            self.failures.store(failures, Ordering::Relaxed);
+            return;
         }
-        false
+        // The next try is a short one, and its failure is enough.
+        self.failures.store(MAX_FAILURES, Ordering::Relaxed);
+        self.limit.store(SHORTEST, Ordering::Relaxed);
+        let pause = self.pause.load(Ordering::Relaxed);
+        self.skip.store(pause, Ordering::Relaxed);
+        self.pause
+            .store((pause * 2).min(LONGEST_PAUSE), Ordering::Relaxed);
     }
-
-    /// The model checker tries all orders anyway: one look stands for many.
-    #[cfg(shuttle)]
-    pub(crate) fn until(&mut self, ready: impl Fn() -> bool) -> bool {
-        let _ = (FIRST_PAUSE, LAST_PAUSE, self.pause, self.paused);
-        spin_loop();
-        ready()
-    }
-}
-
-/// On one processor looking only keeps the other side from working.
-#[cfg(not(shuttle))]
-fn several_processors() -> bool {
-    use std::sync::OnceLock;
-    static SEVERAL: OnceLock<bool> = OnceLock::new();
-    *SEVERAL.get_or_init(|| std::thread::available_parallelism().is_ok_and(|n| n.get() > 1))
 }

@@ -1,0 +1,31 @@
+//! Chooses how stacks are switched. Sets `backend` to "assembly", "ucontext", "threads" or
+//! "fibers", and `own_stacks` if the stacks are this crate's own mappings.
+
+use std::env;
+
+fn main() {
+    println!("cargo::rustc-check-cfg=cfg(loom)");
+    println!("cargo::rustc-check-cfg=cfg(own_stacks)");
+    println!(
+        "cargo::rustc-check-cfg=cfg(backend, values(\"assembly\", \"ucontext\", \"threads\", \
+         \"fibers\"))"
+    );
+    println!("cargo::rerun-if-changed=build.rs");
+    let is = |name: &str| env::var_os(name).is_some();
+    let target = |name: &str| env::var(format!("CARGO_CFG_TARGET_{name}")).unwrap_or_default();
+    let backend = if is("CARGO_CFG_MIRI") || is("CARGO_FEATURE_THREADS") {
+        "threads"
+    } else if target("OS") == "windows" {
+        "fibers"
+    } else if is("CARGO_FEATURE_UCONTEXT") {
+        "ucontext"
+    } else if matches!(target("ARCH").as_str(), "x86_64" | "aarch64") {
+        "assembly"
+    } else {
+        "ucontext"
+    };
+    println!("cargo::rustc-cfg=backend=\"{backend}\"");
+    if matches!(backend, "assembly" | "ucontext") {
+        println!("cargo::rustc-cfg=own_stacks");
+    }
+}

@@ -1,0 +1,621 @@
+//! What every coroutine consists of, and how it is made, entered, left and ended.
+//!
+//! A [`Core`] lies at the top of the coroutine's own stack:
+//!
+//! ```text
+//!   top of the stack ─▶ Core
+//!                       mailbox: values that go in and out
+//!                       the closure, until it is called
+//!                       frames ...
+//!                       guard
+//! ```
+//!
+//! All bookkeeping is done before a switch, on the side that is being left. So [`enter`] and
+//! [`yield_now`] end in a tail call of the switch, and the way from `enter` to what the coroutine
+//! does next is a single predicted jump. What can be done only when a stack has been left (handing
+//! a job to a worker, raising a panic at who entered) is a hook of the switch, and costs nothing
+//! where there is none.
+
+use std::any::Any;
+use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::ptr::{self, NonNull};
+use std::thread::panicking;
+
+use crate::arch::{self, Link};
+use crate::list::List;
+use crate::stack::{self, StackError};
+use crate::thread::Thread;
+use crate::trace;
+use crate::workers::Job;
+
+/// What is known of a coroutine, on its own stack.
+#[repr(C)]
+pub(crate) struct Core {
+    /// The way to the side that is not running. First: the switch is given its address.
+    link: Link,
+    /// The coroutine that entered this one; null for a thread's own stack.
+    caller: Cell<*const Core>,
+    /// Neighbours in the queue that the coroutine is in, or in the list of those that are free.
+    pub(crate) next: Cell<*const Core>,
+    pub(crate) previous: Cell<*const Core>,
+    /// The queue that the coroutine waits in, so that it can be taken out.
+    queue: Cell<*const List>,
+    /// The job that the coroutine waits for.
+    job: Cell<Option<NonNull<Job>>>,
+    /// Told apart from others that have lain here by this number.
+    generation: Cell<u64>,
+    /// Lowest address of the stack if it is one of a size of its own, not from the pool.
+    own_stack: Cell<*mut u8>,
+    /// What the coroutine has panicked with.
+    panic: Cell<Option<Box<dyn Any + Send>>>,
+    state: Cell<u8>,
+    flags: Cell<u8>,
+    /// What the coroutine waits for in its queue, in the words of the queue's owner.
+    pub(crate) wish: Cell<u8>,
+    /// Locks that the coroutine holds.
+    pub(crate) locks: Cell<u32>,
+}
+
+/// Bits of `Core::state`.
+mod state {
+    /// Made, not yet entered.
+    pub(super) const FRESH: u8 = 1;
+    /// Suspended by code that nothing can be unwound into.
+    pub(super) const INLINE: u8 = 2;
+    /// On the processor, or waiting for a coroutine that it has entered.
+    pub(super) const RUNNING: u8 = 4;
+    /// Entered by code that nothing can be unwound into.
+    pub(super) const ENTERED_INLINE: u8 = 8;
+    /// Entered while the thread was panicking: that panic is not the coroutine's.
+    pub(super) const IN_PANIC: u8 = 16;
+    /// In a queue, or on a worker: entered by who takes it from there.
+    pub(super) const WAITING: u8 = 32;
+    /// At its end.
+    pub(super) const FINISHED: u8 = 64;
+    /// Suspended by `yield_now`: none of the others.
+    pub(super) const SUSPENDED: u8 = 0;
+    /// With any of these a coroutine must not be entered by its owner.
+    pub(super) const BUSY: u8 = RUNNING | WAITING | FINISHED;
+}
+
+/// Bits of `Core::flags`.
+pub(crate) mod flags {
+    /// Nobody holds a handle: the stack goes back as soon as the coroutine has ended.
+    pub(crate) const DETACHED: u8 = 1;
+    /// To be unwound instead of going on.
+    pub(crate) const CANCELLED: u8 = 2;
+    /// May be entered by any thread.
+    pub(crate) const MIGRATES: u8 = 4;
+}
+
+/// Tells coroutines apart. Not used again for another coroutine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Id {
+    core: usize,
+    generation: u64,
+}
+
+/// What a cancelled coroutine unwinds with.
+struct Cancelled;
+
+/// Bytes that a closure may have: the stack is for frames.
+const MAX_CLOSURE: usize = 8 * 1024;
+/// How often a coroutine that is dropped may catch its unwinding and yield again.
+const MAX_REFUSALS: usize = 100;
+
+/// Whether the caller runs in a coroutine.
+#[inline]
+pub fn in_coroutine() -> bool {
+    !Thread::this().current.get().is_null()
+}
+
+/// The coroutine that the caller runs in, if any.
+pub fn current() -> Option<Id> {
+    Thread::this().core().map(Core::id)
+}
+
+/// Whether the coroutine has been entered and has neither yielded nor ended: the caller runs in
+/// it, or in a coroutine that it has entered, directly or through others.
+pub fn entered(id: Id) -> bool {
+    let mut core = Thread::this().core();
+    while let Some(running) = core {
+        if running.id() == id {
+            return true;
+        }
+        // SAFETY: who has entered a coroutine that runs is alive, as this runs on top of it.
+        core = unsafe { running.caller.get().as_ref() };
+    }
+    false
+}
+
+/// Suspends the running coroutine and goes on where it was entered.
+///
+/// # Panics
+/// Outside of a coroutine, and while the coroutine is panicking: the standard library counts
+/// panics by thread.
+#[inline(never)]
+pub fn yield_now() {
+    let core = leaving(state::SUSPENDED);
+    // SAFETY: the coroutine runs, so the link has the state of who entered it, which cannot have
+    // gone on meanwhile. A null reference has not come out of `leaving`.
+    unsafe { arch::switch(&core.link, true) };
+}
+
+/// As [`yield_now`], copied into the caller. Together with [`Coroutine::enter_inline`] this makes
+/// a loop that does little else about twice as fast, and the program larger.
+///
+/// [`Coroutine::enter_inline`]: crate::Coroutine::enter_inline
+///
+/// # Panics
+/// As [`yield_now`].
+#[inline(always)]
+pub fn yield_inline() {
+    let core = leaving(state::INLINE);
+    // SAFETY: as in `yield_now`. Who cancels sees `INLINE` and does not unwind into this.
+    let cancelled = unsafe { arch::switch_inline(&core.link, true) };
+    if cancelled {
+        unwind_cancelled();
+    }
+}
+
+/// Does the bookkeeping for leaving the running coroutine, which is returned.
+#[inline(always)]
+fn leaving<'a>(state: u8) -> &'a Core {
+    let thread = Thread::this();
+    let Some(core) = thread.core() else {
+        nothing_to_suspend()
+    };
+    if panicking() && core.state.get() & state::IN_PANIC == 0 {
+        suspended_in_panic();
+    }
+    trace::event(trace::Kind::Yield, core);
+    core.state.set(state);
+    thread.current.set(core.caller.get());
+    core
+}
+
+/// Suspends the running coroutine, which is in `queue`, until [`resume`] is called for it.
+pub(crate) fn wait_in(queue: &List, core: &Core) {
+    core.refuse_migration();
+    leaving(state::WAITING);
+    move_to(queue, core);
+    // SAFETY: as in `yield_now`.
+    unsafe { arch::switch(&core.link, true) };
+}
+
+/// Puts a waiting coroutine into another queue.
+#[inline]
+pub(crate) fn move_to(queue: &List, core: &Core) {
+    queue.push_back(core);
+    core.queue.set(queue);
+}
+
+/// Suspends the running coroutine until its job is done. The job is handed over only when the
+/// stack has been left: a fast worker would otherwise resume a coroutine that still runs.
+pub(crate) fn wait_for(job: NonNull<Job>, core: &Core) {
+    unsafe extern "C-unwind" fn submit(link: *const Link) {
+        // SAFETY: the hook is called with the link that was switched, the beginning of the core.
+        let core = unsafe { &*link.cast::<Core>() };
+        if let Some(job) = core.job.take() {
+            // SAFETY: the stack has been left. The job is alive until the coroutine is resumed,
+            // and that takes its completion, which only this makes possible.
+            unsafe { Job::submit(job) };
+        }
+    }
+    core.refuse_migration();
+    leaving(state::WAITING);
+    core.job.set(Some(job));
+    // SAFETY: as in `yield_now`; who has entered this coroutine has begun.
+    unsafe { arch::switch_then(&core.link, true, submit) };
+}
+
+/// The running coroutine.
+///
+/// # Panics
+/// Outside of a coroutine.
+pub(crate) fn this<'a>() -> &'a Core {
+    Thread::this()
+        .core()
+        .unwrap_or_else(|| nothing_to_suspend())
+}
+
+/// Continues a coroutine that waits, and is in no queue any more.
+pub(crate) fn resume(core: &Core) {
+    assert!(
+        core.state.get() & state::WAITING != 0,
+        "a coroutine was continued that does not wait"
+    );
+    core.queue.set(ptr::null());
+    core.state.set(state::SUSPENDED);
+    if core.flags.get() & flags::CANCELLED == 0 {
+        enter(core);
+    } else {
+        cancel(core);
+    }
+}
+
+/// Enters a coroutine; returns when it yields, waits or ends, and whether it has not ended. A
+/// panic in it goes on here.
+///
+/// # Panics
+/// If the coroutine runs, waits or has ended.
+#[inline(never)]
+pub(crate) fn enter(core: &Core) -> bool {
+    core.entering(0);
+    // SAFETY: the coroutine is suspended, so the link has its state.
+    unsafe { arch::switch(&core.link, false) }
+}
+
+/// Panics as [`enter`] would.
+#[inline(always)]
+pub(crate) fn check(core: &Core) {
+    if core.state.get() & state::BUSY != 0 {
+        core.refuse();
+    }
+}
+
+/// As [`enter`], copied into the caller.
+#[inline(always)]
+pub(crate) fn enter_inline(core: &Core) -> bool {
+    core.entering(state::ENTERED_INLINE);
+    // SAFETY: as in `enter`. A panic in the coroutine is not raised here while that bit is set.
+    let alive = unsafe { arch::switch_inline(&core.link, false) };
+    if !alive {
+        core.raise();
+    }
+    alive
+}
+
+/// Unwinds a coroutine that does not run and whose handle is gone.
+pub(crate) fn cancel(core: &Core) {
+    core.flags
+        .set(core.flags.get() | flags::CANCELLED | flags::DETACHED);
+    for _ in 0..MAX_REFUSALS {
+        let before = core.state.get();
+        core.entering(0);
+        // SAFETY: the coroutine does not run, so the link has its state; the hook is not used if
+        // it has not begun, or cannot be unwound from outside.
+        let alive = unsafe {
+            if before & (state::FRESH | state::INLINE) == 0 {
+                arch::switch_then(&core.link, true, unwind)
+            } else {
+                arch::switch(&core.link, true)
+            }
+        };
+        // What waits is continued, and cancelled again, when its waiting is over.
+        if !alive || core.state.get() & state::WAITING != 0 {
+            return;
+        }
+    }
+    panic!("a coroutine that was dropped catches its unwinding and goes on to yield");
+}
+
+unsafe extern "C-unwind" fn unwind(_: *const Link) {
+    unwind_cancelled();
+}
+
+#[cold]
+fn unwind_cancelled() -> ! {
+    resume_unwind(Box::new(Cancelled))
+}
+
+/// Makes a coroutine with an empty mailbox `M`, which will call `f`.
+#[inline]
+pub(crate) fn create<F, M>(f: F, flags: u8) -> Result<NonNull<Core>, StackError>
+where
+    F: FnOnce() + 'static,
+    M: Default,
+{
+    let thread = Thread::this();
+    // SAFETY: what is in the list is an initialised core that nobody else knows of.
+    let core = match unsafe { thread.free.get().as_ref() } {
+        Some(core) => {
+            thread.free.set(core.next.get());
+            thread.pooled.set(thread.pooled.get() - 1);
+            core
+        }
+        None => stack::take()?,
+    };
+    core.begin::<F, M>(f, flags, thread);
+    Ok(NonNull::from(core))
+}
+
+/// As [`create`], with a stack of its own of `size` bytes.
+pub(crate) fn create_with_stack<F, M>(
+    size: usize,
+    f: F,
+    flags: u8,
+) -> Result<NonNull<Core>, StackError>
+where
+    F: FnOnce() + 'static,
+    M: Default,
+{
+    let core = stack::map_own(size)?;
+    core.begin::<F, M>(f, flags, Thread::this());
+    Ok(NonNull::from(core))
+}
+
+/// The first function on a coroutine's stack.
+unsafe extern "C-unwind" fn run<F, M>(link: *const Link, cancelled: bool) -> !
+where
+    F: FnOnce() + 'static,
+{
+    // SAFETY: the link is the beginning of a core, which lives until its stack has been left for
+    // good; `begin` has put the closure there for this one call.
+    let (core, f) = unsafe { (&*link.cast::<Core>(), closure::<F, M>(link.cast()).read()) };
+    // Never let an unwind pass the switch.
+    let result = catch_unwind(AssertUnwindSafe(move || {
+        if !cancelled {
+            f();
+        }
+    }));
+    finish(core, result)
+}
+
+#[inline(always)]
+fn finish(core: &Core, result: Result<(), Box<dyn Any + Send>>) -> ! {
+    if result.is_err() || core.locks.get() != 0 || !core.own_stack.get().is_null() {
+        finish_badly(core, result);
+    }
+    let thread = core.finished();
+    if core.flags.get() & flags::DETACHED != 0 {
+        // The stack is in the pool while this still runs on it; nothing can take it from there
+        // before the thread has left it.
+        core.give_back(thread);
+    }
+    // SAFETY: as in `yield_now`; nobody enters a coroutine that has ended.
+    unsafe { arch::switch_for_good(&core.link, false) }
+}
+
+/// The end of a coroutine with more to do when its stack has been left.
+#[cold]
+#[inline(never)]
+fn finish_badly(core: &Core, result: Result<(), Box<dyn Any + Send>>) -> ! {
+    unsafe extern "C-unwind" fn settle(link: *const Link) {
+        // SAFETY: the hook is called with the link that was switched, the beginning of the core.
+        unsafe { &*link.cast::<Core>() }.raise();
+    }
+    core.panic.set(match result {
+        Err(panic) if !panic.is::<Cancelled>() => Some(panic),
+        _ if core.locks.get() != 0 => Some(Box::new(
+            "a coroutine has ended while it held a coroutine lock",
+        )),
+        _ => None,
+    });
+    let inline = core.state.get() & state::ENTERED_INLINE != 0;
+    core.finished();
+    // SAFETY: as in `finish`; who has entered this coroutine has begun.
+    unsafe {
+        if inline {
+            // Calls `raise` itself.
+            arch::switch_for_good(&core.link, false);
+        }
+        arch::switch_for_good_then(&core.link, false, settle)
+    }
+}
+
+impl Core {
+    /// A core for a stack that has just been mapped.
+    pub(crate) fn new(own_stack: *mut u8, generation: u64) -> Core {
+        Core {
+            link: Link::new(),
+            caller: Cell::new(ptr::null()),
+            next: Cell::new(ptr::null()),
+            previous: Cell::new(ptr::null()),
+            queue: Cell::new(ptr::null()),
+            job: Cell::new(None),
+            generation: Cell::new(generation),
+            own_stack: Cell::new(own_stack),
+            panic: Cell::new(None),
+            state: Cell::new(state::FINISHED),
+            flags: Cell::new(0),
+            wish: Cell::new(0),
+            locks: Cell::new(0),
+        }
+    }
+
+    pub(crate) fn id(&self) -> Id {
+        Id {
+            core: ptr::from_ref(self) as usize,
+            generation: self.generation.get(),
+        }
+    }
+
+    pub(crate) fn own_stack(&self) -> Option<NonNull<u8>> {
+        NonNull::new(self.own_stack.get())
+    }
+
+    pub(crate) fn is_finished(&self) -> bool {
+        self.state.get() & state::FINISHED != 0
+    }
+
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.state.get() & state::WAITING != 0
+    }
+
+    /// Where the coroutine's mailbox is.
+    #[inline(always)]
+    pub(crate) fn mailbox<M>(&self) -> NonNull<M> {
+        let place = below(
+            ptr::from_ref(self).cast_mut().cast(),
+            size_of::<M>(),
+            align_of::<M>(),
+        );
+        // SAFETY: the core lies at the top of a stack, far above address zero.
+        unsafe { NonNull::new_unchecked(place.cast()) }
+    }
+
+    #[inline(always)]
+    fn begin<F, M>(&self, f: F, flags: u8, thread: &Thread)
+    where
+        F: FnOnce() + 'static,
+        M: Default,
+    {
+        const {
+            assert!(align_of::<F>() <= 1024 && align_of::<M>() <= 1024);
+            assert!(size_of::<F>() <= MAX_CLOSURE && size_of::<M>() <= MAX_CLOSURE);
+        }
+        self.state.set(state::FRESH);
+        self.flags.set(flags);
+        self.generation.set(self.generation.get() + 1);
+        let live = thread.live.get() + 1;
+        thread.live.set(live);
+        if live > thread.peak.get() {
+            thread.peak.set(live);
+        }
+        // SAFETY: both places lie below the core on its stack, aligned and apart; nothing runs on
+        // the stack. Below them is more than 4 KiB of it: a stack has at least 32 KiB.
+        unsafe {
+            self.mailbox::<M>().write(M::default());
+            let place = closure::<F, M>(self);
+            place.write(f);
+            self.link.prepare(below(place.cast(), 0, 16), run::<F, M>);
+        }
+    }
+
+    /// Does the bookkeeping for entering the coroutine.
+    #[inline(always)]
+    fn entering(&self, how: u8) {
+        check(self);
+        let mut state = state::RUNNING | how;
+        if panicking() {
+            state |= state::IN_PANIC;
+        }
+        trace::event(trace::Kind::Enter, self);
+        self.state.set(state);
+        self.caller.set(Thread::this().current.replace(self));
+    }
+
+    /// Does the bookkeeping for leaving the coroutine for good.
+    #[inline(always)]
+    fn finished<'a>(&self) -> &'a Thread {
+        trace::event(trace::Kind::Terminate, self);
+        let thread = Thread::this();
+        self.state.set(state::FINISHED);
+        thread.current.set(self.caller.get());
+        thread
+    }
+
+    /// After a coroutine's end: gives back what it leaves, and goes on with its panic.
+    #[cold]
+    #[inline(never)]
+    fn raise(&self) {
+        let panic = self.panic.take();
+        if self.flags.get() & flags::DETACHED != 0 {
+            self.release();
+        }
+        if let Some(panic) = panic {
+            resume_unwind(panic);
+        }
+    }
+
+    /// Gives back a coroutine that has ended and that nobody knows of any more.
+    #[inline]
+    pub(crate) fn release(&self) {
+        let thread = Thread::this();
+        if self.own_stack.get().is_null() && self.locks.get() == 0 {
+            self.give_back(thread);
+        } else {
+            thread.live.set(thread.live.get() - 1);
+            // Who has been given a lock by the coroutine still points to it: then it stays.
+            if self.locks.get() == 0 {
+                stack::unmap_own(self);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn give_back(&self, thread: &Thread) {
+        thread.live.set(thread.live.get() - 1);
+        thread.push_free(self);
+        if thread.pooled.get() > stack::MAX_POOLED {
+            stack::overflow(thread);
+        }
+    }
+
+    /// The owner has dropped its handle.
+    #[inline]
+    pub(crate) fn disown(&self) {
+        if self.is_finished() {
+            self.release();
+        } else {
+            self.abandon();
+        }
+    }
+
+    #[cold]
+    fn abandon(&self) {
+        let state = self.state.get();
+        if state & state::RUNNING != 0 {
+            // It drops its own handle, or one that it has entered does: it ends as it would have.
+            self.flags.set(self.flags.get() | flags::DETACHED);
+        } else if state & state::WAITING == 0 {
+            cancel(self);
+        // SAFETY: a queue that a coroutine waits in is borrowed by it.
+        } else if let Some(queue) = unsafe { self.queue.get().as_ref() } {
+            queue.remove(self);
+            self.flags
+                .set(self.flags.get() | flags::CANCELLED | flags::DETACHED);
+            resume(self);
+        } else {
+            // A worker uses the stack: it is unwound when the job is done.
+            self.flags
+                .set(self.flags.get() | flags::CANCELLED | flags::DETACHED);
+        }
+    }
+
+    pub(crate) fn set_flag(&self, flag: u8) {
+        self.flags.set(self.flags.get() | flag);
+    }
+
+    pub(crate) fn waits_in(&self, queue: *const List) -> bool {
+        self.queue.get() == queue
+    }
+
+    pub(crate) fn is_detached(&self) -> bool {
+        self.flags.get() & flags::DETACHED != 0
+    }
+
+    fn refuse_migration(&self) {
+        assert!(
+            self.flags.get() & flags::MIGRATES == 0,
+            "a coroutine that may move between threads waits for something that belongs to one"
+        );
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn refuse(&self) -> ! {
+        match self.state.get() {
+            state if state & state::RUNNING != 0 => panic!("a running coroutine was entered"),
+            state if state & state::FINISHED != 0 => panic!("a finished coroutine was entered"),
+            _ => panic!("a coroutine was entered that waits for a worker or a lock"),
+        }
+    }
+}
+
+#[inline(always)]
+fn closure<F, M>(core: *const Core) -> *mut F {
+    let mailbox = below(core.cast_mut().cast(), size_of::<M>(), align_of::<M>());
+    below(mailbox, size_of::<F>(), align_of::<F>()).cast()
+}
+
+/// The highest place below `address`, which is one of a stack, for something of this size and
+/// alignment. May be used for all of the stack.
+#[inline(always)]
+pub(crate) fn below(address: *mut u8, size: usize, align: usize) -> *mut u8 {
+    ptr::with_exposed_provenance_mut((address as usize - size) & !(align - 1))
+}
+
+#[cold]
+#[inline(never)]
+fn nothing_to_suspend() -> ! {
+    panic!("outside of a coroutine there is nothing to suspend")
+}
+
+#[cold]
+#[inline(never)]
+fn suspended_in_panic() -> ! {
+    panic!("a coroutine cannot be suspended while it panics")
+}

@@ -1,0 +1,94 @@
+//! A queue of coroutines that wait for something to happen.
+
+use std::time::Duration;
+
+use super::{Mutex, MutexGuard, make_ready};
+use crate::core::{self, this};
+use crate::list::List;
+use crate::timer;
+
+/// Coroutines that wait for something to happen: with a [`Mutex`], a condition variable.
+///
+/// ```
+/// use coroutine::{WaitQueue, run_ready, spawn};
+/// use std::rc::Rc;
+///
+/// let queue = Rc::new(WaitQueue::new());
+/// let waits = queue.clone();
+/// spawn(move || {
+///     waits.wait();
+///     println!("it has happened");
+/// })?;
+/// assert!(queue.wake_one());
+/// assert_eq!(run_ready(), 1);
+/// # Ok::<(), coroutine::StackError>(())
+/// ```
+pub struct WaitQueue {
+    waiting: List,
+}
+
+impl WaitQueue {
+    /// Nobody waits.
+    pub const fn new() -> WaitQueue {
+        WaitQueue {
+            waiting: List::new(),
+        }
+    }
+
+    /// Suspends the running coroutine until it is woken. What it waits for may be gone again by
+    /// the time it runs: check, and wait again.
+    ///
+    /// # Panics
+    /// Outside of a coroutine.
+    pub fn wait(&self) {
+        core::wait_in(&self.waiting, this());
+    }
+
+    /// As [`wait`](WaitQueue::wait), for `duration` at most. Returns whether it was woken in time.
+    /// The loop sees to the time: [`next_deadline`](crate::next_deadline) and
+    /// [`run_timers`](crate::run_timers).
+    ///
+    /// # Panics
+    /// Outside of a coroutine.
+    pub fn wait_timeout(&self, duration: Duration) -> bool {
+        timer::wait_in(&self.waiting, duration)
+    }
+
+    /// Releases a mutex, waits, and takes the mutex again. Nothing that holds the mutex can wake
+    /// in between.
+    ///
+    /// # Panics
+    /// Outside of a coroutine.
+    pub fn wait_with<'a, T>(&self, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
+        let mutex: &'a Mutex<T> = guard.mutex();
+        // To nobody's notice before the coroutine is in the queue: nothing else runs until then.
+        drop(guard);
+        self.wait();
+        mutex.lock()
+    }
+
+    /// Wakes the coroutine that has waited longest; false if none waits.
+    pub fn wake_one(&self) -> bool {
+        self.waiting.pop_front().map(make_ready).is_some()
+    }
+
+    /// Wakes all that wait, and returns how many.
+    pub fn wake_all(&self) -> usize {
+        let mut count = 0;
+        while self.wake_one() {
+            count += 1;
+        }
+        count
+    }
+
+    /// Whether nobody waits.
+    pub fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+}
+
+impl Default for WaitQueue {
+    fn default() -> WaitQueue {
+        WaitQueue::new()
+    }
+}

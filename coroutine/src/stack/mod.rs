@@ -1,0 +1,333 @@
+//! Memory for stacks, and the pools of it.
+//!
+//! | where | what | taken by |
+//! |---|---|---|
+//! | a thread's list ([`Thread::free`]) | whole coroutines that have ended, the last on top | [`create`], at once |
+//! | [`POOL`], batches | the same, from threads that had too many or have ended | [`take`] |
+//! | [`POOL`], blank | stacks without pages, new or trimmed | [`take`] |
+//! | a new slab | 64 stacks in one mapping | [`take`] |
+//!
+//! [`create`]: crate::core::create
+
+#[cfg(own_stacks)]
+mod overflow;
+#[cfg(own_stacks)]
+mod slab;
+#[cfg(not(own_stacks))]
+#[path = "heap.rs"]
+mod slab;
+
+use std::cell::Cell;
+use std::ptr;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::arch;
+use crate::core::{Core, below};
+use crate::thread::Thread;
+
+/// Bytes of a stack unless [`set_stack_size`] says otherwise.
+pub const DEFAULT_STACK_SIZE: usize = 64 * 1024;
+/// The least that a stack may have.
+pub const MIN_STACK_SIZE: usize = 32 * 1024;
+
+/// How many coroutines go between a thread and the pool of all at once.
+const BATCH: usize = 128;
+/// How many free coroutines a thread keeps.
+pub(crate) const MAX_POOLED: usize = 2 * BATCH;
+
+/// Why there is no stack for another coroutine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum StackError {
+    /// The kernel has no memory, or no mapping left. With the number of its error.
+    #[error("no memory for a coroutine's stack: {}", std::io::Error::from_raw_os_error(*.0))]
+    Memory(i32),
+    /// The thread has a shadow stack, which would take a switch for an attack.
+    #[error(
+        "stacks cannot be switched while shadow stacks are on: run with \
+         GLIBC_TUNABLES=glibc.cpu.hwcaps=-SHSTK"
+    )]
+    ShadowStack,
+    /// Less than [`MIN_STACK_SIZE`] bytes, or more than the address space has.
+    #[error("{0} bytes are not a size for a coroutine's stack")]
+    Size(usize),
+    /// The size cannot be changed when there are stacks already.
+    #[error("the stack size has to be set before the first coroutine is made")]
+    TooLate,
+}
+
+static POOL: Mutex<Pool> = Mutex::new(Pool {
+    size: 0,
+    batches: Vec::new(),
+    blank: Vec::new(),
+});
+static LAST_GENERATION: AtomicU64 = AtomicU64::new(0);
+static STACKS: AtomicUsize = AtomicUsize::new(0);
+
+struct Pool {
+    /// Bytes of each stack; 0 until it is known.
+    size: usize,
+    /// Lists of [`BATCH`] coroutines.
+    batches: Vec<*const Core>,
+    /// The ends of stacks without a core.
+    blank: Vec<*mut u8>,
+}
+
+// SAFETY: the pool owns the coroutines and stacks that it points to: nobody else knows of them.
+unsafe impl Send for Pool {}
+
+fn pool() -> MutexGuard<'static, Pool> {
+    // Nothing that holds the lock panics.
+    POOL.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Sets the size of the stacks of all coroutines that are not given one of their own: `size`
+/// bytes, rounded up to whole pages.
+///
+/// # Errors
+/// [`StackError::TooLate`] after the first coroutine of the process; [`StackError::Size`].
+pub fn set_stack_size(size: usize) -> Result<(), StackError> {
+    let size = round(size)?;
+    let mut pool = pool();
+    if pool.size != 0 && pool.size != size {
+        return Err(StackError::TooLate);
+    }
+    pool.size = size;
+    Ok(())
+}
+
+/// Makes sure that `count` coroutines can be made without asking the kernel for address space,
+/// and that all is done that is done once: what a program wants before it gives up system calls.
+///
+/// # Errors
+/// As when a coroutine is made.
+pub fn reserve(count: usize) -> Result<(), StackError> {
+    let thread = Thread::this();
+    prepare_thread(thread)?;
+    let mut pool = pool();
+    while pool.blank.len() + pool.batches.len() * BATCH + thread.pooled.get() < count {
+        pool.grow()?;
+    }
+    Ok(())
+}
+
+/// Gives the pages back of coroutines that have ended and have not been used for a while: of half
+/// of those that wait in the thread's pool, unless their number was too small since the last call.
+/// To be called about once a second by a loop that has nothing to do. Returns how many stacks gave
+/// their pages back.
+pub fn trim() -> usize {
+    let thread = Thread::this();
+    if thread.taken.replace(0) > 0 {
+        return 0;
+    }
+    let keep = thread.pooled.get() / 2;
+    let idle = thread.cut(keep);
+    let mut count = 0;
+    let mut pool = pool();
+    let mut lists = std::mem::take(&mut pool.batches);
+    lists.push(idle);
+    for list in lists {
+        let mut next = list;
+        // SAFETY: what is in the list is a core that nobody else knows of.
+        while let Some(core) = unsafe { next.as_ref() } {
+            next = core.next.get();
+            let top = top_of(core);
+            // SAFETY: nothing runs on the stack, and the core is not looked at again.
+            unsafe { slab::discard(top, pool.size) };
+            pool.blank.push(top);
+            count += 1;
+        }
+    }
+    count
+}
+
+/// What [`counters`] tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Counters {
+    /// Coroutines made by this thread and not given back, less those that it gave back for others.
+    pub live: isize,
+    /// The most that `live` ever was.
+    pub peak: isize,
+    /// Coroutines that have ended and wait in this thread's pool to be used again.
+    pub pooled: usize,
+    /// Stacks of the process, used or not, but for those of a size of their own.
+    pub stacks: usize,
+}
+
+/// How many coroutines there are, and were.
+pub fn counters() -> Counters {
+    let thread = Thread::this();
+    Counters {
+        live: thread.live.get(),
+        peak: thread.peak.get(),
+        pooled: thread.pooled.get(),
+        stacks: STACKS.load(Ordering::Relaxed),
+    }
+}
+
+/// A coroutine that is in no thread's list.
+#[cold]
+#[inline(never)]
+pub(crate) fn take<'a>() -> Result<&'a Core, StackError> {
+    let thread = Thread::this();
+    prepare_thread(thread)?;
+    thread.taken.set(thread.taken.get() + 1);
+    let mut pool = pool();
+    if let Some(batch) = pool.batches.pop() {
+        // SAFETY: a batch is a list of cores that nobody else knows of, and is not empty.
+        let first = unsafe { &*batch };
+        thread.free.set(first.next.get());
+        thread.pooled.set(BATCH - 1);
+        return Ok(first);
+    }
+    if pool.blank.is_empty() {
+        pool.grow()?;
+    }
+    let Some(top) = pool.blank.pop() else {
+        return Err(StackError::Memory(libc::ENOMEM));
+    };
+    drop(pool);
+    // SAFETY: the stack is unused, and now known to the caller alone.
+    Ok(unsafe { place(top, ptr::null_mut()) })
+}
+
+/// A coroutine on a stack of `size` bytes that does not come from the pool.
+pub(crate) fn map_own<'a>(size: usize) -> Result<&'a Core, StackError> {
+    let size = round(size)?;
+    prepare_thread(Thread::this())?;
+    let slab = slab::Slab::map(size, 1)?;
+    // SAFETY: the stack is unused.
+    Ok(unsafe { place(slab.top(0), slab.base()) })
+}
+
+/// Unmaps the stack of a coroutine from [`map_own`] that has ended.
+#[cold]
+pub(crate) fn unmap_own(core: &Core) {
+    if let Some(base) = core.own_stack() {
+        // SAFETY: nothing runs on the stack, and the caller forgets the core.
+        unsafe { slab::unmap(base.as_ptr(), top_of(core)) };
+    }
+}
+
+/// Gives a batch of the thread's free coroutines to the pool of all. The one freed last stays:
+/// the thread may still be on its stack.
+#[cold]
+#[inline(never)]
+pub(crate) fn overflow(thread: &Thread) {
+    let batch = thread.cut(thread.pooled.get() - BATCH);
+    pool().batches.push(batch);
+}
+
+impl Thread {
+    /// Takes all but the first `keep` from the list of free coroutines.
+    fn cut(&self, keep: usize) -> *const Core {
+        let mut place: &Cell<*const Core> = &self.free;
+        for _ in 0..keep {
+            // SAFETY: what is in the list is a core that nobody else knows of.
+            match unsafe { place.get().as_ref() } {
+                Some(core) => place = &core.next,
+                None => return ptr::null(),
+            }
+        }
+        self.pooled.set(keep);
+        place.replace(ptr::null())
+    }
+}
+
+impl Pool {
+    fn grow(&mut self) -> Result<(), StackError> {
+        if self.size == 0 {
+            self.size = DEFAULT_STACK_SIZE;
+        }
+        let slab = slab::Slab::map(self.size, slab::STACKS)?;
+        STACKS.fetch_add(slab::STACKS, Ordering::Relaxed);
+        // The lowest is used first.
+        self.blank
+            .extend((0..slab::STACKS).rev().map(|index| slab.top(index)));
+        Ok(())
+    }
+}
+
+/// What a thread does before its first coroutine.
+fn prepare_thread(thread: &Thread) -> Result<(), StackError> {
+    if thread.registered.get() {
+        return Ok(());
+    }
+    if !arch::usable() {
+        return Err(StackError::ShadowStack);
+    }
+    #[cfg(own_stacks)]
+    overflow::watch_thread();
+    // With the back-end `threads` this may not be the thread whose state it is.
+    if cfg!(backend = "threads") {
+        return Ok(());
+    }
+    // At the thread's end it may be too late: then its coroutines are lost.
+    let _ = AT_THREAD_END.try_with(|_| thread.registered.set(true));
+    Ok(())
+}
+
+thread_local! {
+    static AT_THREAD_END: GiveBack = const { GiveBack };
+}
+
+/// Gives a thread's coroutines to the pool of all when the thread ends.
+struct GiveBack;
+
+impl Drop for GiveBack {
+    fn drop(&mut self) {
+        let thread = Thread::this();
+        thread.registered.set(false);
+        while thread.pooled.get() >= BATCH {
+            overflow(thread);
+        }
+        let mut next = thread.cut(0);
+        let mut pool = pool();
+        // SAFETY: what is in the list is a core that nobody else knows of.
+        while let Some(core) = unsafe { next.as_ref() } {
+            next = core.next.get();
+            // Not enough for a batch: as if it were new.
+            pool.blank.push(top_of(core));
+        }
+        drop(pool);
+        thread.drop_timers();
+        #[cfg(own_stacks)]
+        overflow::unwatch_thread();
+    }
+}
+
+/// Puts a new core at the top of a stack.
+///
+/// # Safety
+/// `top` must be the end of a stack that is unused.
+unsafe fn place<'a>(top: *mut u8, own_stack: *mut u8) -> &'a Core {
+    // A pointer to the core alone leads to the rest of the stack (`below`).
+    top.expose_provenance();
+    let place = below(top, size_of::<Core>(), CORE_ALIGN).cast::<Core>();
+    // Numbers that no other core has that lies here before or after.
+    let generation = LAST_GENERATION.fetch_add(1 << 32, Ordering::Relaxed);
+    // SAFETY: the place lies in the stack, aligned.
+    unsafe {
+        place.write(Core::new(own_stack, generation));
+        &*place
+    }
+}
+
+fn top_of(core: &Core) -> *mut u8 {
+    let place = ptr::from_ref(core) as usize;
+    ptr::with_exposed_provenance_mut(place + size_of::<Core>().next_multiple_of(CORE_ALIGN))
+}
+
+/// Of a cache line, so that all that is looked at when a coroutine is entered lies in one.
+const CORE_ALIGN: usize = 64;
+
+fn round(size: usize) -> Result<usize, StackError> {
+    match size.checked_next_multiple_of(slab::page_size()) {
+        Some(rounded) if size >= MIN_STACK_SIZE && rounded < isize::MAX as usize / 256 => {
+            Ok(rounded)
+        }
+        _ => Err(StackError::Size(size)),
+    }
+}

@@ -1,0 +1,148 @@
+//! What is said when a coroutine has used up its stack.
+//!
+//! The fault in a guard arrives as SIGSEGV (SIGBUS on some systems). The handler needs a stack of
+//! its own to run on, one for each thread; threads of the standard library have one. Faults
+//! elsewhere go to the handler that was there before.
+
+use std::cell::Cell;
+use std::mem::MaybeUninit;
+use std::ptr;
+use std::sync::Once;
+use std::sync::atomic::{AtomicPtr, Ordering};
+
+use super::slab::is_guard;
+
+const SIGNALS: [libc::c_int; 2] = [libc::SIGSEGV, libc::SIGBUS];
+const SIGNAL_STACK_SIZE: usize = 64 * 1024;
+
+/// The handlers that were there before, in the order of [`SIGNALS`].
+static PREVIOUS: [AtomicPtr<libc::sigaction>; 2] = [const { AtomicPtr::new(ptr::null_mut()) }; 2];
+
+thread_local! {
+    /// The signal stack that this module has made for the thread.
+    static SIGNAL_STACK: Cell<*mut libc::c_void> = const { Cell::new(ptr::null_mut()) };
+}
+
+/// Sees to it that an overflow on this thread is reported.
+pub(super) fn watch_thread() {
+    static INSTALLED: Once = Once::new();
+    INSTALLED.call_once(install);
+    // SAFETY: the kernel fills in the description, or reads it; what it describes is mapped, and
+    // is unmapped by `unwatch_thread` only when it is no longer in use.
+    unsafe {
+        let mut current = MaybeUninit::<libc::stack_t>::uninit();
+        if libc::sigaltstack(ptr::null(), current.as_mut_ptr()) != 0
+            || current.assume_init().ss_flags & libc::SS_DISABLE == 0
+        {
+            return;
+        }
+        let memory = libc::mmap(
+            ptr::null_mut(),
+            SIGNAL_STACK_SIZE,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+            -1,
+            0,
+        );
+        if memory == libc::MAP_FAILED {
+            return;
+        }
+        let stack = libc::stack_t {
+            ss_sp: memory,
+            ss_flags: 0,
+            ss_size: SIGNAL_STACK_SIZE,
+        };
+        if libc::sigaltstack(&raw const stack, ptr::null_mut()) == 0 {
+            SIGNAL_STACK.set(memory);
+        }
+    }
+}
+
+/// Takes back what [`watch_thread`] has made for this thread.
+pub(super) fn unwatch_thread() {
+    let memory = SIGNAL_STACK.replace(ptr::null_mut());
+    if memory.is_null() {
+        return;
+    }
+    let stack = libc::stack_t {
+        ss_sp: ptr::null_mut(),
+        ss_flags: libc::SS_DISABLE,
+        ss_size: 0,
+    };
+    // SAFETY: the memory is ours and no longer the thread's signal stack when it is unmapped.
+    unsafe {
+        if libc::sigaltstack(&raw const stack, ptr::null_mut()) == 0 {
+            libc::munmap(memory, SIGNAL_STACK_SIZE);
+        }
+    }
+}
+
+fn install() {
+    for (signal, place) in SIGNALS.into_iter().zip(&PREVIOUS) {
+        // SAFETY: both descriptions are initialised, by zeros or by the kernel; the handler does
+        // only what a handler may. What was there before is kept for good.
+        unsafe {
+            let mut previous = MaybeUninit::<libc::sigaction>::zeroed();
+            if libc::sigaction(signal, ptr::null(), previous.as_mut_ptr()) != 0 {
+                continue;
+            }
+            place.store(
+                Box::into_raw(Box::new(previous.assume_init())),
+                Ordering::Release,
+            );
+            let mut action = MaybeUninit::<libc::sigaction>::zeroed().assume_init();
+            action.sa_sigaction = handle as *const () as usize;
+            action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+            libc::sigaction(signal, &raw const action, ptr::null_mut());
+        }
+    }
+}
+
+/// Says so if the fault is in a guard, and dies of it; leaves other faults to the handler before.
+unsafe extern "C" fn handle(
+    signal: libc::c_int,
+    info: *mut libc::siginfo_t,
+    context: *mut libc::c_void,
+) {
+    const MESSAGE: &[u8] = b"coroutine stack overflow: a coroutine has used up its stack; \
+        give it a larger one (coroutine::set_stack_size)\n";
+    // SAFETY: the kernel has filled in `info` for a fault. Of the calls all may be made in a
+    // handler; the previous handler is called as the kernel would have.
+    unsafe {
+        if is_guard((*info).si_addr() as usize) {
+            libc::write(libc::STDERR_FILENO, MESSAGE.as_ptr().cast(), MESSAGE.len());
+            die_of(signal);
+            return;
+        }
+        let index = usize::from(signal == libc::SIGBUS);
+        let Some(previous) = PREVIOUS[index].load(Ordering::Acquire).as_ref() else {
+            die_of(signal);
+            return;
+        };
+        match previous.sa_sigaction {
+            libc::SIG_DFL | libc::SIG_IGN => die_of(signal),
+            handler if previous.sa_flags & libc::SA_SIGINFO != 0 => {
+                let handler: unsafe extern "C" fn(
+                    libc::c_int,
+                    *mut libc::siginfo_t,
+                    *mut libc::c_void,
+                ) = std::mem::transmute(handler);
+                handler(signal, info, context);
+            }
+            handler => {
+                let handler: unsafe extern "C" fn(libc::c_int) = std::mem::transmute(handler);
+                handler(signal);
+            }
+        }
+    }
+}
+
+/// Restores the default: the instruction faults again when the handler returns, and that kills
+/// with the right signal and a core file of the right place.
+unsafe fn die_of(signal: libc::c_int) {
+    // SAFETY: a zeroed description is the default action.
+    unsafe {
+        let default = MaybeUninit::<libc::sigaction>::zeroed().assume_init();
+        libc::sigaction(signal, &raw const default, ptr::null_mut());
+    }
+}

@@ -1,0 +1,194 @@
+//! Mappings of many stacks at once.
+//!
+//! ```text
+//!   base ─▶ guard │ stack 0 │ guard │ stack 1 │ ... │ guard │ stack n-1
+//! ```
+//!
+//! A guard is a mark in the page tables (MADV_GUARD_INSTALL, Linux 6.13), so a slab is a single
+//! mapping, and neighbouring slabs become one: the kernel's limit of mappings (`vm.max_map_count`)
+//! is not felt. An older kernel has a mapping for each guard and each stack.
+
+use std::io;
+use std::ptr;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+
+use super::StackError;
+use crate::arch::GUARD_SIZE;
+use crate::sanitizer;
+
+/// Stacks of a slab.
+pub(crate) const STACKS: usize = 64;
+
+const MADV_GUARD_INSTALL: libc::c_int = 102;
+
+/// Whether the kernel has refused MADV_GUARD_INSTALL.
+static NO_LIGHT_GUARDS: AtomicBool = AtomicBool::new(false);
+
+/// All slabs, for the search of a guard. Only ever added to.
+static SLABS: AtomicPtr<Known> = AtomicPtr::new(ptr::null_mut());
+
+struct Known {
+    base: usize,
+    /// False when the slab has been unmapped.
+    alive: AtomicBool,
+    size: usize,
+    stacks: usize,
+    next: *mut Known,
+}
+
+/// A mapping of stacks of the same size.
+#[derive(Clone, Copy)]
+pub(crate) struct Slab {
+    base: *mut u8,
+    size: usize,
+}
+
+impl Slab {
+    /// Maps `stacks` stacks of `size` bytes, a multiple of the page size.
+    pub(crate) fn map(size: usize, stacks: usize) -> Result<Slab, StackError> {
+        let length = stacks * (GUARD_SIZE + size);
+        // SAFETY: a new mapping at an address of the kernel's choice touches nothing of ours.
+        let base = unsafe {
+            libc::mmap(
+                ptr::null_mut(),
+                length,
+                libc::PROT_READ | libc::PROT_WRITE,
+                // The kernel puts no huge page where a stack is said to be, from 6.7 on.
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_STACK,
+                -1,
+                0,
+            )
+        };
+        if base == libc::MAP_FAILED {
+            return Err(last_error());
+        }
+        let slab = Slab {
+            base: base.cast(),
+            size,
+        };
+        for stack in 0..stacks {
+            let lower_end = slab.top(stack).wrapping_sub(size);
+            // SAFETY: the guard lies in the mapping just made.
+            if let Err(error) = unsafe { guard(lower_end.wrapping_sub(GUARD_SIZE)) } {
+                // SAFETY: the mapping is ours and unused.
+                unsafe { libc::munmap(base, length) };
+                return Err(error);
+            }
+            sanitizer::register_stack(lower_end, slab.top(stack));
+        }
+        // For kernels before 6.7. One without huge pages knows nothing of it: no matter.
+        // SAFETY: the advice is for the mapping just made, and changes no content.
+        unsafe { libc::madvise(base, length, libc::MADV_NOHUGEPAGE) };
+        slab.publish(stacks);
+        Ok(slab)
+    }
+
+    pub(crate) fn base(self) -> *mut u8 {
+        self.base
+    }
+
+    /// The first address above a stack.
+    pub(crate) fn top(self, stack: usize) -> *mut u8 {
+        self.base
+            .wrapping_add((stack + 1) * (GUARD_SIZE + self.size))
+    }
+
+    fn publish(self, stacks: usize) {
+        let known = Box::into_raw(Box::new(Known {
+            base: self.base as usize,
+            alive: AtomicBool::new(true),
+            size: self.size,
+            stacks,
+            next: ptr::null_mut(),
+        }));
+        let mut first = SLABS.load(Ordering::Relaxed);
+        loop {
+            // SAFETY: until it is published the entry is this thread's alone.
+            unsafe { (*known).next = first };
+            match SLABS.compare_exchange_weak(first, known, Ordering::AcqRel, Ordering::Relaxed) {
+                Ok(_) => return,
+                Err(other) => first = other,
+            }
+        }
+    }
+}
+
+/// Makes the guard at `start` inaccessible.
+///
+/// # Safety
+/// The guard must be in a mapping of ours and in no use.
+unsafe fn guard(start: *mut u8) -> Result<(), StackError> {
+    if !NO_LIGHT_GUARDS.load(Ordering::Relaxed) {
+        // SAFETY: granted by the caller.
+        if unsafe { libc::madvise(start.cast(), GUARD_SIZE, MADV_GUARD_INSTALL) } == 0 {
+            return Ok(());
+        }
+        NO_LIGHT_GUARDS.store(true, Ordering::Relaxed);
+    }
+    // SAFETY: granted by the caller.
+    if unsafe { libc::mprotect(start.cast(), GUARD_SIZE, libc::PROT_NONE) } == 0 {
+        Ok(())
+    } else {
+        Err(last_error())
+    }
+}
+
+/// Gives the pages of a stack back to the kernel; they are zero afterwards.
+///
+/// # Safety
+/// The stack of `size` bytes below `top` must be mapped by [`Slab::map`] and in no use.
+pub(crate) unsafe fn discard(top: *mut u8, size: usize) {
+    // SAFETY: granted by the caller. Pages that cannot be given back stay, which is no error.
+    unsafe { libc::madvise(top.wrapping_sub(size).cast(), size, libc::MADV_DONTNEED) };
+}
+
+/// Unmaps a slab of a single stack.
+///
+/// # Safety
+/// The stack must be in no use.
+pub(crate) unsafe fn unmap(base: *mut u8, top: *mut u8) {
+    let mut next = SLABS.load(Ordering::Acquire);
+    // SAFETY: entries are never freed.
+    while let Some(known) = unsafe { next.as_ref() } {
+        if known.base == base as usize && known.alive.swap(false, Ordering::Relaxed) {
+            break;
+        }
+        next = known.next;
+    }
+    // SAFETY: granted by the caller.
+    unsafe { libc::munmap(base.cast(), top as usize - base as usize) };
+}
+
+/// Whether `address` is in the guard of a stack. Safe in a signal handler.
+pub(super) fn is_guard(address: usize) -> bool {
+    let mut next = SLABS.load(Ordering::Acquire);
+    // SAFETY: entries are never freed.
+    while let Some(known) = unsafe { next.as_ref() } {
+        let offset = address.wrapping_sub(known.base);
+        let stride = GUARD_SIZE + known.size;
+        if known.alive.load(Ordering::Relaxed) && offset < known.stacks * stride {
+            return offset % stride < GUARD_SIZE;
+        }
+        next = known.next;
+    }
+    false
+}
+
+/// Bytes of a page of this machine.
+pub(crate) fn page_size() -> usize {
+    static SIZE: OnceLock<usize> = OnceLock::new();
+    *SIZE.get_or_init(|| {
+        // SAFETY: the call takes no pointers.
+        let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+        size.try_into().unwrap_or(4096)
+    })
+}
+
+fn last_error() -> StackError {
+    StackError::Memory(
+        io::Error::last_os_error()
+            .raw_os_error()
+            .unwrap_or(libc::ENOMEM),
+    )
+}

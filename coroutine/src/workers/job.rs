@@ -1,0 +1,95 @@
+//! A closure on its way to a worker and back.
+
+use std::any::Any;
+use std::cell::{Cell, UnsafeCell};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::ptr::{self, NonNull};
+
+use super::Workers;
+use crate::core::Core;
+
+/// What every job begins with, whatever its closure.
+#[repr(C)]
+pub(crate) struct Job {
+    run: unsafe fn(NonNull<Job>),
+    /// The next in the list that the job is in.
+    pub(super) next: Cell<*mut Job>,
+    /// The coroutine that waits for it, and on whose stack it lies.
+    pub(super) waiter: *const Core,
+    workers: *const Workers,
+}
+
+/// A job with its closure and what that has returned, on the stack of who waits for it.
+#[repr(C)]
+pub(super) struct JobOf<F, T> {
+    job: Job,
+    f: UnsafeCell<Option<F>>,
+    result: UnsafeCell<Option<Result<T, Box<dyn Any + Send>>>>,
+}
+
+impl Job {
+    /// Gives the job to its workers.
+    ///
+    /// # Safety
+    /// To be called once for a job, when its coroutine's stack has been left; the job must be
+    /// alive until the coroutine is continued.
+    pub(crate) unsafe fn submit(job: NonNull<Job>) {
+        // SAFETY: the coroutine waits inside `Workers::offload`, which borrows the workers.
+        unsafe { (*job.as_ref().workers).submit(job) }
+    }
+
+    /// Calls the closure.
+    ///
+    /// # Safety
+    /// To be called once, by the only thread that knows of the job.
+    pub(super) unsafe fn run(job: NonNull<Job>) {
+        // SAFETY: granted by the caller; `run` is the function made for this job.
+        unsafe { (job.as_ref().run)(job) }
+    }
+
+    #[cfg(loom)]
+    pub(super) fn with(run: unsafe fn(NonNull<Job>)) -> Job {
+        Job {
+            run,
+            next: Cell::new(ptr::null_mut()),
+            waiter: ptr::null(),
+            workers: ptr::null(),
+        }
+    }
+}
+
+impl<T: Send, F: FnOnce() -> T + Send> JobOf<F, T> {
+    pub(super) fn new(f: F, waiter: *const Core, workers: *const Workers) -> Self {
+        JobOf {
+            job: Job {
+                run: run::<T, F>,
+                next: Cell::new(ptr::null_mut()),
+                waiter,
+                workers,
+            },
+            f: UnsafeCell::new(Some(f)),
+            result: UnsafeCell::new(None),
+        }
+    }
+
+    /// What the closure has returned, or its panic.
+    pub(super) fn value(self) -> T {
+        match self.result.into_inner() {
+            Some(Ok(value)) => value,
+            Some(Err(panic)) => resume_unwind(panic),
+            None => unreachable!("a coroutine was continued before its job was done"),
+        }
+    }
+}
+
+/// # Safety
+/// `job` must be the beginning of a `JobOf<F, T>` that the calling thread has alone.
+unsafe fn run<T: Send, F: FnOnce() -> T + Send>(job: NonNull<Job>) {
+    // SAFETY: granted by the caller; `repr(C)` puts the job at the beginning.
+    let job = unsafe { job.cast::<JobOf<F, T>>().as_ref() };
+    // SAFETY: the thread has the job alone, so nobody else is in the cells.
+    let (f, result) = unsafe { (&mut *job.f.get(), &mut *job.result.get()) };
+    if let Some(f) = f.take() {
+        *result = Some(catch_unwind(AssertUnwindSafe(f)));
+    }
+}

@@ -1,0 +1,141 @@
+//! The hub under a model checker: every order in which its steps can be seen is tried.
+//!
+//! `RUSTFLAGS="--cfg loom" cargo test --release -p coroutine --lib`
+
+use std::ptr::NonNull;
+
+use loom::sync::{Condvar, Mutex};
+
+use super::hub::{self, Hub};
+use super::job::Job;
+
+/// What the eventfd is to the loop.
+struct Flag {
+    set: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Flag {
+    fn new() -> Flag {
+        Flag {
+            set: Mutex::new(false),
+            changed: Condvar::new(),
+        }
+    }
+
+    fn wait(&self) {
+        let mut set = self.set.lock().unwrap();
+        while !*set {
+            set = self.changed.wait(set).unwrap();
+        }
+        *set = false;
+    }
+}
+
+impl hub::Event for Flag {
+    fn signal(&self) {
+        *self.set.lock().unwrap() = true;
+        self.changed.notify_one();
+    }
+}
+
+fn job() -> NonNull<Job> {
+    NonNull::from(Box::leak(Box::new(Job::with(|_| ()))))
+}
+
+/// Counts and frees what is done.
+fn take_done(hub: &Hub<Flag>) -> usize {
+    let mut list = hub.take_done();
+    let mut count = 0;
+    while let Some(job) = NonNull::new(list) {
+        // SAFETY: a job that is done is the loop's alone, and comes from `job`.
+        let job = unsafe { Box::from_raw(job.as_ptr()) };
+        list = job.next.get();
+        count += 1;
+    }
+    count
+}
+
+/// The loop, until `jobs` jobs are done: it sleeps whenever it may.
+fn drain(hub: &Hub<Flag>, jobs: usize) {
+    let mut done = 0;
+    loop {
+        done += take_done(hub);
+        if done == jobs {
+            break;
+        }
+        if hub.prepare_sleep() {
+            hub.event.wait();
+            assert!(hub.awake(), "the loop was woken without a signal");
+        } else if hub.awake() {
+            // A worker has signalled, or is about to.
+            hub.event.wait();
+        }
+    }
+}
+
+fn check(preemptions: Option<usize>, model: impl Fn() + Send + Sync + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = preemptions;
+    builder.check(model);
+}
+
+/// No wake-up is lost between a loop and one worker, both of which sleep at every chance.
+#[test]
+fn one_worker() {
+    check(Some(3), || {
+        let hub = Hub::new(1, Flag::new());
+        hub.submit(job());
+        hub.submit(job());
+        drain(&hub, 2);
+        hub.end();
+    });
+}
+
+/// Jobs that come one after the other, so that the worker goes to sleep in between.
+#[test]
+fn a_worker_between_sleep_and_work() {
+    check(Some(3), || {
+        let hub = Hub::new(1, Flag::new());
+        for _ in 0..2 {
+            hub.submit(job());
+            drain(&hub, 1);
+        }
+        hub.end();
+    });
+}
+
+/// Two jobs of which the first ends only when the second has been done: a job that blocks does not
+/// hold up the one behind it, though the loop sleeps.
+#[test]
+fn a_job_that_blocks() {
+    loom::lazy_static! {
+        static ref GATE: Flag = Flag::new();
+    }
+    check(Some(2), || {
+        let hub = Hub::new(2, Flag::new());
+        hub.submit(NonNull::from(Box::leak(Box::new(Job::with(|_| {
+            GATE.wait()
+        })))));
+        hub.submit(NonNull::from(Box::leak(Box::new(Job::with(|_| {
+            hub::Event::signal(&*GATE)
+        })))));
+        drain(&hub, 2);
+        hub.end();
+    });
+}
+
+/// Two workers that go to sleep while the loop submits: one of them at least sees the job.
+#[test]
+fn two_workers() {
+    check(Some(2), || {
+        let hub = Hub::new(2, Flag::new());
+        for _ in 0..2 {
+            hub.submit(job());
+        }
+        drain(&hub, 2);
+        hub.submit(job());
+        drain(&hub, 1);
+        hub.end();
+    });
+}

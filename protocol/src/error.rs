@@ -20,6 +20,14 @@ pub enum DecodeError {
         /// What it is.
         len: usize,
     },
+    /// The frame is longer than the session allows.
+    #[error("a frame of {size} bytes, {msize} is the most")]
+    OverMsize {
+        /// What the frame says.
+        size: u32,
+        /// What was agreed on.
+        msize: u32,
+    },
     /// A string's length leads past the frame's end.
     #[error("a string ends behind the frame")]
     StringPastEnd,

@@ -25,4 +25,50 @@ impl Header {
     pub fn decode(bytes: &[u8]) -> Result<Header, DecodeError> {
         Field::decode(&mut Cursor(bytes))
     }
+
+    /// Checks the frame's length, its payload's count included, against the size that the session
+    /// has agreed on by Tversion. Errors: [`DecodeError::OverMsize`].
+    #[inline]
+    pub fn check_msize(&self, msize: u32) -> Result<(), DecodeError> {
+        if self.size > msize {
+            return Err(DecodeError::OverMsize {
+                size: self.size,
+                msize,
+            });
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Tmessage, Twrite};
+
+    #[test]
+    fn a_count_over_msize_is_an_error() {
+        // What Linux leaves for the header of a write is 24 bytes; it has 23.
+        for (count, fits) in [
+            (4096 - 23, true),
+            (4096 - 22, false),
+            (u32::MAX - 23, false),
+        ] {
+            let message = Tmessage::Write(Twrite {
+                fid: 1,
+                offset: 0,
+                count,
+            });
+            let mut head = Vec::new();
+            message.encode(1, &mut head).unwrap();
+            let header = Header::decode(&head).unwrap();
+            let error = DecodeError::OverMsize {
+                size: count + 23,
+                msize: 4096,
+            };
+            assert_eq!(
+                header.check_msize(4096),
+                if fits { Ok(()) } else { Err(error) }
+            );
+        }
+    }
 }

@@ -4,6 +4,8 @@ use nix::errno::Errno;
 use protocol::{DecodeError, HEADER_LEN, Header, NOTAG, Rlerror, Rmessage, Tmessage, Twrite, kind};
 use vhost_user::{Readable, Request, Writable};
 
+use super::MAX_MSIZE;
+
 /// The longest frame that is taken out of guest memory. Only Twrite may be longer, and its payload
 /// stays where it is. The longest that makes sense, a Twalk with sixteen names, is 4 KiB.
 const MAX_HEAD: usize = 64 * 1024;
@@ -45,7 +47,8 @@ impl Exchange {
         } else {
             size
         };
-        if (msize != 0 && header.size > msize) || length > MAX_HEAD {
+        let agreed = if msize == 0 { MAX_MSIZE } else { msize };
+        if header.check_msize(agreed).is_err() || length > MAX_HEAD {
             self.tag = header.tag;
             return Err(Errno::EMSGSIZE);
         }

@@ -8,8 +8,9 @@ use std::os::fd::AsFd;
 use common::{Guest, refused};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
-use protocol::{lock, open};
-use stub_guest::messages::Lock;
+use protocol::{Rlock, Rmessage, Tflush, Tmessage, lock, open};
+use stub_guest::Error;
+use stub_guest::messages::{Lock, tlock};
 
 fn range(kind: u8, start: u64, length: u64) -> Lock {
     Lock {
@@ -17,6 +18,11 @@ fn range(kind: u8, start: u64, length: u64) -> Lock {
         length,
         ..Lock::whole(kind)
     }
+}
+
+/// The same for another process of the guest.
+fn of_process(proc_id: u32, lock: Lock) -> Lock {
+    Lock { proc_id, ..lock }
 }
 
 /// What stands in the way of a write lock on the host.
@@ -62,20 +68,24 @@ fn a_lock_excludes_another_fid_until_it_is_released() {
         range(lock::WRLCK, 0, 3),
     ] {
         assert_eq!(
-            c.lock(b, 0, &overlapping).unwrap(),
+            c.lock(b, 0, &of_process(2, overlapping.clone())).unwrap(),
             lock::BLOCKED,
             "{overlapping:?}"
         );
     }
     assert_eq!(
-        c.lock(b, 0, &range(lock::WRLCK, 5, 2)).unwrap(),
+        c.lock(b, 0, &of_process(2, range(lock::WRLCK, 5, 2)))
+            .unwrap(),
         lock::SUCCESS
     );
     assert_eq!(
         c.lock(a, 0, &range(lock::UNLCK, 2, 3)).unwrap(),
         lock::SUCCESS
     );
-    assert_eq!(c.lock(b, 0, &write).unwrap(), lock::SUCCESS);
+    assert_eq!(
+        c.lock(b, 0, &of_process(2, write.clone())).unwrap(),
+        lock::SUCCESS
+    );
 }
 
 #[test]
@@ -92,16 +102,19 @@ fn readers_share() {
         lock::SUCCESS
     );
     assert_eq!(
-        c.lock(b, 0, &Lock::whole(lock::RDLCK)).unwrap(),
+        c.lock(b, 0, &of_process(2, Lock::whole(lock::RDLCK)))
+            .unwrap(),
         lock::SUCCESS
     );
     assert_eq!(
-        c.lock(b, 0, &Lock::whole(lock::WRLCK)).unwrap(),
+        c.lock(b, 0, &of_process(2, Lock::whole(lock::WRLCK)))
+            .unwrap(),
         lock::BLOCKED
     );
     c.lock(a, 0, &Lock::whole(lock::UNLCK)).unwrap();
     assert_eq!(
-        c.lock(b, 0, &Lock::whole(lock::WRLCK)).unwrap(),
+        c.lock(b, 0, &of_process(2, Lock::whole(lock::WRLCK)))
+            .unwrap(),
         lock::SUCCESS
     );
 }
@@ -186,7 +199,7 @@ fn getlock_tells_what_is_in_the_way() {
     );
     let c = &mut guest.client;
     // Linux always asks with UNLCK, and means: of a write lock.
-    let probe = range(lock::UNLCK, 10, 90);
+    let probe = of_process(2, range(lock::UNLCK, 10, 90));
     let free = c.getlock(b, &probe).unwrap();
     assert_eq!((free.kind, free.start, free.length), (lock::UNLCK, 10, 90));
     assert_eq!(
@@ -200,17 +213,26 @@ fn getlock_tells_what_is_in_the_way() {
         (lock::RDLCK, 50, 10)
     );
     // One's own lock is not in the way, and readers are not in each other's.
-    assert_eq!(c.getlock(a, &probe).unwrap().kind, lock::UNLCK);
+    let own = of_process(1, probe.clone());
+    assert_eq!(c.getlock(a, &own).unwrap().kind, lock::UNLCK);
+    // Whose it is.
+    assert_eq!((found.proc_id, &found.client_id[..]), (1, &b"stub"[..]));
     assert_eq!(
-        c.getlock(b, &range(lock::RDLCK, 0, 0)).unwrap().kind,
+        c.getlock(b, &of_process(2, range(lock::RDLCK, 0, 0)))
+            .unwrap()
+            .kind,
         lock::UNLCK
     );
     assert_eq!(
-        c.getlock(b, &range(lock::WRLCK, 0, 0)).unwrap().kind,
+        c.getlock(b, &of_process(2, range(lock::WRLCK, 0, 0)))
+            .unwrap()
+            .kind,
         lock::RDLCK
     );
     assert_eq!(
-        c.getlock(b, &range(lock::UNLCK, 60, 0)).unwrap().kind,
+        c.getlock(b, &of_process(2, range(lock::UNLCK, 60, 0)))
+            .unwrap()
+            .kind,
         lock::UNLCK
     );
 }
@@ -226,14 +248,18 @@ fn a_lock_may_reach_to_the_end() {
     let c = &mut guest.client;
     c.lock(a, 0, &range(lock::WRLCK, 100, 0)).unwrap();
     assert_eq!(
-        c.lock(b, 0, &range(lock::WRLCK, 1 << 40, 1)).unwrap(),
+        c.lock(b, 0, &of_process(2, range(lock::WRLCK, 1 << 40, 1)))
+            .unwrap(),
         lock::BLOCKED
     );
     assert_eq!(
-        c.lock(b, 0, &range(lock::WRLCK, 0, 100)).unwrap(),
+        c.lock(b, 0, &of_process(2, range(lock::WRLCK, 0, 100)))
+            .unwrap(),
         lock::SUCCESS
     );
-    let found = c.getlock(b, &range(lock::UNLCK, 100, 1)).unwrap();
+    let found = c
+        .getlock(b, &of_process(2, range(lock::UNLCK, 100, 1)))
+        .unwrap();
     assert_eq!((found.start, found.length), (100, 0));
     let last = i64::MAX as u64;
     c.lock(a, 0, &range(lock::UNLCK, 0, 0)).unwrap();
@@ -249,12 +275,9 @@ fn lock_refuses() {
     guest.file("file", "x");
     let walked = guest.walk("file");
     let reader = guest.open("file", open::RDONLY);
-    let writer = guest.open("file", open::WRONLY);
     let c = &mut guest.client;
     refused(c.lock(walked, 0, &Lock::whole(lock::RDLCK)), Errno::EBADF);
     refused(c.getlock(walked, &Lock::whole(lock::RDLCK)), Errno::EBADF);
-    refused(c.lock(reader, 0, &Lock::whole(lock::WRLCK)), Errno::EBADF);
-    refused(c.lock(writer, 0, &Lock::whole(lock::RDLCK)), Errno::EBADF);
     for kind in [3, 255] {
         refused(c.lock(reader, 0, &Lock::whole(kind)), Errno::EINVAL);
         refused(c.getlock(reader, &Lock::whole(kind)), Errno::EINVAL);
@@ -295,4 +318,193 @@ fn a_blocking_lock_that_is_free_is_granted() {
             .unwrap(),
         lock::SUCCESS
     );
+}
+
+#[test]
+fn a_process_is_not_in_its_own_way() {
+    let mut guest = Guest::new();
+    guest.file("file", "x");
+    let (a, b) = (
+        guest.open("file", open::RDWR),
+        guest.open("file", open::RDWR),
+    );
+    let host = host_file(&guest);
+    let c = &mut guest.client;
+    let whole = Lock::whole(lock::WRLCK);
+    assert_eq!(c.lock(a, 0, &whole).unwrap(), lock::SUCCESS);
+    assert_eq!(c.lock(b, 0, &whole).unwrap(), lock::SUCCESS);
+    // Held as long as one of the fids is.
+    c.clunk(a).unwrap();
+    assert_eq!(host_sees(&host, 0, 0), libc::F_WRLCK);
+    c.clunk(b).unwrap();
+    assert_eq!(host_sees(&host, 0, 0), libc::F_UNLCK);
+}
+
+#[test]
+fn flock_needs_no_right_to_write() {
+    // flock(2) arrives as a lock of the whole file, whatever the file was opened for.
+    let mut guest = Guest::new();
+    guest.file("file", "x");
+    guest.dir("dir");
+    let host = host_file(&guest);
+    let reader = guest.open("file", open::RDONLY);
+    let writer = guest.open("file", open::WRONLY);
+    let directory = guest.open("dir", open::RDONLY);
+    let c = &mut guest.client;
+    assert_eq!(
+        c.lock(reader, 0, &Lock::whole(lock::WRLCK)).unwrap(),
+        lock::SUCCESS
+    );
+    assert_eq!(host_sees(&host, 0, 0), libc::F_WRLCK);
+    assert_eq!(
+        c.lock(reader, 0, &Lock::whole(lock::UNLCK)).unwrap(),
+        lock::SUCCESS
+    );
+    assert_eq!(
+        c.lock(writer, 0, &Lock::whole(lock::RDLCK)).unwrap(),
+        lock::SUCCESS
+    );
+    assert_eq!(host_sees(&host, 0, 0), libc::F_RDLCK);
+    assert_eq!(
+        c.lock(directory, 0, &Lock::whole(lock::RDLCK)).unwrap(),
+        lock::SUCCESS
+    );
+    // The host cannot lock a directory for writing: no directory is open for that.
+    refused(
+        c.lock(directory, 0, &Lock::whole(lock::WRLCK)),
+        Errno::ENOLCK,
+    );
+}
+
+/// Two processes of the guest; the first has locked the file, the second waits.
+fn one_holds_and_one_waits(guest: &mut Guest) -> (u32, u16) {
+    guest.file("file", "x");
+    let (a, b) = (
+        guest.open("file", open::RDWR),
+        guest.open("file", open::RDWR),
+    );
+    let c = &mut guest.client;
+    assert_eq!(
+        c.lock(a, 0, &Lock::whole(lock::WRLCK)).unwrap(),
+        lock::SUCCESS
+    );
+    let wanted = of_process(2, Lock::whole(lock::WRLCK));
+    let waiting = c.submit(&tlock(b, lock::BLOCK, &wanted), &[]).unwrap();
+    c.kick().unwrap();
+    // Other requests go on meanwhile.
+    assert_eq!(c.read(a, 0, 1).unwrap(), b"x");
+    assert!(!c.is_done(waiting).unwrap());
+    (a, waiting)
+}
+
+fn status(reply: stub_guest::Result<stub_guest::Reply>) -> u8 {
+    match reply.unwrap().message().unwrap() {
+        Rmessage::Lock(Rlock { status }) => status,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_blocking_lock_is_answered_when_it_is_granted() {
+    let mut guest = Guest::new();
+    let (a, waiting) = one_holds_and_one_waits(&mut guest);
+    let c = &mut guest.client;
+    assert_eq!(
+        c.lock(a, 0, &Lock::whole(lock::UNLCK)).unwrap(),
+        lock::SUCCESS
+    );
+    assert_eq!(status(c.wait(waiting)), lock::SUCCESS);
+    assert_eq!(
+        c.lock(a, 0, &Lock::whole(lock::WRLCK)).unwrap(),
+        lock::BLOCKED
+    );
+}
+
+#[test]
+fn a_blocking_lock_is_granted_when_the_holder_s_fid_goes() {
+    let mut guest = Guest::new();
+    let (a, waiting) = one_holds_and_one_waits(&mut guest);
+    guest.client.clunk(a).unwrap();
+    assert_eq!(status(guest.client.wait(waiting)), lock::SUCCESS);
+}
+
+#[test]
+fn a_blocking_lock_waits_for_a_process_of_the_host_too() {
+    let mut guest = Guest::new();
+    guest.file("file", "x");
+    let host = host_file(&guest);
+    fcntl(
+        host.as_fd(),
+        FcntlArg::F_OFD_SETLK(&host_lock(libc::F_WRLCK, 0, 0)),
+    )
+    .unwrap();
+    let fid = guest.open("file", open::RDWR);
+    let wanted = Lock::whole(lock::WRLCK);
+    let waiting = guest
+        .client
+        .submit(&tlock(fid, lock::BLOCK, &wanted), &[])
+        .unwrap();
+    guest.client.kick().unwrap();
+    assert_eq!(guest.client.read(fid, 0, 1).unwrap(), b"x");
+    assert!(!guest.client.is_done(waiting).unwrap());
+    drop(host);
+    assert_eq!(status(guest.client.wait(waiting)), lock::SUCCESS);
+}
+
+#[test]
+fn a_flush_ends_the_wait_for_a_lock() {
+    let mut guest = Guest::new();
+    let (a, waiting) = one_holds_and_one_waits(&mut guest);
+    let c = &mut guest.client;
+    let flush = c
+        .submit(&Tmessage::Flush(Tflush { oldtag: waiting }), &[])
+        .unwrap();
+    // Used length 0, no reply, and before Rflush.
+    let first = c.wait_any().unwrap();
+    assert_eq!(first.tag, waiting);
+    assert!(
+        matches!(first.reply, Err(Error::Flushed)),
+        "{:?}",
+        first.reply
+    );
+    let second = c.wait_any().unwrap();
+    assert_eq!(second.tag, flush);
+    second.reply.unwrap().message().unwrap();
+    // It was not granted behind the guest's back.
+    c.clunk(a).unwrap();
+    let host = host_file(&guest);
+    assert_eq!(host_sees(&host, 0, 0), libc::F_UNLCK);
+}
+
+#[test]
+fn a_new_session_ends_the_wait_and_the_locks() {
+    let mut guest = Guest::new();
+    let (_, waiting) = one_holds_and_one_waits(&mut guest);
+    guest.client.version(8192, b"9P2000.L").unwrap();
+    assert_eq!(status(guest.client.wait(waiting)), lock::BLOCKED);
+    assert_eq!(host_sees(&host_file(&guest), 0, 0), libc::F_UNLCK);
+}
+
+#[test]
+fn a_stop_answers_what_waits_and_keeps_the_locks() {
+    let mut guest = Guest::new();
+    let (_, waiting) = one_holds_and_one_waits(&mut guest);
+    guest.client.front_end().stop().unwrap();
+    // The client asks again after BLOCKED; nothing is lost.
+    assert_eq!(status(guest.client.wait(waiting)), lock::BLOCKED);
+    assert_eq!(host_sees(&host_file(&guest), 0, 0), libc::F_WRLCK);
+}
+
+#[test]
+fn a_disconnect_ends_the_locks_also_of_one_that_waits() {
+    let mut guest = Guest::new();
+    one_holds_and_one_waits(&mut guest);
+    let host = host_file(&guest);
+    let Guest {
+        client, mut daemon, ..
+    } = guest;
+    drop(client);
+    // Served only after the old session has ended.
+    daemon.mount().unwrap();
+    assert_eq!(host_sees(&host, 0, 0), libc::F_UNLCK);
 }

@@ -98,6 +98,13 @@ impl Exchange {
         self.send(reply, scratch);
     }
 
+    /// Ends a request that was flushed: without a reply, which the guest knows by the length 0.
+    pub fn cancel(mut self) {
+        if let Some(request) = self.request.take() {
+            request.complete(0);
+        }
+    }
+
     fn send(&mut self, reply: Result<Rmessage<'_>, Errno>, scratch: &mut Vec<u8>) {
         let Some(request) = self.request.take() else {
             return;

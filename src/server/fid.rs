@@ -7,6 +7,7 @@ use std::rc::Rc;
 
 use nix::errno::Errno;
 
+use super::locks::Owner;
 use crate::export::Node;
 use crate::export::directory::DirectoryStream;
 use crate::export::xattr::XattrName;
@@ -41,6 +42,19 @@ pub struct OpenFile {
     pub node: Rc<Node>,
     /// What I/O goes through.
     pub handle: Handle,
+    /// Who holds locks that were taken through this file.
+    pub owners: RefCell<Vec<Rc<Owner>>>,
+}
+
+impl OpenFile {
+    /// An open file without locks.
+    pub fn new(node: Rc<Node>, handle: Handle) -> OpenFile {
+        OpenFile {
+            node,
+            handle,
+            owners: RefCell::default(),
+        }
+    }
 }
 
 /// The descriptor behind an open fid.

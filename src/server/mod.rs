@@ -8,6 +8,8 @@
 mod exchange;
 mod fid;
 mod handlers;
+mod interrupt;
+mod locks;
 mod tags;
 
 use std::cell::{Cell, RefCell};
@@ -22,6 +24,8 @@ use vhost_user::{Handler, Request};
 use crate::export::{Export, Node, Qids, Stat};
 use exchange::Exchange;
 use fid::Fids;
+use interrupt::Interrupts;
+use locks::Locks;
 use tags::Tags;
 
 /// The largest message that is agreed to, header included. QEMU's limit is the same; Linux's
@@ -52,6 +56,9 @@ struct Session {
     /// Held shared by every request, and alone by Tversion, which ends what is under way first.
     gate: RwLock<()>,
     qids: RefCell<Qids>,
+    locks: Locks,
+    /// The requests that wait for something that may never come.
+    interrupts: Interrupts,
 }
 
 impl Server {
@@ -63,6 +70,8 @@ impl Server {
             tags: Tags::new(),
             gate: RwLock::new(()),
             qids: RefCell::new(Qids::new(export.root().id())),
+            locks: Locks::default(),
+            interrupts: Interrupts::default(),
         };
         Rc::new_cyclic(|this| Server {
             this: this.clone(),
@@ -120,6 +129,8 @@ impl Server {
         };
         log::trace!("tag {}: {message:?}", header.tag);
         if header.kind == kind::TVERSION {
+            // Ends what would wait for ever, and lets the rest end.
+            self.session.interrupts.stop();
             let _alone = self.session.gate.write();
             return self.dispatch(exchange, message, reply);
         }
@@ -180,6 +191,7 @@ impl Handler for Server {
     }
 
     fn drain(&self) {
+        self.session.interrupts.stop();
         while self.in_flight.get() > 0 {
             if coroutine::run_ready() + self.workers.wait_completed() == 0 {
                 log::error!("{} requests wait for nothing", self.in_flight.get());

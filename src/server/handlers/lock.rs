@@ -1,52 +1,110 @@
-//! Tlock and Tgetlock: byte-range locks, held on the host as open-file-description locks.
-//!
-//! A lock belongs to the open file behind the fid, so it is in force against other fids, other
-//! guests and processes of the host alike, and ends with the fid.
+//! Tlock and Tgetlock: byte-range locks.
 
-use std::os::fd::AsFd;
+use std::rc::Rc;
+use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, fcntl};
 use protocol::{Rgetlock, Rlock, Tgetlock, Tlock, lock};
 
 use crate::server::Server;
+use crate::server::fid::OpenFile;
+use crate::server::interrupt::{FLUSHED, Wake};
+use crate::server::locks::{Owner, Range, open_for_locks};
+
+/// How long a lock that is waited for is left alone before it is tried again. A release by this
+/// session's guest is noticed at once; nothing tells of one by the host.
+const FIRST_PAUSE: Duration = Duration::from_millis(1);
+const LAST_PAUSE: Duration = Duration::from_millis(100);
 
 impl Server {
-    /// Tlock takes or releases a lock. One that is held by another is answered BLOCKED; a client
-    /// that is willing to wait asks again. Errors: EBADF if the fid is not open in the mode that
-    /// the lock needs, EINVAL, those of fcntl(2).
-    pub(super) fn lock(&self, m: Tlock<'_>) -> Result<Rlock, Errno> {
+    /// Tlock takes or releases a lock. With BLOCK the answer comes when the lock is granted; a
+    /// flush ends the wait without an answer, and the end of the session or of the ring with
+    /// BLOCKED, after which a client asks again. Errors: EBADF if the fid is not open, EINVAL,
+    /// ENOLCK where the host does not allow it, those of fcntl(2).
+    pub(super) fn lock(&self, m: Tlock<'_>, tag: u16) -> Result<Rlock, Errno> {
         let open = self.session.fids.get(m.fid)?.open_file()?;
         if m.flags & !(lock::BLOCK | lock::RECLAIM) != 0 {
             return Err(Errno::EINVAL);
         }
-        let range = flock(host_kind(m.kind)?, m.start, m.length)?;
-        let fd = open.handle.as_fd();
-        match self.blocking(|| fcntl(fd, FcntlArg::F_OFD_SETLK(&range))) {
-            Ok(_) => Ok(Rlock {
-                status: lock::SUCCESS,
-            }),
-            Err(Errno::EAGAIN | Errno::EACCES) => Ok(Rlock {
-                status: lock::BLOCKED,
-            }),
-            Err(error) => Err(error),
+        let range = Range::new(host_kind(m.kind)?, m.start, m.length)?;
+        let owner = self.lock_owner(&open, m.client_id, m.proc_id)?;
+        let waiting = self.session.interrupts.begin(tag);
+        let mut pause = FIRST_PAUSE;
+        loop {
+            match self.set_lock(&owner, range) {
+                Ok(()) => {
+                    break Ok(Rlock {
+                        status: lock::SUCCESS,
+                    });
+                }
+                Err(Errno::EAGAIN) if m.flags & lock::BLOCK == 0 => {
+                    break Ok(Rlock {
+                        status: lock::BLOCKED,
+                    });
+                }
+                Err(Errno::EAGAIN) => {}
+                // The description could not be opened for writing.
+                Err(Errno::EBADF) => break Err(Errno::ENOLCK),
+                Err(error) => break Err(error),
+            }
+            match waiting.wait(pause) {
+                Wake::Retry => pause = (pause * 2).min(LAST_PAUSE),
+                Wake::Flushed => break Err(FLUSHED),
+                Wake::Stopped => {
+                    break Ok(Rlock {
+                        status: lock::BLOCKED,
+                    });
+                }
+            }
         }
+    }
+
+    fn lock_owner(&self, open: &OpenFile, client: &[u8], process: u32) -> Result<Rc<Owner>, Errno> {
+        let writable = self.export.writable().is_ok();
+        self.session.locks.owner(open, client, process, |node| {
+            self.blocking(|| open_for_locks(node, writable))
+        })
+    }
+
+    fn set_lock(&self, owner: &Owner, range: Range) -> Result<(), Errno> {
+        let description = owner.description();
+        self.blocking(|| Owner::set(description, &range))?;
+        owner.note(range);
+        // Bytes may have become free, also by a write lock that is a read lock now.
+        if range.kind != libc::F_WRLCK {
+            self.session.interrupts.retry();
+        }
+        Ok(())
     }
 
     /// Tgetlock tells which lock stands in the way of a write lock, UNLCK if none does. Linux
     /// does not say which kind it is interested in. Errors: as for Tlock.
-    pub(super) fn getlock<'a>(&self, m: Tgetlock<'a>) -> Result<Rgetlock<'a>, Errno> {
+    pub(super) fn getlock<'a>(
+        &self,
+        m: Tgetlock<'a>,
+        text: &'a mut Vec<u8>,
+    ) -> Result<Rgetlock<'a>, Errno> {
         let open = self.session.fids.get(m.fid)?.open_file()?;
         let kind = match m.kind {
             lock::UNLCK => libc::F_WRLCK,
             kind => host_kind(kind)?,
         };
-        let mut range = flock(kind, m.start, m.length)?;
-        {
-            let (fd, range) = (open.handle.as_fd(), &mut range);
-            self.blocking(|| fcntl(fd, FcntlArg::F_OFD_GETLK(range)))?;
-        }
-        if i32::from(range.l_type) == libc::F_UNLCK {
+        let range = Range::new(kind, m.start, m.length)?;
+        let inode = open.node.id();
+        // Asked through its own description, an owner's locks are not in its way.
+        let owner = self.session.locks.existing(inode, m.client_id, m.proc_id);
+        let found = match &owner {
+            Some(owner) => {
+                let description = owner.description();
+                self.blocking(|| Owner::probe(description, &range))?
+            }
+            None => {
+                let handle = &open.handle;
+                let description = std::os::fd::AsFd::as_fd(handle);
+                self.blocking(|| Owner::probe(description, &range))?
+            }
+        };
+        let Some(found) = found else {
             let Tgetlock {
                 start,
                 length,
@@ -61,18 +119,21 @@ impl Server {
                 proc_id,
                 client_id,
             });
-        }
+        };
+        let holder = self.session.locks.holder(inode, owner.as_deref(), &found);
+        let (client, process) = holder.unwrap_or_default();
+        *text = client.into_vec();
         Ok(Rgetlock {
-            kind: if i32::from(range.l_type) == libc::F_RDLCK {
+            kind: if found.kind == libc::F_RDLCK {
                 lock::RDLCK
             } else {
                 lock::WRLCK
             },
-            start: range.l_start as u64,
-            length: range.l_len as u64,
-            // A lock of an open file description has no process: the kernel says -1.
-            proc_id: range.l_pid.max(0) as u32,
-            client_id: b"",
+            start: found.start as u64,
+            length: found.length(),
+            // 0 and no name for a process of the host.
+            proc_id: process,
+            client_id: text,
         })
     }
 }
@@ -84,21 +145,4 @@ fn host_kind(wire: u8) -> Result<i32, Errno> {
         lock::UNLCK => Ok(libc::F_UNLCK),
         _ => Err(Errno::EINVAL),
     }
-}
-
-/// Errors: EINVAL for a range that begins, EOVERFLOW for one that ends behind the largest offset.
-fn flock(kind: i32, start: u64, length: u64) -> Result<libc::flock, Errno> {
-    let start = i64::try_from(start).map_err(|_| Errno::EINVAL)?;
-    let length = i64::try_from(length).map_err(|_| Errno::EOVERFLOW)?;
-    if length > 0 && start.checked_add(length - 1).is_none() {
-        return Err(Errno::EOVERFLOW);
-    }
-    Ok(libc::flock {
-        l_type: kind as i16,
-        l_whence: libc::SEEK_SET as i16,
-        l_start: start,
-        l_len: length,
-        // Required to be 0 for locks of open file descriptions.
-        l_pid: 0,
-    })
 }

@@ -18,6 +18,7 @@ use protocol::{Rmessage, Tmessage};
 
 use super::Server;
 use super::exchange::Exchange;
+use super::interrupt::FLUSHED;
 
 impl Server {
     /// Hands a message to its handler and answers with what it returns.
@@ -56,9 +57,13 @@ impl Server {
             Tmessage::Statfs(m) => self.statfs(m).map(Rmessage::Statfs),
             Tmessage::Xattrwalk(m) => self.xattrwalk(m).map(Rmessage::Xattrwalk),
             Tmessage::Xattrcreate(m) => self.xattrcreate(m).map(Rmessage::Xattrcreate),
-            Tmessage::Lock(m) => self.lock(m).map(Rmessage::Lock),
-            Tmessage::Getlock(m) => self.getlock(m).map(Rmessage::Getlock),
+            Tmessage::Lock(m) => self.lock(m, exchange.tag()).map(Rmessage::Lock),
+            Tmessage::Getlock(m) => self.getlock(m, &mut text).map(Rmessage::Getlock),
         };
-        exchange.answer(reply, scratch);
+        match reply {
+            // Its Rflush is the answer.
+            Err(FLUSHED) => exchange.cancel(),
+            reply => exchange.answer(reply, scratch),
+        }
     }
 }

@@ -29,10 +29,7 @@ impl Server {
             let node = &*node;
             self.blocking(|| Ok::<_, Errno>((node.reopen(flags)?, node.stat()?)))?
         };
-        fid.open(OpenFile {
-            handle: handle(&node, fd, flags),
-            node,
-        })?;
+        fid.open(OpenFile::new(node.clone(), handle(&node, fd, flags)))?;
         Ok(Rlopen {
             qid: self.qid(&stat),
             iounit: NO_IOUNIT,
@@ -56,10 +53,8 @@ impl Server {
         let export = &self.export;
         let (fd, node, stat) =
             self.blocking(|| create(export, directory, &name, flags, exclusive, m.mode, owner))?;
-        fid.open(OpenFile {
-            handle: handle(&node, fd, flags),
-            node: Rc::new(node),
-        })?;
+        let handle = handle(&node, fd, flags);
+        fid.open(OpenFile::new(Rc::new(node), handle))?;
         Ok(Rlcreate {
             qid: self.qid(&stat),
             iounit: NO_IOUNIT,

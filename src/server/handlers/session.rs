@@ -63,9 +63,11 @@ impl Server {
         })
     }
 
-    /// Tflush never fails and answers after the request it is about. What has begun is let end.
+    /// Tflush never fails and answers after the request it is about: one that waits for a lock is
+    /// ended without a reply, any other is let end.
     pub(super) fn flush(&self, m: Tflush, own_tag: u16) -> Result<Rflush, Errno> {
         if m.oldtag != own_tag {
+            self.session.interrupts.flush(m.oldtag);
             self.session.tags.wait_for(m.oldtag);
         }
         Ok(Rflush {})
@@ -81,7 +83,11 @@ impl Server {
             // The last close of a file may wait for a server, or free a large one.
             drop(fid);
             if let Some(open) = Rc::into_inner(open) {
+                let had_locks = !open.owners.take().is_empty();
                 self.blocking(move || drop(open.handle));
+                if had_locks {
+                    self.session.interrupts.retry();
+                }
             }
         }
         Ok(Rclunk {})

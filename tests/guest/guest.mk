@@ -3,7 +3,12 @@
 
 GUEST := $(CURDIR)/target/guest
 
-.PHONY: guest guest-test uml uml-test run
+.PHONY: tools guest guest-test uml uml-test run
+
+build: | tools
+
+tools:
+	@tests/guest/tools.sh
 
 guest: ## Prepare QEMU and a small Linux guest, once
 	@tests/guest/prepare.sh $(GUEST)

@@ -10,6 +10,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 busybox=$root/usr/bin/busybox
 tree=$(mktemp -d)
 trap 'rm -rf "$tree"' EXIT
+chmod 755 "$tree" # the guest's users pass through it
 
 mkdir -p "$tree"/{bin,dev,etc,lib,lib64,mnt,proc,root,sys,tmp}
 cp "$busybox" "$tree/bin/"

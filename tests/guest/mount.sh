@@ -4,6 +4,7 @@
 
 # mount_share DIRECTORY [OPTIONS]
 mount_share() {
+    # shellcheck disable=SC2154 # the kernel sets it
     case $share in
     /*) mount -t hostfs -o "$share" none "$1" ;;
     *) mount -t 9p -o "version=9p2000.L,trans=virtio,msize=512000${2:-}" "$share" "$1" ;;

@@ -12,13 +12,14 @@ die() {
 
 # The Debian mirror that the machine uses already.
 debian_mirror() {
+    # shellcheck disable=SC2016 # apt fills it in
     apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' |
-        grep '/debian/$' | sort -u | head -n 1
+        sed -n '\|/debian/$|p' | sort -u | sed -n 1p
 }
 
-# apt_setup: the package lists of both suites, and `apt` to ask and fetch.
+# apt_setup: the package lists of both suites, for what follows
 apt_setup() {
-    local mirror keys state=$work/apt
+    local mirror keys state=${work:?}/apt
     [ "$(uname -m)" = x86_64 ] || die "the test guests are x86-64 only, this machine is $(uname -m)"
     type apt-get dpkg-deb >/dev/null 2>&1 || die "apt-get and dpkg-deb are needed: run this on Debian"
     mirror=$(debian_mirror)
@@ -29,22 +30,37 @@ apt_setup() {
     mkdir -p "$state/lists/partial" "$state/cache/archives/partial"
     : >"$state/status"
     printf "deb [signed-by=$keys] $mirror %s main\n" "$suite" "$newer" >"$state/sources.list"
-    apt_options=(
-        -o Dir::Etc::SourceList="$state/sources.list" -o Dir::Etc::SourceParts=/dev/null
-        -o Dir::Etc::Preferences=/dev/null -o Dir::Etc::PreferencesParts=/dev/null
-        -o Dir::State="$state" -o Dir::State::Status="$state/status" -o Dir::Cache="$state/cache"
-        -o APT::Architecture=amd64 -o APT::Architectures=amd64 -o APT::Sandbox::User=
-        -o APT::Install-Recommends=false -o APT::Default-Release="$newer"
-        -o Acquire::Languages=none -o Acquire::Retries=3
-    )
-    apt-get "${apt_options[@]}" -qq update
+    # Of the machine's configuration only how to download: its hooks are for its own packages.
+    {
+        apt-config dump | sed -n '/^Acquire::/p'
+        cat <<EOF
+Acquire { Languages "none"; Retries "3"; };
+Dir {
+    Etc {
+        Main "/dev/null"; Parts "/dev/null"; Preferences "/dev/null"; PreferencesParts "/dev/null";
+        SourceList "$state/sources.list"; SourceParts "/dev/null";
+    };
+    State "$state"; State::Status "$state/status"; Cache "$state/cache";
+};
+APT {
+    Architecture "amd64"; Architectures "amd64"; Sandbox::User "";
+    Install-Recommends "false"; Default-Release "$newer";
+};
+EOF
+    } >"$state/apt.conf"
+    private apt-get -qq update
+}
+
+# private apt-get|apt-cache ARGUMENT...: with those directories
+private() {
+    APT_CONFIG=$work/apt/apt.conf "$@"
 }
 
 # fetch_with_dependencies DIR PACKAGE...
 fetch_with_dependencies() {
     local into=$1
     shift
-    apt-get "${apt_options[@]}" -qq -y --download-only install "$@" >/dev/null
+    private apt-get -qq -y --download-only install "$@" >/dev/null
     mkdir -p "$into"
     unpack "$into" "$work"/apt/cache/archives/*.deb
     rm -f "$work"/apt/cache/archives/*.deb
@@ -54,11 +70,12 @@ fetch_with_dependencies() {
 fetch_alone() {
     local into=$1 package=$2
     mkdir -p "$into"
-    (cd "$work/apt/cache" && apt-get "${apt_options[@]}" -qq download "$package")
+    (cd "$work/apt/cache" && private apt-get -qq download "$package")
     unpack "$into" "$work"/apt/cache/*.deb
     rm -f "$work"/apt/cache/*.deb
 }
 
+# unpack DIR FILE...
 unpack() {
     local into=$1 package
     shift
@@ -69,12 +86,12 @@ unpack() {
 
 # newest PATTERN: of the packages whose name matches, the one with the highest version in the name
 newest() {
-    apt-cache "${apt_options[@]}" pkgnames | grep -E "^$1\$" | sort -V | tail -n 1
+    private apt-cache pkgnames | sed -nE "/^$1\$/p" | sort -V | tail -n 1
 }
 
 # dependency_of PACKAGE SUITE: the first package that it depends on there
 dependency_of() {
-    apt-cache "${apt_options[@]}" depends "$1/$2" | sed -n 's/^ *Depends: //p' | head -n 1
+    private apt-cache depends "$1/$2" | sed -n 's/^ *Depends: //p' | head -n 1
 }
 
 # need COMMAND PACKAGE...: installs the packages of missing commands, or says which they are

@@ -7,8 +7,8 @@
 # root, and nothing is installed on the machine.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-guest=${1:?usage: prepare.sh DIRECTORY}
-version=2 # raise it when what is prepared changes
+guest=$(realpath -m "${1:?usage: prepare.sh DIRECTORY}")
+version=$(cat "$here"/{prepare,packages,initramfs,loader}.sh | sha256sum)
 
 [ "$(cat "$guest/version" 2>/dev/null)" != "$version" ] || exit 0
 mkdir -p "$(dirname "$guest")"

@@ -5,7 +5,7 @@
 # What the guest and the daemon said is kept in $GUEST/*.log. From the environment:
 #   DAEMON    the daemon, if not target/release/vhost-user-9p
 #   SHARE     the directory, if not fixtures/share
-#   LIMIT     how many seconds the guest may take, if not 600
+#   LIMIT     how many seconds the guest may take, if not 900
 #   BACKEND, GUEST, GUEST_ACCEL   see start.sh
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -13,16 +13,18 @@ top=$(realpath "$here/../..")
 front_end=${1:?usage: run.sh qemu|uml [checks]} job=${2:-tour}
 export GUEST=${GUEST:-$top/target/guest}
 binary=${DAEMON:-$top/target/release/vhost-user-9p}
-limit=${LIMIT:-600}
+limit=${LIMIT:-900}
 log=$GUEST/$front_end-$job.log
 daemon_log=$GUEST/$front_end-$job.daemon.log
-guest='' daemon=''
+guest='' daemon='' note=''
 run=$(mktemp -d "${TMPDIR:-/tmp}/vhost-user-9p.XXXXXX")
+export NOTE=from-the-guest.${run##*.}
 
 clean_up() {
-    [ -z "$guest" ] || kill -KILL -- "-$guest" 2>/dev/null || true
+    [ -z "$guest" ] || kill -KILL -- "-$guest" 2>/dev/null || kill -KILL "$guest" 2>/dev/null || true
     [ -z "$daemon" ] || kill -KILL "$daemon" 2>/dev/null || true
     wait
+    [ -z "$note" ] || rm -f "$note"
     rm -rf "$run"
 }
 trap clean_up EXIT
@@ -35,8 +37,9 @@ die() {
 
 # The daemon listens before a front-end may connect.
 start_daemon() {
+    mkfifo "$run/alive" # closed when the daemon ends, however it ends
     [ -x "$binary" ] || die "there is no daemon at $binary: run make build"
-    "$binary" --socket "$run/socket" --shared-dir "$share" --tag host --once >"$daemon_log" 2>&1 </dev/null &
+    "$binary" --socket "$run/socket" --shared-dir "$share" --tag host --once >"$daemon_log" 2>&1 </dev/null 9<>"$run/alive" &
     daemon=$!
     until listening; do
         kill -0 "$daemon" 2>/dev/null || die "the daemon has ended: $(cat "$daemon_log")"
@@ -58,8 +61,8 @@ end_daemon() {
     [ $status = 0 ] || die "the daemon ended with status $status: $(tail -n 20 "$daemon_log")"
 }
 
-start_guest() {
-    "$here/start.sh" "$front_end" "$job" "$owners" "$shared" "$run/initramfs.cpio"
+become_guest() {
+    exec "$here/start.sh" "$front_end" "$job" "$owners" "$shared" "$run/initramfs.cpio"
 }
 
 say() {
@@ -72,11 +75,16 @@ watch_guest() {
     local line='' status='' deadline=$((SECONDS + limit)) left
     : >"$log"
     mkfifo "$run/console"
-    # A process group of its own, to end User-mode Linux's many processes.
+    # It leads a process group, by which User-mode Linux's many processes are ended. With a shell in
+    # between it would make itself a session, and nobody could.
     set -m
-    start_guest </dev/null >"$run/console" 2>&1 &
+    become_guest </dev/null >"$run/console" 2>&1 &
     guest=$!
     set +m
+    # Without its daemon the guest would only wait.
+    if [ -n "$daemon" ]; then
+        { cat "$run/alive"; kill -KILL -- "-$guest"; } >/dev/null 2>&1 &
+    fi
     exec 3<"$run/console"
     while left=$((deadline - SECONDS)) && [ $left -gt 0 ] && IFS= read -r -t $left line <&3; do
         line=${line%$'\r'}
@@ -85,7 +93,8 @@ watch_guest() {
             status=${line##* }
             deadline=$((SECONDS + 10)) # to turn off
             ;;
-        "guest: wrote "*) answer "$share/${line##* }" ;;
+        "guest: wrote the note") answer ;;
+        *"reboot: Power down"*) ;;
         *) say "$line" ;;
         esac
     done
@@ -94,18 +103,22 @@ watch_guest() {
     kill -KILL -- "-$guest" 2>/dev/null || true
     wait "$guest" 2>/dev/null || true
     guest=
+    [ -n "$status" ] || [ -z "$daemon" ] || kill -0 "$daemon" 2>/dev/null ||
+        die "the daemon ended before the guest: $(tail -n 20 "$daemon_log")"
     [ -n "$status" ] || die "the guest did not come to its end within $limit s; what it said is in $log"
     [ "$status" = 0 ] || die "the guest's $job failed ($status); what it said is in $log"
 }
 
 # The host's part of tour.sh: shows what the guest has written, and adds a line.
 answer() {
-    say "host\$ cat $1"
-    say "$(cat "$1")"
-    say "host\$ echo 'Added by the host.' >>$1"
-    echo "Added by the host." >>"$1"
+    if [ ! -f "$note" ] || [ -L "$note" ]; then die "the host does not see the file $note"; fi
+    say "host\$ cat $note"
+    say "$(cat "$note")"
+    say "host\$ echo 'Added by the host.' >>$note"
+    echo "Added by the host." >>"$note"
 }
 
+[ -e "$GUEST/version" ] || die "there is no guest in $GUEST: run make guest"
 owners=no
 [ "$(id -u)" != 0 ] || [ "${BACKEND:-}" = hostfs ] || owners=yes
 if [ "$job" = checks ]; then
@@ -118,18 +131,36 @@ else
     if [ -t 0 ] && [ -t 1 ]; then job=shell; fi
 fi
 
+# A first build takes minutes: before the guest's clock starts.
+if [ "$front_end" = uml ]; then
+    UML_KERNEL=${UML_KERNEL:-$("$here/uml-kernel.sh")}
+    export UML_KERNEL
+fi
 shared=$share
 if [ -z "${BACKEND:-}" ]; then
     start_daemon
     shared=$run/socket
 fi
-if [ "$job" = shell ]; then
-    start_guest
-else
+case $job in
+shell)
+    become_guest <&0 & # not in the foreground, so that a signal is not kept waiting
+    guest=$!
+    wait "$guest" || die "the guest ended with status $?"
+    guest=
+    [ -z "$daemon" ] || end_daemon
+    ;;
+tour)
+    echo "A guest boots on $share; from a terminal you would get a shell in it."
+    note=$share/$NOTE
     watch_guest
-fi
-[ -z "$daemon" ] || end_daemon
-if [ "$job" = checks ]; then
+    [ -z "$daemon" ] || end_daemon
+    echo "The guest has turned off and the daemon has ended."
+    ;;
+checks)
+    watch_guest
+    [ -z "$daemon" ] || end_daemon
     "$here/host-checks.sh" verify "$share" "$owners" | tee -a "$log"
     say "passed in $SECONDS s: $front_end, ${BACKEND:-$binary}"
-fi
+    ;;
+*) die "no such job: $job" ;;
+esac

@@ -4,7 +4,8 @@
 #   SHARED        the daemon's socket. For comparison BACKEND=qemu takes QEMU's own 9p server instead,
 #                 and BACKEND=hostfs User-mode Linux's hostfs; then it is the shared directory
 #   INITRAMFS     a file to write: the prepared one with today's scripts
-# GUEST is what prepare.sh has made; GUEST_ACCEL is QEMU's accelerator, tcg if not given.
+# GUEST is what prepare.sh has made, UML_KERNEL what uml-kernel.sh printed; GUEST_ACCEL is QEMU's
+# accelerator, tcg if not given; NOTE is the file that the tour writes.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 front_end=$1 job=$2 owners=$3 shared=$4 initramfs=$5
@@ -12,7 +13,7 @@ tag=host
 memory=512M
 share=$tag
 [ "${BACKEND:-}" != hostfs ] || share=$shared
-arguments=(quiet panic=-1 "job=$job" "share=$share" "owners=$owners")
+arguments=(quiet panic=-1 "job=$job" "share=$share" "owners=$owners" "note=${NOTE:-}")
 
 # The kernel unpacks archives one after the other: the scripts go behind what was prepared.
 {
@@ -50,16 +51,15 @@ become_qemu() {
 }
 
 become_uml() {
-    local kernel device=(virtio_uml.device="$shared:9") memory_files
+    local device=(virtio_uml.device="$shared:9") memory_files
     [ "${BACKEND:-}" != hostfs ] || device=()
-    kernel=$("$here/uml-kernel.sh")
     # The guest's memory is a file that is mapped executable: in /dev/shm if that allows it.
     memory_files=$(dirname "$initramfs")
     if [ "$(df -m --output=avail /dev/shm 2>/dev/null | tail -n 1)" -gt 700 ] &&
         ! findmnt -n -o OPTIONS -T /dev/shm | grep -q noexec; then
         memory_files=/dev/shm
     fi
-    TMPDIR=$memory_files exec "$kernel" "mem=$memory" "initrd=$initramfs" \
+    TMPDIR=$memory_files exec "$UML_KERNEL" "mem=$memory" "initrd=$initramfs" \
         con=null con0=null,fd:1 seccomp=on "${device[@]}" "${arguments[@]}"
 }
 

@@ -16,7 +16,7 @@ flock 9
 
 # shellcheck source=tests/guest/packages.sh
 . "$here/packages.sh"
-need make make gcc gcc flex flex bison bison bc bc xz xz-utils >&2
+need make make gcc gcc gcc libc6-dev flex flex bison bison bc bc xz xz-utils >&2
 work=$cache/building
 rm -rf "$work"
 mkdir -p "$work"

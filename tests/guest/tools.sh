@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# What cargo needs beside itself: a linker and the C library to link with.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+# shellcheck source=tests/guest/packages.sh
+. "$here/packages.sh"
+need cc gcc cc libc6-dev

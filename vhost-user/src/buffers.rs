@@ -14,6 +14,12 @@ use crate::memory::Memory;
 
 /// The most segments that one system call takes (limits.h).
 const IOV_MAX: usize = 1024;
+/// As many as Linux's 9p driver uses: they find room on the stack.
+const FEW: usize = 130;
+const NOTHING: iovec = iovec {
+    iov_base: std::ptr::null_mut(),
+    iov_len: 0,
+};
 
 /// Segments of guest memory that are mapped into this process, and what keeps them so.
 ///
@@ -54,8 +60,7 @@ impl Segments {
     /// if not all of them are memory.
     #[must_use]
     pub(crate) fn push(&mut self, address: u64, len: u32) -> bool {
-        let memory = self.memory.clone();
-        for piece in memory.slices(address, len) {
+        for piece in self.memory.slices(address, len) {
             let Ok(slice) = piece else { return false };
             self.list.push(iovec {
                 iov_base: slice.ptr_guard_mut().as_ptr().cast(),
@@ -114,23 +119,28 @@ impl Segments {
     ) -> io::Result<usize> {
         let offset = libc::off_t::try_from(offset)
             .map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
-        let mut pieces = [iovec {
-            iov_base: std::ptr::null_mut(),
-            iov_len: 0,
-        }; 130];
-        let mut count = 0;
-        for piece in self.pieces(at, len).take(pieces.len().min(IOV_MAX)) {
-            pieces[count] = piece;
-            count += 1;
-        }
+        let mut few = [NOTHING; FEW];
+        let mut many;
+        let pieces = if self.list.len() <= FEW {
+            let mut count = 0;
+            for piece in self.pieces(at, len) {
+                few[count] = piece;
+                count += 1;
+            }
+            &few[..count]
+        } else {
+            many = Vec::with_capacity(self.list.len().min(IOV_MAX));
+            many.extend(self.pieces(at, len).take(IOV_MAX));
+            &many[..]
+        };
         loop {
-            // SAFETY: the first `count` pieces lie within segments, which are mapped readable and
-            // writable while `self` lives; preadv2 and pwritev2 access nothing else.
+            // SAFETY: the pieces lie within segments, which are mapped readable and writable while
+            // `self` lives; preadv2 and pwritev2 access nothing else.
             let result = unsafe {
                 call(
                     fd.as_raw_fd(),
                     pieces.as_ptr(),
-                    count as c_int,
+                    pieces.len() as c_int,
                     offset,
                     flags,
                 )
@@ -169,8 +179,9 @@ impl Readable {
     }
 
     /// pwritev2(2): writes up to `len` bytes from `at` on to `fd` at `offset`, with `RWF_*`
-    /// flags, and returns how many the kernel took. Very long scattered ranges are taken in
-    /// parts: call again for the rest. Errors: those of the call, but EINTR.
+    /// flags, and returns how many the kernel took. A range of more than 1024 pieces is taken in
+    /// parts: call again for the rest. Errors: those of the call, but EINTR; EINVAL for an offset
+    /// beyond 63 bits.
     pub fn write_to_file(
         &self,
         fd: BorrowedFd<'_>,
@@ -205,8 +216,9 @@ impl Writable {
     }
 
     /// preadv2(2): reads up to `len` bytes from `fd` at `offset` to `at` and on, with `RWF_*`
-    /// flags, and returns how many came, 0 at the end of the file. Very long scattered ranges are
-    /// filled in parts: call again for the rest. Errors: those of the call, but EINTR.
+    /// flags, and returns how many came, 0 at the end of the file. A range of more than 1024 pieces
+    /// is filled in parts: call again for the rest. Errors: those of the call, but EINTR; EINVAL
+    /// for an offset beyond 63 bits.
     pub fn read_from_file(
         &self,
         fd: BorrowedFd<'_>,

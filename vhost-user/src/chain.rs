@@ -12,8 +12,9 @@ use vm_memory::{Bytes, GuestAddress};
 use crate::buffers::Segments;
 use crate::memory::Memory;
 
-/// The most descriptors of an indirect table. The specification allows the ring's size; Linux goes
-/// beyond that for small rings.
+/// The most descriptors of an indirect table. The specification allows no chain longer than the
+/// ring, but Linux makes tables as long as its requests have pieces, whatever the ring's size, and
+/// QEMU and the kernel take up to 1024, the most that one system call can have.
 const MAX_INDIRECT: u32 = 1024;
 const DESCRIPTOR_SIZE: u32 = size_of::<Descriptor>() as u32;
 
@@ -68,6 +69,9 @@ impl Table {
 
 /// Collects the readable and the writable memory of the chain that begins with descriptor `head`
 /// of the ring's table.
+///
+/// Taken although it is unusual, as other devices do: descriptors of no length, wherever they point
+/// to; a chain that goes on in an indirect table; a table that was not agreed on.
 pub(crate) fn walk(
     table: u64,
     queue_size: u16,

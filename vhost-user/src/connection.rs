@@ -11,10 +11,11 @@ use vhost::vhost_user::{BackendReqHandler, Error as ProtocolError};
 
 use crate::device::Device;
 use crate::ring::{Ring, RingError};
+use crate::tally::Tally;
 use crate::{DeviceConfig, Error, Handler, Poller, Source};
 
-/// Requests that one event may take out of the ring before the loop has its turn: a driver that
-/// posts without end must not keep other things from happening.
+/// How often one event may look into the ring before the loop has its turn: a driver that posts
+/// without end must not keep other things from happening.
 const BUDGET: usize = 256;
 
 /// Whether the front-end is still there.
@@ -39,11 +40,13 @@ pub struct Connection {
     /// Brings the loop back to a ring that was left before it was empty.
     again: EventFd,
     left_early: Cell<bool>,
+    refusals: Tally,
 }
 
 impl Connection {
-    /// Serves the front-end at the other end of `stream`, which has to be blocking. Errors: the
-    /// socket or the loop cannot be used.
+    /// Serves the front-end at the other end of `stream`. A notification to a pipe that nobody reads
+    /// any more raises SIGPIPE, which the process must ignore, as Rust's runtime has it do. Errors:
+    /// the socket or the loop cannot be used, or `config` has a wrong size.
     pub fn new(
         stream: UnixStream,
         config: &DeviceConfig,
@@ -51,7 +54,7 @@ impl Connection {
         poller: Rc<dyn Poller>,
     ) -> Result<Connection, Error> {
         let ring = Ring::new(config.max_queue_size)
-            .map_err(|error| Error::Socket(std::io::Error::other(error)))?;
+            .map_err(|_| Error::QueueSize(config.max_queue_size))?;
         let ring = Rc::new(ring);
         let device = Device::new(
             config.clone(),
@@ -62,11 +65,20 @@ impl Connection {
         // The crate wants an Arc of something shared; all of it stays on this thread.
         #[allow(clippy::arc_with_non_send_sync)]
         let device = Arc::new(Mutex::new(device));
-        let socket = stream.try_clone().map_err(Error::Socket)?.into();
+        // The crate asks again and again for what is not there yet, instead of coming back later.
+        stream.set_nonblocking(false).map_err(Error::Socket)?;
+        let socket: OwnedFd = stream.try_clone().map_err(Error::Socket)?.into();
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let again =
             EventFd::from_value_and_flags(0, flags).map_err(|error| Error::Socket(error.into()))?;
-        let connection = Connection {
+        poller
+            .watch(socket.as_fd(), Source::Control)
+            .map_err(Error::Watch)?;
+        if let Err(error) = poller.watch(again.as_fd(), Source::Kick) {
+            poller.unwatch(socket.as_fd());
+            return Err(Error::Watch(error));
+        }
+        Ok(Connection {
             messages: BackendReqHandler::from_stream(stream, device.clone()),
             device,
             ring,
@@ -75,30 +87,30 @@ impl Connection {
             socket,
             again,
             left_early: Cell::new(false),
-        };
-        connection
-            .poller
-            .watch(connection.socket.as_fd(), Source::Control)
-            .map_err(Error::Watch)?;
-        let again = connection.again.as_fd();
-        connection
-            .poller
-            .watch(again, Source::Kick)
-            .map_err(Error::Watch)?;
-        Ok(connection)
+            refusals: Tally::default(),
+        })
     }
 
     /// To be called when a descriptor of `source` is readable: handles one message, or takes
     /// requests out of the ring. Errors: the connection is of no use any more and has to be
     /// dropped.
+    ///
+    /// A request that is well-formed but refused leaves the connection open: the front-end is told
+    /// so if it asks for acknowledgements. What is malformed, or has to have an answer and gets
+    /// none, ends it.
     pub fn ready(&mut self, source: Source) -> Result<Status, Error> {
         if source == Source::Control {
             match self.messages.handle_request() {
                 Ok(()) => {}
-                Err(ProtocolError::Disconnected) => return Ok(Status::Disconnected),
+                // The second: it has left before it read, or while it was sent, an answer.
+                Err(ProtocolError::Disconnected | ProtocolError::SocketBroken(_)) => {
+                    return Ok(Status::Disconnected);
+                }
                 // Refused, and the front-end was told so if it had asked to be.
                 Err(ProtocolError::ReqHandlerError(error)) => {
-                    log::warn!("a vhost-user message was refused: {error}");
+                    if let Some(number) = self.refusals.count() {
+                        log::warn!("a vhost-user message is refused: {error} (number {number})");
+                    }
                 }
                 Err(error) => return Err(error.into()),
             }
@@ -112,11 +124,8 @@ impl Connection {
     /// To be called at the end of a turn of the loop: one notification for all requests completed
     /// since the last, if the driver wants one.
     pub fn notify(&self) -> Result<(), Error> {
-        let was_running = self.ring.is_running();
         self.ring.notify();
-        if was_running && !self.ring.is_running() {
-            self.device().unwatch();
-        }
+        self.leave_if_broken();
         Ok(())
     }
 
@@ -125,47 +134,47 @@ impl Connection {
         self.device.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn empty_ring(&self) {
-        if !self.ring.is_running() {
-            return;
-        }
-        if let Err(error) = self.try_empty_ring() {
-            self.ring.fail(&error);
-        }
+    /// Ends the watch over a ring that does not run any more: nobody reads its notifications.
+    fn leave_if_broken(&self) {
         if !self.ring.is_running() {
             self.device().unwatch();
         }
     }
 
-    fn try_empty_ring(&self) -> Result<(), RingError> {
+    fn empty_ring(&self) {
         if self.left_early.replace(false) {
             // Only set while the counter is not 0.
             let _ = self.again.read();
         }
+        if self.ring.is_running()
+            && let Err(error) = self.try_empty_ring()
+        {
+            self.ring.fail(&error);
+        }
+        self.leave_if_broken();
+    }
+
+    fn try_empty_ring(&self) -> Result<(), RingError> {
         self.ring.disable_kicks()?;
-        let mut budget = BUDGET;
-        loop {
-            while self.ring.is_running()
-                && let Some(request) = self.ring.pop()?
-            {
+        for _ in 0..BUDGET {
+            if !self.ring.is_running() {
+                return Ok(());
+            }
+            if let Some(request) = self.ring.pop()? {
                 self.handler.handle(request);
-                budget -= 1;
-                if budget == 0 {
-                    // Cannot fail: the counter is 0.
-                    self.left_early.set(self.again.write(1).is_ok());
-                    return Ok(());
-                }
+                continue;
             }
-            if let Some(kick) = self.device().kick() {
-                kick.clear();
-            }
+            self.device().clear_kick();
             // From here on a new request brings a new notification; one that came before is
             // taken out now.
-            if !self.ring.is_running() || !self.ring.enable_kicks()? {
+            if !self.ring.enable_kicks()? {
                 return Ok(());
             }
             self.ring.disable_kicks()?;
         }
+        // Cannot fail: the counter is 0.
+        self.left_early.set(self.again.write(1).is_ok());
+        Ok(())
     }
 }
 

@@ -42,10 +42,12 @@ pub(crate) struct Device {
     memory: Arc<Memory>,
     features: u64,
     /// What the front-end has said of the ring.
-    size: u16,
+    size: Option<u16>,
     addresses: Option<Addresses>,
     base: u16,
     kick: Option<Kick>,
+    /// Whether the loop watches the kick.
+    watched: bool,
     enabled: bool,
     /// Whether the ring was started and not stopped since. It may have broken meanwhile.
     started: bool,
@@ -54,6 +56,12 @@ pub(crate) struct Device {
 /// A refusal that is told to the front-end; the connection goes on.
 fn refuse(why: &'static str) -> Error {
     Error::ReqHandlerError(io::Error::new(io::ErrorKind::InvalidInput, why))
+}
+
+/// A refusal that cannot be told, as the message has no answer for it: the connection ends, for the
+/// front-end would wait for ever.
+fn hang_up(why: &'static str) -> Error {
+    Error::InvalidOperation(why)
 }
 
 fn failed(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
@@ -76,7 +84,7 @@ impl Device {
         poller: Rc<dyn Poller>,
         ring: Rc<Ring>,
     ) -> Device {
-        let size = config.max_queue_size;
+        let size = Some(config.max_queue_size);
         Device {
             config,
             handler,
@@ -88,6 +96,7 @@ impl Device {
             addresses: None,
             base: 0,
             kick: None,
+            watched: false,
             enabled: false,
             started: false,
         }
@@ -101,14 +110,21 @@ impl Device {
             | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
     }
 
-    /// What wakes the device, if the ring has got that far.
-    pub(crate) fn kick(&self) -> Option<&Kick> {
-        self.kick.as_ref()
+    /// Takes the driver's notification back. A kick from which no more can come is left alone until
+    /// there is another.
+    pub(crate) fn clear_kick(&mut self) {
+        if let Some(kick) = &self.kick
+            && !kick.clear()
+        {
+            log::debug!("the kick's other end is closed");
+            self.unwatch();
+        }
     }
 
     /// Starts the ring if everything is there.
     fn start(&mut self) -> Result<()> {
-        let (Some(kick), Some(addresses)) = (&self.kick, &self.addresses) else {
+        let (Some(kick), Some(size), Some(addresses)) = (&self.kick, self.size, &self.addresses)
+        else {
             return Ok(());
         };
         if !self.enabled || self.started {
@@ -116,12 +132,13 @@ impl Device {
         }
         let event_idx = self.features & EVENT_IDX != 0;
         self.ring
-            .start(self.size, addresses, self.base, event_idx)
+            .start(size, addresses, self.base, event_idx)
             .map_err(failed)?;
         if let Err(error) = self.poller.watch(kick.as_fd(), Source::Kick) {
             self.ring.stop();
             return Err(failed(error));
         }
+        self.watched = true;
         self.started = true;
         Ok(())
     }
@@ -142,32 +159,50 @@ impl Device {
         self.started = false;
     }
 
-    /// Ends the watch over a ring that has broken: nobody will read its notifications.
-    pub(crate) fn unwatch(&self) {
-        if let Some(kick) = &self.kick {
+    /// Ends the watch over the kick, if there is one.
+    pub(crate) fn unwatch(&mut self) {
+        if let Some(kick) = &self.kick
+            && self.watched
+        {
             self.poller.unwatch(kick.as_fd());
+            self.watched = false;
         }
     }
 
-    /// Puts a new table of memory in the place of the old one.
+    /// Puts a new table of memory in the place of the old one. A ring that is not in it stops, until
+    /// it is in a later one.
     fn replace_memory(&mut self, memory: Memory) -> Result<()> {
         self.memory = Arc::new(memory);
-        let was_running = self.ring.is_running();
-        if was_running {
+        self.ring.notify();
+        let placed = self
+            .ring
+            .set_memory(self.memory.clone(), self.addresses.as_ref());
+        if let Err(error) = placed {
             self.halt();
+            return Err(failed(error));
         }
-        self.ring.set_memory(self.memory.clone());
-        // The ring may be elsewhere in the new table, or nowhere.
-        if was_running { self.start() } else { Ok(()) }
+        // That a ring which waits for its memory has to wait longer is no fault of this table.
+        if let Err(error) = self.start() {
+            log::debug!("the ring does not start yet: {error}");
+        }
+        Ok(())
     }
 
+    /// Everything as it was at the beginning, except for what the front-end says only once: its
+    /// memory, and where to signal.
     fn reset(&mut self) {
         self.stop();
         self.handler.reset();
         self.kick = None;
         self.enabled = false;
         self.features = 0;
+        self.size = Some(self.config.max_queue_size);
+        self.addresses = None;
         self.base = 0;
+    }
+
+    fn has_protocol_features(&self) -> bool {
+        self.features & VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() != 0
     }
 
     fn stopped(&self) -> Result<()> {
@@ -184,8 +219,11 @@ impl VhostUserBackendReqHandlerMut for Device {
         Ok(())
     }
 
+    /// Deprecated. The specification warns of back-ends that forget their state, and recommends to
+    /// disable the rings and nothing else.
     fn reset_owner(&mut self) -> Result<()> {
-        self.reset();
+        self.stop();
+        self.enabled = !self.has_protocol_features();
         Ok(())
     }
 
@@ -202,10 +240,16 @@ impl VhostUserBackendReqHandlerMut for Device {
         if features & !self.offered() != 0 {
             return Err(refuse("features that were not offered"));
         }
+        if features != self.features {
+            self.stopped()?;
+        }
+        let had_protocol_features = self.has_protocol_features();
         self.features = features;
-        // Without the protocol's own feature there is no message to enable a ring.
-        if features & VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() == 0 {
+        // Without them there is no message to enable a ring.
+        if !self.has_protocol_features() {
             self.enabled = true;
+        } else if !had_protocol_features {
+            self.enabled = false;
         }
         Ok(())
     }
@@ -248,8 +292,7 @@ impl VhostUserBackendReqHandlerMut for Device {
     ) -> Result<Option<VhostUserMemoryRegionBase>> {
         // What is under way keeps the memory it has.
         let memory = self.memory.with_region(region, file).map_err(failed)?;
-        self.memory = Arc::new(memory);
-        self.ring.set_memory(self.memory.clone());
+        self.replace_memory(memory)?;
         Ok(None)
     }
 
@@ -265,12 +308,13 @@ impl VhostUserBackendReqHandlerMut for Device {
     fn set_vring_num(&mut self, index: u32, size: u32) -> Result<()> {
         only_ring(index)?;
         self.stopped()?;
-        match u16::try_from(size) {
-            Ok(size) if size.is_power_of_two() && size <= self.config.max_queue_size => {
-                self.size = size;
-                Ok(())
-            }
-            _ => Err(refuse(
+        // A front-end that does not ask whether its size was taken must not have another one used.
+        self.size = u16::try_from(size)
+            .ok()
+            .filter(|&size| size.is_power_of_two() && size <= self.config.max_queue_size);
+        match self.size {
+            Some(_) => Ok(()),
+            None => Err(refuse(
                 "a ring's size must be a power of two, and not too large",
             )),
         }
@@ -307,7 +351,7 @@ impl VhostUserBackendReqHandlerMut for Device {
     }
 
     fn get_vring_base(&mut self, index: u32) -> Result<VhostUserVringState> {
-        only_ring(index)?;
+        only_ring(index).map_err(|_| hang_up("the device has one ring"))?;
         self.stop();
         // The ring starts anew with the next kick descriptor.
         self.kick = None;
@@ -322,6 +366,7 @@ impl VhostUserBackendReqHandlerMut for Device {
                 .watch(kick.as_fd(), Source::Kick)
                 .map_err(failed)?;
             self.unwatch();
+            self.watched = true;
         }
         self.kick = Some(kick);
         self.start()
@@ -387,7 +432,7 @@ impl VhostUserBackendReqHandlerMut for Device {
     }
 
     fn get_inflight_fd(&mut self, _: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
-        Err(refuse("no in-flight tracking"))
+        Err(hang_up("no in-flight tracking"))
     }
 
     fn set_inflight_fd(&mut self, _: &VhostUserInflight, _: File) -> Result<()> {
@@ -408,10 +453,10 @@ impl VhostUserBackendReqHandlerMut for Device {
     }
 
     fn get_shmem_config(&mut self) -> Result<VhostUserShMemConfig> {
-        Err(refuse("no shared memory"))
+        Err(hang_up("no shared memory"))
     }
 
     fn set_log_base(&mut self, _: &VhostUserLog, _: File) -> Result<()> {
-        Err(refuse("no migration"))
+        Err(hang_up("no migration"))
     }
 }

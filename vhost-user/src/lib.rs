@@ -14,6 +14,13 @@
 //! - `buffers`: copying and I/O on guest memory.
 //! - `request`: a request, from pop to push.
 //! - `signal`: the descriptors by which both sides wake each other.
+//! - `tally`: keeps what a guest can bring about without end out of the log.
+//!
+//! The guest is not trusted: what breaks the ring's rules stops the ring until the front-end stops
+//! and starts it again, and the process, the connection and the log are safe from it. The front-end
+//! is checked, too, but can do what a virtual machine monitor can do to its own guest: it may keep
+//! the loop waiting for the rest of a message that it has begun, and end the process by cutting the
+//! files short that it has given as memory.
 //!
 //! Not offered, because not implemented: live migration's log, in-flight tracking, the
 //! back-end's own channel, more than one queue.
@@ -26,6 +33,7 @@ mod memory;
 mod request;
 mod ring;
 mod signal;
+mod tally;
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -55,7 +63,8 @@ pub trait Handler {
     fn handle(&self, request: Request);
 
     /// Returns when every request taken over has been completed: what follows is the loss of the
-    /// memory or the ring that they use.
+    /// memory or the ring that they use. Called before the ring is stopped, disabled or reset, before
+    /// memory is replaced or taken away, and when the connection ends.
     fn drain(&self);
 
     /// The driver has gone, or starts anew: nothing of what it built up counts any more.
@@ -76,7 +85,7 @@ pub enum Source {
 pub trait Poller {
     /// Starts to watch `fd`. Errors: those of the loop.
     fn watch(&self, fd: BorrowedFd<'_>, source: Source) -> io::Result<()>;
-    /// Ends it. The descriptor is still open.
+    /// Ends it. The descriptor is still open, and was watched.
     fn unwatch(&self, fd: BorrowedFd<'_>);
 }
 
@@ -93,4 +102,7 @@ pub enum Error {
     /// The socket cannot be used.
     #[error("cannot use the socket: {0}")]
     Socket(#[source] io::Error),
+    /// The largest ring is to be of a size that no ring can have.
+    #[error("{0} is no size of a ring: it must be a power of two, at most 32768")]
+    QueueSize(u16),
 }

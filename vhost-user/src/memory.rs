@@ -3,9 +3,16 @@
 //! The front-end sends regions: a file, and where a part of it appears in the guest (physical
 //! address) and in the front-end itself (user address). The guest's descriptors hold physical
 //! addresses, the ring's own addresses come as user addresses.
+//!
+//! A region is refused if it is longer than its file: to touch what lies behind the end of a file
+//! raises SIGBUS, which would end the process. What remains is a front-end that cuts the file short
+//! afterwards, or a file system (huge pages, a full tmpfs) that has promised more than it has: the
+//! next access to such a page ends this process, as it would end the front-end. The guest can do
+//! neither.
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileTypeExt;
 use std::sync::Arc;
 
 use vhost::vhost_user::message::VhostUserMemoryRegion;
@@ -38,8 +45,8 @@ fn refused(why: &'static str) -> io::Error {
 }
 
 impl Memory {
-    /// Maps a whole table. Errors: EINVAL-like for regions that overlap or are longer than their
-    /// file, those of mmap(2).
+    /// Maps a whole table. Errors: InvalidInput for regions that overlap or that their files do not
+    /// hold, those of fstat(2) and mmap(2).
     pub(crate) fn new(table: &[VhostUserMemoryRegion], files: Vec<File>) -> io::Result<Memory> {
         if table.len() != files.len() {
             return Err(refused("a region without a file"));
@@ -74,7 +81,7 @@ impl Memory {
             return Err(refused("memory regions that overlap in the front-end"));
         }
         let length = usize::try_from(size).map_err(|_| refused("a memory region too large"))?;
-        // Refuses what lies behind the end of the file, where an access would be fatal.
+        check_file(&file, offset, size)?;
         let mapping = MmapRegion::from_file(FileOffset::new(file, offset), length)
             .map_err(io::Error::other)?;
         let mapping = GuestRegionMmap::new(mapping, GuestAddress(guest))
@@ -137,6 +144,22 @@ impl Memory {
         len: u32,
     ) -> impl Iterator<Item = Result<VolatileSlice<'_>, guest_memory::Error>> {
         GuestMemoryBackend::get_slices(&self.mapped, GuestAddress(address), len as usize)
+    }
+}
+
+/// Errors: the file does not hold `size` bytes from `offset` on, or cannot be memory at all.
+fn check_file(file: &File, offset: u64, size: u64) -> io::Result<()> {
+    let metadata = file.metadata()?;
+    // A device's driver says itself in mmap(2) what it has (/dev/dax).
+    if metadata.file_type().is_char_device() {
+        return Ok(());
+    }
+    if !metadata.is_file() {
+        return Err(refused("a memory region that is not in a file"));
+    }
+    match offset.checked_add(size) {
+        Some(end) if end <= metadata.len() => Ok(()),
+        _ => Err(refused("a memory region that is longer than its file")),
     }
 }
 

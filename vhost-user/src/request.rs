@@ -7,6 +7,18 @@ use crate::ring::Ring;
 
 /// A descriptor chain that the driver has made available. Whoever has it is the only one to
 /// answer it; dropped without being completed, it is completed with length 0.
+///
+/// It stays on the thread of the ring; its halves may be used by others:
+///
+/// ```compile_fail
+/// fn moved<T: Send>() {}
+/// moved::<vhost_user::Request>();
+/// ```
+/// ```
+/// fn shared<T: Send + Sync>() {}
+/// shared::<vhost_user::Readable>();
+/// shared::<vhost_user::Writable>();
+/// ```
 pub struct Request {
     ring: Rc<Ring>,
     head: u16,
@@ -44,14 +56,16 @@ impl Request {
         &self.halves().1
     }
 
-    /// Gives the chain back to the driver, `used` bytes of its writable memory written. The driver
-    /// is notified at [`Connection::notify`](crate::Connection::notify).
+    /// Gives the chain back to the driver, `used` bytes of its writable memory written: no more than
+    /// there are. The driver is notified at [`Connection::notify`](crate::Connection::notify).
     pub fn complete(mut self, used: u32) {
+        debug_assert!(used as usize <= self.writable().len());
         self.push(used);
     }
 
     fn push(&mut self, used: u32) {
         if let Some((Readable(readable), Writable(writable))) = self.halves.take() {
+            let used = used.min(u32::try_from(writable.len()).unwrap_or(u32::MAX));
             self.ring
                 .push(self.head, used, readable.into_list(), writable.into_list());
         }

@@ -18,6 +18,7 @@ use crate::chain::{self, ChainError};
 use crate::memory::Memory;
 use crate::request::Request;
 use crate::signal::Call;
+use crate::tally::Tally;
 
 /// How many lists of segments are kept for the next requests.
 const SPARE_LISTS: usize = 256;
@@ -54,6 +55,28 @@ pub(crate) struct Addresses {
     pub(crate) used: u64,
 }
 
+impl Addresses {
+    /// Puts `queue` where the front-end has it. Errors: that is not in the guest's memory, or not
+    /// aligned.
+    fn place(&self, queue: &mut Queue, memory: &Memory) -> Result<(), RingError> {
+        let guest = |user| {
+            let missing = vm_memory::guest_memory::Error::InvalidGuestAddress(GuestAddress(user));
+            memory
+                .guest_address(user)
+                .map(GuestAddress)
+                .ok_or(RingError::Memory(missing))
+        };
+        queue.try_set_desc_table_address(guest(self.descriptors)?)?;
+        queue.try_set_avail_ring_address(guest(self.available)?)?;
+        queue.try_set_used_ring_address(guest(self.used)?)?;
+        queue.set_ready(true);
+        if !queue.is_valid(memory.mapped()) {
+            return Err(virtio_queue::Error::QueueNotReady.into());
+        }
+        Ok(())
+    }
+}
+
 /// The ring and what is under way in it. Shared with the requests, which come back to it.
 pub(crate) struct Ring {
     /// Borrowed only within a call into this object, never while a handler runs.
@@ -66,6 +89,7 @@ pub(crate) struct Ring {
     /// Whether something was pushed that the driver may not know of.
     pushed: Cell<bool>,
     spare: RefCell<Vec<Vec<iovec>>>,
+    breaks: Tally,
 }
 
 impl Ring {
@@ -79,16 +103,30 @@ impl Ring {
             error: RefCell::new(None),
             pushed: Cell::new(false),
             spare: RefCell::default(),
+            breaks: Tally::default(),
         })
     }
 
-    pub(crate) fn set_memory(&self, memory: Arc<Memory>) {
+    /// Takes another table of memory; a ring that is running goes on in it. Errors: the ring, which
+    /// is at `addresses`, is not in it, and must be stopped.
+    pub(crate) fn set_memory(
+        &self,
+        memory: Arc<Memory>,
+        addresses: Option<&Addresses>,
+    ) -> Result<(), RingError> {
+        let result = match addresses {
+            Some(addresses) if self.running.get() => {
+                addresses.place(&mut self.queue.borrow_mut(), &memory)
+            }
+            _ => Ok(()),
+        };
         self.memory.replace(memory);
+        result
     }
 
     pub(crate) fn set_call(&self, call: Option<Call>) {
         self.call.replace(call);
-        // What was pushed while there was nothing to call with.
+        // For what was pushed while there was nothing to call with.
         if self.pushed.get() {
             self.signal();
         }
@@ -112,25 +150,12 @@ impl Ring {
         event_idx: bool,
     ) -> Result<(), RingError> {
         let memory = self.memory.borrow();
-        let guest = |user| {
-            let missing = vm_memory::guest_memory::Error::InvalidGuestAddress(GuestAddress(user));
-            memory
-                .guest_address(user)
-                .map(GuestAddress)
-                .ok_or(RingError::Memory(missing))
-        };
         let mut queue = self.queue.borrow_mut();
         queue.reset();
         queue.try_set_size(size)?;
-        queue.try_set_desc_table_address(guest(addresses.descriptors)?)?;
-        queue.try_set_avail_ring_address(guest(addresses.available)?)?;
-        queue.try_set_used_ring_address(guest(addresses.used)?)?;
+        addresses.place(&mut queue, &memory)?;
         queue.set_event_idx(event_idx);
         queue.set_next_avail(base);
-        queue.set_ready(true);
-        if !queue.is_valid(memory.mapped()) {
-            return Err(virtio_queue::Error::QueueNotReady.into());
-        }
         let used = queue.used_idx(memory.mapped(), Ordering::Acquire)?.0;
         queue.set_next_used(used);
         self.running.set(true);
@@ -145,7 +170,9 @@ impl Ring {
 
     /// The driver has broken the ring: it stops, the front-end is told, and the rest goes on.
     pub(crate) fn fail(&self, error: &RingError) {
-        log::error!("the ring is broken and stops: {error}");
+        if let Some(number) = self.breaks.count() {
+            log::error!("the driver breaks the ring, which stops: {error} (number {number})");
+        }
         self.running.set(false);
         if let Some(error) = &*self.error.borrow() {
             error.signal();
@@ -176,7 +203,6 @@ impl Ring {
         if head >= queue.size() {
             return Err(RingError::Head(head));
         }
-        queue.set_next_avail(next.wrapping_add(1));
         let mut readable = Segments::new(self.take_list(), memory.clone());
         let mut writable = Segments::new(self.take_list(), memory);
         chain::walk(
@@ -186,6 +212,8 @@ impl Ring {
             &mut readable,
             &mut writable,
         )?;
+        // Only now: a chain that was not understood was not taken.
+        queue.set_next_avail(next.wrapping_add(1));
         self.in_flight.set(self.in_flight.get() + 1);
         Ok(Some(Request::new(self.clone(), head, readable, writable)))
     }
@@ -210,13 +238,17 @@ impl Ring {
 
     /// Tells the driver of what was pushed since the last time, if it wants to know.
     pub(crate) fn notify(&self) {
-        if !self.pushed.get() {
+        // Without anything to call with, what was pushed is kept in mind.
+        if !self.pushed.get() || self.call.borrow().is_none() {
             return;
         }
         match self.wants_notification() {
             Ok(true) => self.signal(),
             Ok(false) => self.pushed.set(false),
-            Err(error) => self.fail(&error),
+            Err(error) => {
+                self.pushed.set(false);
+                self.fail(&error);
+            }
         }
     }
 

@@ -17,6 +17,9 @@ use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFl
 /// How often a ring without a kick descriptor is looked at.
 const POLL_INTERVAL: std::time::Duration = std::time::Duration::from_micros(500);
 
+/// The type that stat(2) has for what has none. An eventfd's counter never gets full by ones.
+const EVENTFD: SFlag = SFlag::empty();
+
 /// What wakes the device.
 pub(crate) struct Kick(OwnedFd);
 
@@ -36,14 +39,21 @@ impl Kick {
         Ok(Kick(timer.into()))
     }
 
-    /// Takes the notification back, if there is one.
-    pub(crate) fn clear(&self) {
+    /// Takes the notification back, if there is one. False if nothing can come any more, as
+    /// whoever held the other end has gone: the descriptor would wake the loop for ever.
+    #[must_use]
+    pub(crate) fn clear(&self) -> bool {
         // Asked first: the descriptor may block, and somebody may have been faster.
-        if ready(self.0.as_fd(), PollFlags::POLLIN) {
-            let mut bytes = [0; 64];
-            // An eventfd and a timer give eight bytes and are empty then; a pipe may hold more,
-            // which only means another look at the ring.
-            let _ = nix::unistd::read(&self.0, &mut bytes);
+        let found = poll_now(self.0.as_fd(), PollFlags::POLLIN);
+        if !found.contains(PollFlags::POLLIN) {
+            return found.is_empty();
+        }
+        let mut bytes = [0; 64];
+        // An eventfd and a timer give eight bytes and are empty then; a pipe may hold more, which
+        // only means another look at the ring.
+        match nix::unistd::read(&self.0, &mut bytes) {
+            Ok(count) => count > 0,
+            Err(error) => matches!(error, Errno::EAGAIN | Errno::EINTR),
         }
     }
 }
@@ -74,7 +84,9 @@ impl Call {
         let result = if self.kind == SFlag::S_IFSOCK {
             let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
             send(self.file.as_raw_fd(), &one, flags)
-        } else if self.kind == SFlag::S_IFIFO && !ready(self.file.as_fd(), PollFlags::POLLOUT) {
+        } else if self.kind != EVENTFD
+            && !poll_now(self.file.as_fd(), PollFlags::POLLOUT).contains(PollFlags::POLLOUT)
+        {
             return;
         } else {
             nix::unistd::write(&self.file, &one)
@@ -87,10 +99,11 @@ impl Call {
     }
 }
 
-fn ready(fd: BorrowedFd<'_>, wanted: PollFlags) -> bool {
+/// What poll(2) finds without waiting, errors and hang-ups included.
+fn poll_now(fd: BorrowedFd<'_>, wanted: PollFlags) -> PollFlags {
     let mut fds = [PollFd::new(fd, wanted)];
-    matches!(poll(&mut fds, PollTimeout::ZERO), Ok(1..))
-        && fds[0]
-            .revents()
-            .is_some_and(|flags| flags.intersects(wanted))
+    match poll(&mut fds, PollTimeout::ZERO) {
+        Ok(1..) => fds[0].revents().unwrap_or(PollFlags::empty()),
+        _ => PollFlags::empty(),
+    }
 }

@@ -1,0 +1,158 @@
+//! The smallest event loop that a connection can live in.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::rc::Rc;
+
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use vhost_user::{Connection, DeviceConfig, Error, Handler, Poller, Source, Status};
+
+/// A loop that has not come to rest after so many turns is spinning.
+const MANY_TURNS: usize = 1000;
+/// Milliseconds: longer than anything here takes.
+const LONG: u16 = 10_000;
+
+/// Watches what it is told to, and insists that every watch is ended once.
+pub struct Watched {
+    epoll: Epoll,
+    fds: RefCell<Vec<RawFd>>,
+    /// Whether a watch was ended that there was not.
+    needless: Cell<bool>,
+}
+
+impl Poller for Watched {
+    fn watch(&self, fd: BorrowedFd<'_>, source: Source) -> io::Result<()> {
+        let event = EpollEvent::new(EpollFlags::EPOLLIN, u64::from(source == Source::Kick));
+        self.epoll.add(fd, event)?;
+        self.fds.borrow_mut().push(fd.as_raw_fd());
+        Ok(())
+    }
+
+    fn unwatch(&self, fd: BorrowedFd<'_>) {
+        // May run in a destructor: it is looked at later.
+        if self.epoll.delete(fd).is_err() {
+            self.needless.set(true);
+        }
+        self.fds
+            .borrow_mut()
+            .retain(|&other| other != fd.as_raw_fd());
+    }
+}
+
+impl Watched {
+    fn wait(&self, timeout: EpollTimeout) -> Vec<Source> {
+        let mut events = [EpollEvent::empty(); 8];
+        let count = self.epoll.wait(&mut events, timeout).unwrap();
+        events[..count]
+            .iter()
+            .map(|event| match event.data() {
+                0 => Source::Control,
+                _ => Source::Kick,
+            })
+            .collect()
+    }
+}
+
+/// How a connection ended.
+#[derive(Debug)]
+pub enum End {
+    Disconnected,
+    Broken(#[allow(dead_code, reason = "shown when a test fails")] Error),
+}
+
+/// A connection and the loop that serves it, turned by hand.
+pub struct EventLoop {
+    connection: Option<Connection>,
+    watched: Rc<Watched>,
+    end: Option<End>,
+}
+
+impl EventLoop {
+    pub fn new(stream: UnixStream, config: &DeviceConfig, handler: Rc<dyn Handler>) -> EventLoop {
+        EventLoop::try_new(stream, config, handler).unwrap()
+    }
+
+    pub fn try_new(
+        stream: UnixStream,
+        config: &DeviceConfig,
+        handler: Rc<dyn Handler>,
+    ) -> Result<EventLoop, Error> {
+        let watched = Rc::new(Watched {
+            epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap(),
+            fds: RefCell::default(),
+            needless: Cell::new(false),
+        });
+        let connection = Connection::new(stream, config, handler, watched.clone())?;
+        Ok(EventLoop {
+            connection: Some(connection),
+            watched,
+            end: None,
+        })
+    }
+
+    /// One turn with what is there, if anything; returns what it was.
+    pub fn turn(&mut self) -> Vec<Source> {
+        self.turn_with(EpollTimeout::ZERO)
+    }
+
+    /// One turn with whatever comes first.
+    pub fn turn_when_ready(&mut self) -> Vec<Source> {
+        let sources = self.turn_with(LONG.into());
+        assert!(!sources.is_empty(), "nothing happens");
+        sources
+    }
+
+    fn turn_with(&mut self, timeout: EpollTimeout) -> Vec<Source> {
+        let sources = self.watched.wait(timeout);
+        for &source in &sources {
+            if let Some(connection) = &mut self.connection {
+                match connection.ready(source) {
+                    Ok(Status::Open) => {}
+                    Ok(Status::Disconnected) => self.hang_up(End::Disconnected),
+                    Err(error) => self.hang_up(End::Broken(error)),
+                }
+            }
+        }
+        self.notify();
+        assert!(!self.watched.needless.get(), "was not watched");
+        sources
+    }
+
+    /// The end of a turn.
+    pub fn notify(&self) {
+        if let Some(connection) = &self.connection {
+            connection.notify().unwrap();
+        }
+    }
+
+    /// Turns until there is nothing left to do; returns how many turns that took.
+    pub fn run(&mut self) -> usize {
+        (0..MANY_TURNS)
+            .find(|_| self.turn().is_empty())
+            .expect("the loop comes to rest")
+    }
+
+    fn hang_up(&mut self, end: End) {
+        self.close();
+        self.end = Some(end);
+    }
+
+    /// Drops the connection.
+    pub fn close(&mut self) {
+        self.connection = None;
+        assert_eq!(*self.watched.fds.borrow(), [], "still watched");
+        assert!(!self.watched.needless.get(), "was not watched");
+    }
+
+    /// How the connection ended, if it did.
+    pub fn end(&self) -> Option<&End> {
+        self.end.as_ref()
+    }
+
+    /// How many descriptors are watched.
+    pub fn watches(&self) -> usize {
+        self.watched.fds.borrow().len()
+    }
+}

@@ -1,0 +1,57 @@
+//! A device that echoes, at once or when it is told to.
+
+use std::cell::{Cell, RefCell};
+
+use vhost_user::{Handler, Request};
+
+/// Answers every request with the bytes it came with, as many as fit.
+#[derive(Default)]
+pub struct Echo {
+    /// Keep requests instead of answering them at once.
+    pub keep: Cell<bool>,
+    /// What was kept. Draining answers it.
+    pub kept: RefCell<Vec<Request>>,
+    pub handled: Cell<usize>,
+    pub drains: Cell<usize>,
+    pub resets: Cell<usize>,
+    /// How many requests were answered only then.
+    pub drained: Cell<usize>,
+}
+
+pub fn echo(request: Request) {
+    let mut bytes = vec![0; request.readable().len()];
+    assert_eq!(request.readable().read_at(0, &mut bytes), bytes.len());
+    let written = request.writable().write_at(0, &bytes);
+    request.complete(written as u32);
+}
+
+impl Echo {
+    /// Answers what was kept.
+    pub fn answer(&self) -> usize {
+        let kept = self.kept.take();
+        let count = kept.len();
+        kept.into_iter().for_each(echo);
+        count
+    }
+}
+
+impl Handler for Echo {
+    fn handle(&self, request: Request) {
+        self.handled.set(self.handled.get() + 1);
+        if self.keep.get() {
+            self.kept.borrow_mut().push(request);
+        } else {
+            echo(request);
+        }
+    }
+
+    fn drain(&self) {
+        self.drains.set(self.drains.get() + 1);
+        self.drained.set(self.drained.get() + self.answer());
+    }
+
+    fn reset(&self) {
+        assert!(self.kept.borrow().is_empty(), "drained before it is reset");
+        self.resets.set(self.resets.get() + 1);
+    }
+}

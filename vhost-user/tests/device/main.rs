@@ -1,0 +1,26 @@
+//! A front-end, a driver and a back-end on one thread: what the crate promises, message by message
+//! and descriptor by descriptor.
+//!
+//! - `event_loop`, `handler`, `front_end`, `guest_memory`, `driver`, `machine`, `random`,
+//!   `log_lines`: the other side of everything, and what turns it.
+//! - `control`, `lifecycle`, `notification`, `memory`, `buffers`, `chains`, `broken_ring`,
+//!   `garbage`, `race`: the tests.
+
+mod driver;
+mod event_loop;
+mod front_end;
+mod guest_memory;
+mod handler;
+mod log_lines;
+mod machine;
+mod random;
+
+mod broken_ring;
+mod buffers;
+mod chains;
+mod control;
+mod garbage;
+mod lifecycle;
+mod memory;
+mod notification;
+mod race;

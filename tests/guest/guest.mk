@@ -3,7 +3,7 @@
 
 GUEST := $(CURDIR)/target/guest
 
-.PHONY: tools guest guest-test uml uml-test run
+.PHONY: tools guest guest-test uml uml-test guest-posix run
 
 build: | tools
 
@@ -21,6 +21,10 @@ uml: ## Build the User-mode Linux kernel, once
 
 uml-test: $(if $(BACKEND),,build) guest uml ## The checks in User-mode Linux
 	@GUEST=$(GUEST) tests/guest/run.sh uml checks
+
+guest-posix: $(if $(BACKEND),,build) guest uml ## pjdfstest and fsx in User-mode Linux; OPERATIONS=N for fsx
+	@tests/guest/posix-tools.sh $(GUEST)/posix
+	@GUEST=$(GUEST) tests/guest/run.sh uml posix
 
 run: $(if $(BACKEND),,build) guest ## Boot the guest on SHARE: a shell, or a tour without a terminal
 	@GUEST=$(GUEST) SHARE="$(SHARE)" tests/guest/run.sh qemu

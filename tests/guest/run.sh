@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Serves a directory with the daemon and starts a guest on it: run.sh qemu|uml [checks]
+# Serves a directory with the daemon and starts a guest on it: run.sh qemu|uml [checks|posix]
 #   checks    checks.sh in the guest and host-checks.sh on the host, in a fresh directory
+#   posix     pjdfstest and fsx (posix.sh) in a fresh directory
 #   if not    a shell in the guest if there is a terminal, else tour.sh; on the directory SHARE
 # What the guest and the daemon said is kept in $GUEST/*.log. From the environment:
 #   DAEMON    the daemon, if not target/release/vhost-user-9p
@@ -10,7 +11,7 @@
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 top=$(realpath "$here/../..")
-front_end=${1:?usage: run.sh qemu|uml [checks]} job=${2:-tour}
+front_end=${1:?usage: run.sh qemu|uml [checks|posix]} job=${2:-tour}
 export GUEST=${GUEST:-$top/target/guest}
 binary=${DAEMON:-$top/target/release/vhost-user-9p}
 limit=${LIMIT:-900}
@@ -125,6 +126,9 @@ if [ "$job" = checks ]; then
     share=$run/share
     mkdir "$share"
     "$here/host-checks.sh" prepare "$share"
+elif [ "$job" = posix ]; then
+    share=$run/share
+    mkdir "$share"
 else
     share=$(realpath "${SHARE:-$top/fixtures/share}")
     [ -d "$share" ] || die "SHARE is no directory: $share"
@@ -160,6 +164,11 @@ checks)
     watch_guest
     [ -z "$daemon" ] || end_daemon
     "$here/host-checks.sh" verify "$share" "$owners" | tee -a "$log"
+    say "passed in $SECONDS s: $front_end, ${BACKEND:-$binary}"
+    ;;
+posix)
+    watch_guest
+    [ -z "$daemon" ] || end_daemon
     say "passed in $SECONDS s: $front_end, ${BACKEND:-$binary}"
     ;;
 *) die "no such job: $job" ;;

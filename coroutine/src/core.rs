@@ -29,8 +29,9 @@ use crate::thread::Thread;
 use crate::trace;
 use crate::workers::Job;
 
-/// What is known of a coroutine, on its own stack.
-#[repr(C)]
+/// What is known of a coroutine, on its own stack. Aligned to a cache line, so that all that is
+/// looked at when the coroutine is entered lies in one.
+#[repr(C, align(64))]
 pub(crate) struct Core {
     /// The way to the side that is not running. First: the switch is given its address.
     link: Link,
@@ -45,17 +46,21 @@ pub(crate) struct Core {
     job: Cell<Option<NonNull<Job>>>,
     /// Told apart from others that have lain here by this number.
     generation: Cell<u64>,
-    /// Lowest address of the stack if it is one of a size of its own, not from the pool.
-    own_stack: Cell<*mut u8>,
     /// What the coroutine has panicked with.
     panic: Cell<Option<Box<dyn Any + Send>>>,
     state: Cell<u8>,
     flags: Cell<u8>,
     /// What the coroutine waits for in its queue, in the words of the queue's owner.
     pub(crate) wish: Cell<u8>,
-    /// Locks that the coroutine holds.
-    pub(crate) locks: Cell<u32>,
+    /// Why the coroutine cannot go into the pool when it has ended: locks that it holds, and
+    /// [`OWN_STACK`].
+    oddities: Cell<u32>,
+    /// Lowest address of the stack if it is one of a size of its own.
+    own_stack: Cell<*mut u8>,
 }
+
+/// In `Core::oddities`: the stack is one of a size of its own, not from the pool.
+const OWN_STACK: u32 = 1 << 31;
 
 /// Bits of `Core::state`.
 mod state {
@@ -67,12 +72,14 @@ mod state {
     pub(super) const RUNNING: u8 = 4;
     /// Entered by code that nothing can be unwound into.
     pub(super) const ENTERED_INLINE: u8 = 8;
-    /// Entered while the thread was panicking: that panic is not the coroutine's.
+    /// Continued or unwound while the thread was panicking: that panic is not the coroutine's.
     pub(super) const IN_PANIC: u8 = 16;
     /// In a queue, or on a worker: entered by who takes it from there.
     pub(super) const WAITING: u8 = 32;
     /// At its end.
     pub(super) const FINISHED: u8 = 64;
+    /// With `FINISHED`: it cannot go into the pool.
+    pub(super) const ODD: u8 = 128;
     /// Suspended by `yield_now`: none of the others.
     pub(super) const SUSPENDED: u8 = 0;
     /// With any of these a coroutine must not be entered by its owner.
@@ -101,6 +108,8 @@ struct Cancelled;
 
 /// Bytes that a closure may have: the stack is for frames.
 const MAX_CLOSURE: usize = 8 * 1024;
+/// What one panics with that ends with a lock.
+const LOCK_HELD: &str = "a coroutine has ended while it held a coroutine lock";
 /// How often a coroutine that is dropped may catch its unwinding and yield again.
 const MAX_REFUSALS: usize = 100;
 
@@ -132,8 +141,9 @@ pub fn entered(id: Id) -> bool {
 /// Suspends the running coroutine and goes on where it was entered.
 ///
 /// # Panics
-/// Outside of a coroutine, and while the coroutine is panicking: the standard library counts
-/// panics by thread.
+/// Outside of a coroutine, and while the thread is panicking, as the standard library counts
+/// panics by thread; not so in a coroutine that is dropped, or continued by its lock or worker,
+/// while somebody else panics.
 #[inline(never)]
 pub fn yield_now() {
     let core = leaving(state::SUSPENDED);
@@ -162,13 +172,14 @@ pub fn yield_inline() {
 /// Does the bookkeeping for leaving the running coroutine, which is returned.
 #[inline(always)]
 fn leaving<'a>(state: u8) -> &'a Core {
+    // First, as this may be a call, over which nothing has to be kept.
+    if panicking() {
+        check_panic();
+    }
     let thread = Thread::this();
     let Some(core) = thread.core() else {
         nothing_to_suspend()
     };
-    if panicking() && core.state.get() & state::IN_PANIC == 0 {
-        suspended_in_panic();
-    }
     trace::event(trace::Kind::Yield, core);
     core.state.set(state);
     thread.current.set(core.caller.get());
@@ -228,11 +239,17 @@ pub(crate) fn resume(core: &Core) {
     );
     core.queue.set(ptr::null());
     core.state.set(state::SUSPENDED);
-    if core.flags.get() & flags::CANCELLED == 0 {
-        enter(core);
-    } else {
-        cancel(core);
+    if core.flags.get() & flags::CANCELLED != 0 {
+        return cancel(core);
     }
+    core.entering(in_panic());
+    // SAFETY: the coroutine is suspended, so the link has its state.
+    unsafe { arch::switch(&core.link, false) };
+}
+
+/// A bit for the state of a coroutine that is entered now.
+fn in_panic() -> u8 {
+    if panicking() { state::IN_PANIC } else { 0 }
 }
 
 /// Enters a coroutine; returns when it yields, waits or ends, and whether it has not ended. A
@@ -261,7 +278,7 @@ pub(crate) fn enter_inline(core: &Core) -> bool {
     core.entering(state::ENTERED_INLINE);
     // SAFETY: as in `enter`. A panic in the coroutine is not raised here while that bit is set.
     let alive = unsafe { arch::switch_inline(&core.link, false) };
-    if !alive {
+    if !alive && core.has_panicked() {
         core.raise();
     }
     alive
@@ -273,7 +290,7 @@ pub(crate) fn cancel(core: &Core) {
         .set(core.flags.get() | flags::CANCELLED | flags::DETACHED);
     for _ in 0..MAX_REFUSALS {
         let before = core.state.get();
-        core.entering(0);
+        core.entering(in_panic());
         // SAFETY: the coroutine does not run, so the link has its state; the hook is not used if
         // it has not begun, or cannot be unwound from outside.
         let alive = unsafe {
@@ -311,13 +328,12 @@ where
     // SAFETY: what is in the list is an initialised core that nobody else knows of.
     let core = match unsafe { thread.free.get().as_ref() } {
         Some(core) => {
-            thread.free.set(core.next.get());
-            thread.pooled.set(thread.pooled.get() - 1);
+            thread.pop_free(core);
             core
         }
         None => stack::take()?,
     };
-    core.begin::<F, M>(f, flags, thread);
+    core.begin::<F, M>(f, flags);
     Ok(NonNull::from(core))
 }
 
@@ -332,7 +348,7 @@ where
     M: Default,
 {
     let core = stack::map_own(size)?;
-    core.begin::<F, M>(f, flags, Thread::this());
+    core.begin::<F, M>(f, flags);
     Ok(NonNull::from(core))
 }
 
@@ -355,11 +371,11 @@ where
 
 #[inline(always)]
 fn finish(core: &Core, result: Result<(), Box<dyn Any + Send>>) -> ! {
-    if result.is_err() || core.locks.get() != 0 || !core.own_stack.get().is_null() {
+    if result.is_err() || core.oddities.get() != 0 {
         finish_badly(core, result);
     }
     let thread = core.finished();
-    if core.flags.get() & flags::DETACHED != 0 {
+    if core.is_detached() {
         // The stack is in the pool while this still runs on it; nothing can take it from there
         // before the thread has left it.
         core.give_back(thread);
@@ -378,13 +394,14 @@ fn finish_badly(core: &Core, result: Result<(), Box<dyn Any + Send>>) -> ! {
     }
     core.panic.set(match result {
         Err(panic) if !panic.is::<Cancelled>() => Some(panic),
-        _ if core.locks.get() != 0 => Some(Box::new(
-            "a coroutine has ended while it held a coroutine lock",
-        )),
+        _ if core.holds_locks() => Some(Box::new(LOCK_HELD)),
         _ => None,
     });
     let inline = core.state.get() & state::ENTERED_INLINE != 0;
     core.finished();
+    if core.oddities.get() != 0 {
+        core.state.set(state::FINISHED | state::ODD);
+    }
     // SAFETY: as in `finish`; who has entered this coroutine has begun.
     unsafe {
         if inline {
@@ -406,12 +423,12 @@ impl Core {
             queue: Cell::new(ptr::null()),
             job: Cell::new(None),
             generation: Cell::new(generation),
-            own_stack: Cell::new(own_stack),
             panic: Cell::new(None),
             state: Cell::new(state::FINISHED),
             flags: Cell::new(0),
             wish: Cell::new(0),
-            locks: Cell::new(0),
+            oddities: Cell::new(if own_stack.is_null() { 0 } else { OWN_STACK }),
+            own_stack: Cell::new(own_stack),
         }
     }
 
@@ -447,7 +464,7 @@ impl Core {
     }
 
     #[inline(always)]
-    fn begin<F, M>(&self, f: F, flags: u8, thread: &Thread)
+    fn begin<F, M>(&self, f: F, flags: u8)
     where
         F: FnOnce() + 'static,
         M: Default,
@@ -456,14 +473,7 @@ impl Core {
             assert!(align_of::<F>() <= 1024 && align_of::<M>() <= 1024);
             assert!(size_of::<F>() <= MAX_CLOSURE && size_of::<M>() <= MAX_CLOSURE);
         }
-        self.state.set(state::FRESH);
-        self.flags.set(flags);
         self.generation.set(self.generation.get() + 1);
-        let live = thread.live.get() + 1;
-        thread.live.set(live);
-        if live > thread.peak.get() {
-            thread.peak.set(live);
-        }
         // SAFETY: both places lie below the core on its stack, aligned and apart; nothing runs on
         // the stack. Below them is more than 4 KiB of it: a stack has at least 32 KiB.
         unsafe {
@@ -472,18 +482,16 @@ impl Core {
             place.write(f);
             self.link.prepare(below(place.cast(), 0, 16), run::<F, M>);
         }
+        self.flags.set(flags);
+        self.state.set(state::FRESH);
     }
 
     /// Does the bookkeeping for entering the coroutine.
     #[inline(always)]
     fn entering(&self, how: u8) {
         check(self);
-        let mut state = state::RUNNING | how;
-        if panicking() {
-            state |= state::IN_PANIC;
-        }
         trace::event(trace::Kind::Enter, self);
-        self.state.set(state);
+        self.state.set(state::RUNNING | how);
         self.caller.set(Thread::this().current.replace(self));
     }
 
@@ -510,24 +518,24 @@ impl Core {
         }
     }
 
+    #[inline(always)]
+    fn has_panicked(&self) -> bool {
+        // SAFETY: nothing else has a reference to what is in the cell.
+        unsafe { (*self.panic.as_ptr()).is_some() }
+    }
+
     /// Gives back a coroutine that has ended and that nobody knows of any more.
-    #[inline]
-    pub(crate) fn release(&self) {
-        let thread = Thread::this();
-        if self.own_stack.get().is_null() && self.locks.get() == 0 {
-            self.give_back(thread);
-        } else {
-            thread.live.set(thread.live.get() - 1);
-            // Who has been given a lock by the coroutine still points to it: then it stays.
-            if self.locks.get() == 0 {
-                stack::unmap_own(self);
-            }
+    fn release(&self) {
+        if self.state.get() & state::ODD == 0 {
+            self.give_back(Thread::this());
+        } else if !self.holds_locks() {
+            stack::unmap_own(self);
         }
+        // Who has been given a lock by the coroutine still points to it: then it stays.
     }
 
     #[inline(always)]
     fn give_back(&self, thread: &Thread) {
-        thread.live.set(thread.live.get() - 1);
         thread.push_free(self);
         if thread.pooled.get() > stack::MAX_POOLED {
             stack::overflow(thread);
@@ -537,8 +545,8 @@ impl Core {
     /// The owner has dropped its handle.
     #[inline]
     pub(crate) fn disown(&self) {
-        if self.is_finished() {
-            self.release();
+        if self.state.get() == state::FINISHED {
+            self.give_back(Thread::this());
         } else {
             self.abandon();
         }
@@ -547,7 +555,9 @@ impl Core {
     #[cold]
     fn abandon(&self) {
         let state = self.state.get();
-        if state & state::RUNNING != 0 {
+        if state & state::FINISHED != 0 {
+            self.release();
+        } else if state & state::RUNNING != 0 {
             // It drops its own handle, or one that it has entered does: it ends as it would have.
             self.flags.set(self.flags.get() | flags::DETACHED);
         } else if state & state::WAITING == 0 {
@@ -563,6 +573,20 @@ impl Core {
             self.flags
                 .set(self.flags.get() | flags::CANCELLED | flags::DETACHED);
         }
+    }
+
+    /// Notes that the coroutine holds one more lock.
+    pub(crate) fn take_lock(&self) {
+        self.oddities.set(self.oddities.get() + 1);
+    }
+
+    /// Notes that the coroutine holds one lock less.
+    pub(crate) fn drop_lock(&self) {
+        self.oddities.set(self.oddities.get() - 1);
+    }
+
+    fn holds_locks(&self) -> bool {
+        self.oddities.get() & !OWN_STACK != 0
     }
 
     pub(crate) fn set_flag(&self, flag: u8) {
@@ -614,8 +638,13 @@ fn nothing_to_suspend() -> ! {
     panic!("outside of a coroutine there is nothing to suspend")
 }
 
+/// The thread is panicking: is it the coroutine that is to be suspended?
 #[cold]
 #[inline(never)]
-fn suspended_in_panic() -> ! {
-    panic!("a coroutine cannot be suspended while it panics")
+fn check_panic() {
+    if let Some(core) = Thread::this().core()
+        && core.state.get() & state::IN_PANIC == 0
+    {
+        panic!("a coroutine cannot be suspended while it panics");
+    }
 }

@@ -83,7 +83,8 @@ pub struct Yielder<In, Out> {
     output: Cell<Option<Out>>,
 }
 
-/// Values on their way.
+/// Values on their way. Aligned as the stack is, which makes its place simple to find.
+#[repr(align(16))]
 struct Mailbox<In, Out, Return> {
     yielder: Yielder<In, Out>,
     result: Cell<Option<Return>>,

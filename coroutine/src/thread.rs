@@ -17,10 +17,13 @@ pub(crate) struct Thread {
     /// first: its pages are warm.
     pub(crate) free: Cell<*const Core>,
     pub(crate) pooled: Cell<usize>,
-    /// Coroutines made less those given back, and the most there were. One that moves between
-    /// threads counts where it is made and where it ends.
-    pub(crate) live: Cell<isize>,
-    pub(crate) peak: Cell<isize>,
+    /// Coroutines that the thread has got from elsewhere, less those it has given away: those that
+    /// are not pooled are alive.
+    pub(crate) obtained: Cell<usize>,
+    /// The least that `pooled` was since `obtained` has changed, and the most that ever were alive
+    /// before that.
+    low: Cell<usize>,
+    peak: Cell<usize>,
     /// Coroutines taken from elsewhere since the pool was trimmed last: while there are any the
     /// load rises.
     pub(crate) taken: Cell<usize>,
@@ -32,13 +35,13 @@ pub(crate) struct Thread {
     pub(crate) timers: Cell<*const Timers>,
 }
 
-const SLOT_SIZE: usize = 80;
+const SLOT_SIZE: usize = 88;
 const _: () = assert!(
     size_of::<Thread>() == SLOT_SIZE,
     "the slot is made of this size"
 );
 
-thread_slot!("coroutine_thread_0", "80");
+thread_slot!("coroutine_thread_0", "88");
 
 impl Thread {
     /// The state of the thread that this runs on; not to be kept over a switch.
@@ -57,9 +60,46 @@ impl Thread {
         unsafe { self.current.get().as_ref() }
     }
 
+    /// Takes the first from the list of those that are free.
+    #[inline(always)]
+    pub(crate) fn pop_free(&self, first: &Core) {
+        self.free.set(first.next.get());
+        let pooled = self.pooled.get() - 1;
+        self.pooled.set(pooled);
+        if pooled < self.low.get() {
+            self.low.set(pooled);
+        }
+    }
+
     #[inline(always)]
     pub(crate) fn push_free(&self, core: &Core) {
         core.next.set(self.free.replace(ptr::from_ref(core)));
         self.pooled.set(self.pooled.get() + 1);
+    }
+
+    /// Notes that `gained` coroutines come from elsewhere, or are given away if it is negative, and
+    /// that `pooled` are in the list then.
+    pub(crate) fn change(&self, gained: isize, pooled: usize) {
+        self.peak.set(self.peak());
+        self.obtained
+            .set(self.obtained.get().wrapping_add_signed(gained));
+        self.pooled.set(pooled);
+        self.low.set(pooled);
+    }
+
+    /// How many coroutines are alive, made by this thread or ended by it.
+    pub(crate) fn live(&self) -> usize {
+        self.obtained.get().wrapping_sub(self.pooled.get())
+    }
+
+    /// The most that [`live`](Thread::live) ever was.
+    pub(crate) fn peak(&self) -> usize {
+        let recent = self.obtained.get().wrapping_sub(self.low.get());
+        // A thread that ends coroutines of others has less than none.
+        if recent as isize > self.peak.get() as isize {
+            recent
+        } else {
+            self.peak.get()
+        }
     }
 }

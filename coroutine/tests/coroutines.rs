@@ -1,13 +1,31 @@
-//! What a coroutine promises.
+//! What a coroutine promises. The first tests are those of QEMU's check-coroutine, by name.
 
 use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 
-use coroutine::{Coroutine, current, in_coroutine, spawn, yield_now};
+use coroutine::{
+    Coroutine, Mutex, Step, current, entered, in_coroutine, spawn, yield_inline, yield_now,
+};
+
+#[test]
+fn no_dangling_access() {
+    // Outer enters inner, which yields; then outer is gone, its stack unmapped. Inner must not
+    // look at it again when it is entered by somebody else.
+    let inner = Rc::new(RefCell::new(Coroutine::create(yield_now).unwrap()));
+    let entering = inner.clone();
+    let mut outer = Coroutine::create_with_stack(64 * 1024, move || {
+        entering.borrow_mut().enter();
+    })
+    .unwrap();
+    assert!(!outer.enter());
+    drop(outer);
+    assert!(!inner.borrow_mut().enter());
+}
 
 #[test]
 fn lifecycle() {
+    // Twice: a new coroutine and one from the pool.
     for _ in 0..2 {
         let done = Rc::new(Cell::new(false));
         let inside = done.clone();
@@ -38,59 +56,365 @@ fn yields_exactly_five_times() {
 }
 
 #[test]
-fn knows_where_it_is() {
-    assert!(!in_coroutine());
+fn nesting() {
+    fn nest(depth: u32, entered: &Rc<Cell<u32>>, returned: &Rc<Cell<u32>>) {
+        entered.set(entered.get() + 1);
+        if depth < 128 {
+            let counts = (entered.clone(), returned.clone());
+            let mut inner =
+                Coroutine::create(move || nest(depth + 1, &counts.0, &counts.1)).unwrap();
+            // Its yield comes here, not further out.
+            while inner.enter() {}
+        }
+        yield_now();
+        returned.set(returned.get() + 1);
+    }
+    let (entered, returned) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
+    let counts = (entered.clone(), returned.clone());
+    let mut outer = Coroutine::create(move || nest(1, &counts.0, &counts.1)).unwrap();
+    while outer.enter() {}
+    assert_eq!((entered.get(), returned.get()), (128, 128));
+}
+
+#[test]
+fn itself() {
     assert_eq!(current(), None);
     let seen = Rc::new(Cell::new(None));
     let inside = seen.clone();
-    let mut coroutine = Coroutine::create(move || {
-        assert!(in_coroutine());
-        inside.set(current());
-    })
-    .unwrap();
+    let mut coroutine = Coroutine::create(move || inside.set(current())).unwrap();
     let id = coroutine.id();
     coroutine.enter();
     assert_eq!(seen.get(), Some(id));
     assert_eq!(current(), None);
+    // Made in the same place, and yet another.
+    drop(coroutine);
+    assert_ne!(Coroutine::create(|| ()).unwrap().id(), id);
 }
 
 #[test]
-fn nests() {
-    fn nest(depth: u32, deepest: Rc<Cell<u32>>) {
-        deepest.set(deepest.get().max(depth));
-        if depth < 128 {
-            let below = deepest.clone();
-            let mut inner = Coroutine::create(move || nest(depth + 1, below)).unwrap();
-            while inner.enter() {}
-        }
+fn in_a_coroutine() {
+    assert!(!in_coroutine());
+    let mut coroutine = Coroutine::create(|| assert!(in_coroutine())).unwrap();
+    coroutine.enter();
+    assert!(!in_coroutine());
+}
+
+#[test]
+fn is_entered() {
+    let outer_id = Rc::new(Cell::new(None));
+    let seen = outer_id.clone();
+    let mut inner = Coroutine::create(move || {
+        assert!(entered(current().unwrap()));
+        assert!(
+            entered(seen.get().unwrap()),
+            "who entered this one is entered itself"
+        );
         yield_now();
-    }
-    let deepest = Rc::new(Cell::new(0));
-    let inside = deepest.clone();
-    let mut outer = Coroutine::create(move || nest(1, inside)).unwrap();
-    while outer.enter() {}
-    assert_eq!(deepest.get(), 128);
+        assert!(!entered(seen.get().unwrap()));
+    })
+    .unwrap();
+    let inner_id = inner.id();
+    let give = Rc::new(RefCell::new(None));
+    let back = give.clone();
+    let mut outer = Coroutine::create(move || {
+        assert!(!entered(inner_id));
+        inner.enter();
+        assert!(!entered(inner_id));
+        *back.borrow_mut() = Some(inner);
+    })
+    .unwrap();
+    outer_id.set(Some(outer.id()));
+    assert!(!entered(outer.id()));
+    outer.enter();
+    assert!(!entered(outer.id()) && !entered(inner_id));
+    let mut inner = give.take().unwrap();
+    assert!(!inner.enter());
 }
 
 #[test]
-fn two_alternate() {
+fn order() {
     let order = Rc::new(RefCell::new(Vec::new()));
-    let make = |name: u32| {
+    let make = |name: u32, steps: u32| {
         let order = order.clone();
         Coroutine::create(move || {
-            for step in 1..=3 {
+            for step in 1..=steps {
                 order.borrow_mut().push((name, step));
-                yield_now();
+                if step < steps {
+                    yield_now();
+                }
             }
         })
         .unwrap()
     };
-    let (mut one, mut two) = (make(1), make(2));
-    while one.enter() | two.enter() {}
+    let (mut one, mut two) = (make(1, 3), make(2, 2));
+    while one.enter() {
+        two.enter();
+    }
+    assert_eq!(*order.borrow(), [(1, 1), (2, 1), (1, 2), (2, 2), (1, 3)]);
+}
+
+#[test]
+fn co_mutex_lockable() {
+    // Released where its guard's block ends.
+    let mutex = Rc::new(Mutex::new(0));
+    let inside = mutex.clone();
+    spawn(move || {
+        {
+            let mut value = inside.lock();
+            *value += 1;
+            assert!(inside.try_lock().is_none());
+        }
+        *inside.try_lock().unwrap() += 1;
+    })
+    .unwrap();
+    assert_eq!(*mutex.try_lock().unwrap(), 2);
+}
+
+#[test]
+fn copied_into_the_caller_it_is_the_same() {
+    // Each way to enter with each way to yield.
+    for entering in [Coroutine::enter, |coroutine: &mut Coroutine| {
+        coroutine.enter_inline()
+    }] {
+        for yielding in [yield_now, || yield_inline()] {
+            let count = Rc::new(Cell::new(0_u64));
+            let inside = count.clone();
+            let mut coroutine = Coroutine::create(move || {
+                for i in 1..=100_u64 {
+                    let kept = [i, i * i, i * i * i];
+                    inside.set(inside.get() + kept[0]);
+                    yielding();
+                    assert_eq!(kept, [i, i * i, i * i * i]);
+                }
+            })
+            .unwrap();
+            while entering(&mut coroutine) {}
+            assert_eq!(count.get(), 5050);
+            // And both are unwound.
+            let held = count.clone();
+            let mut coroutine = Coroutine::create(move || {
+                let _held = held;
+                yielding();
+                unreachable!("the coroutine went on");
+            })
+            .unwrap();
+            entering(&mut coroutine);
+            drop(coroutine);
+            assert_eq!(Rc::strong_count(&count), 1);
+            // And panics come out.
+            let mut coroutine = Coroutine::create(move || {
+                yielding();
+                panic!("out");
+            })
+            .unwrap();
+            entering(&mut coroutine);
+            let panic = catch_unwind(AssertUnwindSafe(|| entering(&mut coroutine))).unwrap_err();
+            assert_eq!(panic.downcast_ref::<&str>(), Some(&"out"));
+        }
+    }
+}
+
+#[test]
+fn values_go_in_and_out() {
+    let mut echo = Coroutine::with_values(|yielder, first: String| {
+        let mut text = first;
+        while text != "end" {
+            let reply = format!("{text}?");
+            text = yielder.yield_value(reply);
+        }
+        text.len()
+    })
+    .unwrap();
+    assert_eq!(echo.pass("one".into()), Step::Yielded("one?".into()));
+    assert_eq!(echo.pass("two".into()), Step::Yielded("two?".into()));
+    assert_eq!(echo.pass("end".into()), Step::Finished(3));
+    assert!(echo.is_finished());
+}
+
+#[test]
+fn a_coroutine_is_an_iterator() {
+    let squares = Coroutine::with_values(|yielder, ()| {
+        for i in 1..=5 {
+            yielder.yield_value(i * i);
+        }
+    })
+    .unwrap();
+    assert_eq!(squares.collect::<Vec<u32>>(), [1, 4, 9, 16, 25]);
+}
+
+#[test]
+fn values_that_nobody_takes_are_dropped() {
+    let token = Rc::new(());
+    let (first, last) = (token.clone(), token.clone());
+    let mut coroutine = Coroutine::with_values(move |yielder, _: Rc<()>| {
+        yielder.yield_value(first);
+        last
+    })
+    .unwrap();
+    assert!(matches!(coroutine.pass(token.clone()), Step::Yielded(_)));
+    drop(coroutine);
+    assert_eq!(Rc::strong_count(&token), 1);
+    let value = token.clone();
+    let never_entered = Coroutine::<(), (), _>::with_values(move |_, ()| value).unwrap();
+    drop(never_entered);
+    assert_eq!(Rc::strong_count(&token), 1);
+}
+
+#[test]
+#[should_panic(expected = "has yielded without one")]
+fn a_coroutine_with_values_yields_values() {
+    let mut coroutine = Coroutine::<u32, u32>::with_values(|_, _| yield_now()).unwrap();
+    coroutine.pass(1);
+}
+
+#[test]
+#[should_panic(expected = "ended while it held a coroutine lock")]
+fn a_coroutine_does_not_end_with_a_lock() {
+    let mutex: &'static Mutex<()> = Box::leak(Box::new(Mutex::new(())));
+    let mut coroutine = Coroutine::create(move || std::mem::forget(mutex.lock())).unwrap();
+    coroutine.enter();
+}
+
+#[test]
+#[should_panic(expected = "a running coroutine was entered")]
+fn a_running_one_is_not_entered() {
+    // What the compiler refuses, done behind its back.
+    let place: Rc<Cell<*mut Coroutine>> = Rc::new(Cell::new(std::ptr::null_mut()));
+    let inside = place.clone();
+    // SAFETY: the coroutine is alive when it is entered, by whomever.
+    let mut coroutine = Coroutine::create(move || unsafe {
+        (*inside.get()).enter();
+    })
+    .unwrap();
+    place.set(&raw mut coroutine);
+    coroutine.enter();
+}
+
+#[test]
+fn a_panicking_one_does_not_yield() {
+    struct Yields(Rc<Cell<bool>>);
+    impl Drop for Yields {
+        fn drop(&mut self) {
+            let refused = catch_unwind(yield_now).is_err();
+            self.0.set(refused);
+        }
+    }
+    let refused = Rc::new(Cell::new(false));
+    let inside = refused.clone();
+    let mut coroutine = Coroutine::create(move || {
+        let _yields = Yields(inside);
+        panic!("first");
+    })
+    .unwrap();
+    assert!(catch_unwind(AssertUnwindSafe(|| coroutine.enter())).is_err());
+    assert!(refused.get());
+}
+
+#[test]
+fn one_is_dropped_while_another_panics() {
+    // Its unwinding enters a third, which yields: that is not the panic's.
+    struct Nests;
+    impl Drop for Nests {
+        fn drop(&mut self) {
+            drop(Coroutine::create(|| ()).unwrap());
+        }
+    }
+    let result = catch_unwind(|| {
+        let mut coroutine = Coroutine::create(|| {
+            let _nests = Nests;
+            yield_now();
+        })
+        .unwrap();
+        coroutine.enter();
+        panic!("out here");
+    });
     assert_eq!(
-        *order.borrow(),
-        [(1, 1), (2, 1), (1, 2), (2, 2), (1, 3), (2, 3)]
+        result.unwrap_err().downcast_ref::<&str>(),
+        Some(&"out here")
     );
+}
+
+#[test]
+fn who_catches_its_unwinding_is_unwound_again() {
+    let rounds = Rc::new(Cell::new(0));
+    let inside = rounds.clone();
+    let mut coroutine = Coroutine::create(move || {
+        for _ in 0..5 {
+            let _ = catch_unwind(yield_now);
+            inside.set(inside.get() + 1);
+        }
+    })
+    .unwrap();
+    coroutine.enter();
+    drop(coroutine);
+    assert_eq!(rounds.get(), 5);
+}
+
+#[test]
+#[should_panic(expected = "catches its unwinding")]
+fn who_never_ends_is_told_so() {
+    let mut coroutine = Coroutine::create(|| {
+        loop {
+            let _ = catch_unwind(yield_now);
+        }
+    })
+    .unwrap();
+    coroutine.enter();
+    drop(coroutine);
+}
+
+#[test]
+fn panics_at_every_depth() {
+    fn nest(depth: usize, panics: usize, seen: &Rc<Cell<usize>>) {
+        if depth == panics {
+            panic!("at {depth}");
+        }
+        let inside = seen.clone();
+        let mut inner = Coroutine::create(move || nest(depth + 1, panics, &inside)).unwrap();
+        let panic = catch_unwind(AssertUnwindSafe(|| inner.enter())).unwrap_err();
+        seen.set(seen.get() + 1);
+        std::panic::resume_unwind(panic);
+    }
+    for panics in 1..=32 {
+        let seen = Rc::new(Cell::new(0));
+        let inside = seen.clone();
+        let mut outer = Coroutine::create(move || nest(1, panics, &inside)).unwrap();
+        let panic = catch_unwind(AssertUnwindSafe(|| outer.enter())).unwrap_err();
+        assert_eq!(
+            panic.downcast_ref::<String>(),
+            Some(&format!("at {panics}"))
+        );
+        assert_eq!(seen.get(), panics - 1);
+        assert!(!in_coroutine());
+    }
+}
+
+#[test]
+fn a_nest_is_dropped_from_its_root() {
+    struct Counts(Rc<Cell<usize>>);
+    impl Drop for Counts {
+        fn drop(&mut self) {
+            self.0.set(self.0.get() + 1);
+        }
+    }
+    // Each holds the next, suspended; the outermost is dropped.
+    fn nest(depth: usize, dropped: &Rc<Cell<usize>>) -> Coroutine {
+        let dropped = dropped.clone();
+        let mut coroutine = Coroutine::create(move || {
+            let _counts = Counts(dropped.clone());
+            let _inner = (depth > 1).then(|| nest(depth - 1, &dropped));
+            yield_now();
+            unreachable!("the coroutine went on");
+        })
+        .unwrap();
+        assert!(coroutine.enter());
+        coroutine
+    }
+    let dropped = Rc::new(Cell::new(0));
+    let outermost = nest(100, &dropped);
+    assert_eq!(dropped.get(), 0);
+    drop(outermost);
+    assert_eq!(dropped.get(), 100);
 }
 
 #[test]

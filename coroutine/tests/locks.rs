@@ -190,6 +190,26 @@ fn sleepers_wake_in_the_order_of_time() {
 }
 
 #[test]
+fn a_wake_goes_past_one_whose_time_is_over() {
+    let queue = Rc::new(WaitQueue::new());
+    let order: Order = Rc::default();
+    for (name, time) in [("impatient", Duration::ZERO), ("patient", LONG)] {
+        let (queue, order) = (queue.clone(), order.clone());
+        spawn(move || {
+            if queue.wait_timeout(time) {
+                order.borrow_mut().push(name);
+            }
+        })
+        .unwrap();
+    }
+    // Its time is over, but it has not run yet and is still in the queue.
+    assert_eq!(run_timers(), 1);
+    assert!(queue.wake_one());
+    run_ready();
+    assert_eq!(*order.borrow(), ["patient"]);
+}
+
+#[test]
 fn a_cancelled_waiter_passes_its_wake_on() {
     let queue = Rc::new(WaitQueue::new());
     let woken = Rc::new(Cell::new(false));

@@ -1,4 +1,4 @@
-//! Workers and locks.
+//! Workers, and coroutines that wait for them.
 
 use std::cell::{Cell, RefCell};
 use std::os::fd::{AsFd, AsRawFd};
@@ -246,4 +246,137 @@ fn a_queue_wakes_in_order() {
     run_ready();
     assert_eq!(*order.borrow(), [0, 1, 2, 3, 4]);
     assert!(!queue.wake_one());
+}
+
+#[test]
+fn a_job_that_blocks_does_not_hold_up_the_next() {
+    // The first ends when the second has been done: each needs a worker of its own, also while
+    // the loop sleeps.
+    let workers = workers(2);
+    for _ in 0..100 {
+        let (open, gate) = std::sync::mpsc::channel();
+        let inside = workers.clone();
+        spawn(move || inside.offload(move || gate.recv().unwrap())).unwrap();
+        let inside = workers.clone();
+        spawn(move || inside.offload(move || open.send(()).unwrap())).unwrap();
+        drain(&workers);
+    }
+    assert_eq!(workers.hops(), 200);
+}
+
+#[test]
+fn it_is_dropped_with_jobs_running() {
+    // Waits for what runs, continues who waits, and leaves no thread behind that still works.
+    let done = Rc::new(Cell::new(0));
+    {
+        let workers = workers(3);
+        for _ in 0..20 {
+            let (inside, done) = (Rc::downgrade(&workers), done.clone());
+            spawn(move || {
+                // Not held over the wait: the last owner is outside.
+                // SAFETY: the pool waits for this coroutine before it goes away.
+                let workers = unsafe { &*inside.as_ptr() };
+                workers.offload(std::thread::yield_now);
+                done.set(done.get() + 1);
+            })
+            .unwrap();
+        }
+    }
+    assert_eq!(done.get(), 20);
+}
+
+#[test]
+fn a_panic_in_a_continued_coroutine_leaves_the_others_to_the_next_turn() {
+    let workers = workers(1);
+    let done = Rc::new(Cell::new(0));
+    for i in 0..10 {
+        let (inside, done) = (workers.clone(), done.clone());
+        spawn(move || {
+            inside.offload(|| ());
+            assert!(i % 2 == 0, "odd");
+            done.set(done.get() + 1);
+        })
+        .unwrap();
+    }
+    let mut panics = 0;
+    while workers.outstanding() > 0 {
+        panics += u32::from(catch_unwind(AssertUnwindSafe(|| workers.wait_completed())).is_err());
+    }
+    assert_eq!((panics, done.get()), (5, 5));
+}
+
+#[test]
+fn the_loop_may_be_asked_from_within() {
+    // A coroutine that is continued drains the others: their completions may be half taken.
+    let workers = workers(2);
+    let done = Rc::new(Cell::new(0));
+    for i in 0..10 {
+        let (inside, done) = (workers.clone(), done.clone());
+        spawn(move || {
+            inside.offload(|| ());
+            done.set(done.get() + 1);
+            if i == 0 {
+                while inside.outstanding() > 0 {
+                    inside.wait_completed();
+                }
+                assert_eq!(done.get(), 10);
+            }
+        })
+        .unwrap();
+    }
+    drain(&workers);
+    assert_eq!(done.get(), 10);
+}
+
+#[test]
+fn while_it_is_unwound_it_does_not_hop() {
+    struct Offloads(Rc<Workers>, Rc<Cell<bool>>);
+    impl Drop for Offloads {
+        fn drop(&mut self) {
+            let here = std::thread::current().id();
+            self.1
+                .set(self.0.offload(|| std::thread::current().id()) == here);
+        }
+    }
+    let workers = workers(1);
+    let in_place = Rc::new(Cell::new(false));
+    let guard = Offloads(workers.clone(), in_place.clone());
+    let result = catch_unwind(AssertUnwindSafe(|| {
+        spawn(move || {
+            let _guard = guard;
+            panic!("now");
+        })
+    }));
+    assert!(result.is_err() && in_place.get());
+}
+
+#[test]
+fn a_storm_of_hops() {
+    const COROUTINES: usize = if cfg!(any(miri, feature = "threads")) {
+        5
+    } else {
+        100
+    };
+    const HOPS: u64 = if cfg!(any(miri, feature = "threads")) {
+        5
+    } else {
+        300
+    };
+    let workers = workers(4);
+    let sum = Rc::new(Cell::new(0));
+    for i in 0..COROUTINES as u64 {
+        let (workers, sum) = (workers.clone(), sum.clone());
+        spawn(move || {
+            for hop in 0..HOPS {
+                let mut on_the_stack = [i, hop];
+                workers.offload(|| on_the_stack[0] += 1);
+                sum.set(sum.get() + on_the_stack[0]);
+            }
+        })
+        .unwrap();
+    }
+    drain(&workers);
+    let count = COROUTINES as u64;
+    assert_eq!(sum.get(), HOPS * count * (count + 1) / 2);
+    assert_eq!(workers.hops(), HOPS * count);
 }

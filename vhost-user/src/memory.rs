@@ -154,9 +154,6 @@ fn check_file(file: &File, offset: u64, size: u64) -> io::Result<()> {
     if metadata.file_type().is_char_device() {
         return Ok(());
     }
-    if !metadata.is_file() {
-        return Err(refused("a memory region that is not in a file"));
-    }
     match offset.checked_add(size) {
         Some(end) if end <= metadata.len() => Ok(()),
         _ => Err(refused("a memory region that is longer than its file")),

@@ -50,14 +50,14 @@ impl Holder {
     }
 
     fn of(core: &Core) -> Holder {
-        core.locks.set(core.locks.get() + 1);
+        core.take_lock();
         Holder(core)
     }
 
     fn release(self) {
         // SAFETY: a coroutine is not given back while it holds a lock, even at its end.
         if let Some(core) = unsafe { self.0.as_ref() } {
-            core.locks.set(core.locks.get() - 1);
+            core.drop_lock();
         }
     }
 }

@@ -146,7 +146,8 @@ pub fn trim() -> usize {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Counters {
-    /// Coroutines made by this thread and not given back, less those that it gave back for others.
+    /// Coroutines that this thread has made and that have not ended, less those of other threads
+    /// that have ended here.
     pub live: isize,
     /// The most that `live` ever was.
     pub peak: isize,
@@ -160,8 +161,8 @@ pub struct Counters {
 pub fn counters() -> Counters {
     let thread = Thread::this();
     Counters {
-        live: thread.live.get(),
-        peak: thread.peak.get(),
+        live: thread.live() as isize,
+        peak: thread.peak() as isize,
         pooled: thread.pooled.get(),
         stacks: STACKS.load(Ordering::Relaxed),
     }
@@ -179,7 +180,7 @@ pub(crate) fn take<'a>() -> Result<&'a Core, StackError> {
         // SAFETY: a batch is a list of cores that nobody else knows of, and is not empty.
         let first = unsafe { &*batch };
         thread.free.set(first.next.get());
-        thread.pooled.set(BATCH - 1);
+        thread.change(BATCH as isize, BATCH - 1);
         return Ok(first);
     }
     if pool.blank.is_empty() {
@@ -189,6 +190,7 @@ pub(crate) fn take<'a>() -> Result<&'a Core, StackError> {
         return Err(StackError::Memory(libc::ENOMEM));
     };
     drop(pool);
+    thread.change(1, 0);
     // SAFETY: the stack is unused, and now known to the caller alone.
     Ok(unsafe { place(top, ptr::null_mut()) })
 }
@@ -196,8 +198,10 @@ pub(crate) fn take<'a>() -> Result<&'a Core, StackError> {
 /// A coroutine on a stack of `size` bytes that does not come from the pool.
 pub(crate) fn map_own<'a>(size: usize) -> Result<&'a Core, StackError> {
     let size = round(size)?;
-    prepare_thread(Thread::this())?;
+    let thread = Thread::this();
+    prepare_thread(thread)?;
     let slab = slab::Slab::map(size, 1)?;
+    thread.change(1, thread.pooled.get());
     // SAFETY: the stack is unused.
     Ok(unsafe { place(slab.top(0), slab.base()) })
 }
@@ -206,6 +210,8 @@ pub(crate) fn map_own<'a>(size: usize) -> Result<&'a Core, StackError> {
 #[cold]
 pub(crate) fn unmap_own(core: &Core) {
     if let Some(base) = core.own_stack() {
+        let thread = Thread::this();
+        thread.change(-1, thread.pooled.get());
         // SAFETY: nothing runs on the stack, and the caller forgets the core.
         unsafe { slab::unmap(base.as_ptr(), top_of(core)) };
     }
@@ -231,7 +237,7 @@ impl Thread {
                 None => return ptr::null(),
             }
         }
-        self.pooled.set(keep);
+        self.change(keep as isize - self.pooled.get() as isize, keep);
         place.replace(ptr::null())
     }
 }
@@ -305,7 +311,7 @@ impl Drop for GiveBack {
 unsafe fn place<'a>(top: *mut u8, own_stack: *mut u8) -> &'a Core {
     // A pointer to the core alone leads to the rest of the stack (`below`).
     top.expose_provenance();
-    let place = below(top, size_of::<Core>(), CORE_ALIGN).cast::<Core>();
+    let place = below(top, size_of::<Core>(), align_of::<Core>()).cast::<Core>();
     // Numbers that no other core has that lies here before or after.
     let generation = LAST_GENERATION.fetch_add(1 << 32, Ordering::Relaxed);
     // SAFETY: the place lies in the stack, aligned.
@@ -317,11 +323,8 @@ unsafe fn place<'a>(top: *mut u8, own_stack: *mut u8) -> &'a Core {
 
 fn top_of(core: &Core) -> *mut u8 {
     let place = ptr::from_ref(core) as usize;
-    ptr::with_exposed_provenance_mut(place + size_of::<Core>().next_multiple_of(CORE_ALIGN))
+    ptr::with_exposed_provenance_mut(place + size_of::<Core>())
 }
-
-/// Of a cache line, so that all that is looked at when a coroutine is entered lies in one.
-const CORE_ALIGN: usize = 64;
 
 fn round(size: usize) -> Result<usize, StackError> {
     match size.checked_next_multiple_of(slab::page_size()) {

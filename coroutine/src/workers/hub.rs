@@ -35,8 +35,7 @@ use super::spin::Spin;
 use crate::sync::{
     Arc, AtomicBool, AtomicPtr, AtomicUsize, Mutex, MutexGuard,
     Ordering::{Acquire, Relaxed, SeqCst},
-    in_order,
-    thread::{self, Thread, ThreadId},
+    Parker, in_order, thread,
 };
 
 /// How long a worker without work stays.
@@ -76,7 +75,7 @@ pub(super) struct Shared<E> {
 struct Queue {
     first: *mut Job,
     /// Workers that sleep, the last that went to sleep at the end.
-    idle: Vec<Thread>,
+    idle: Vec<Parker>,
     threads: usize,
     ending: bool,
 }
@@ -163,7 +162,7 @@ impl<E: Event + Send + Sync + 'static> Hub<E> {
 
     /// Whether the loop may sleep: from now on a completion signals it.
     pub(super) fn prepare_sleep(&self) -> bool {
-        self.sleeping.store(true, SeqCst);
+        self.sleeping.swap(true, SeqCst);
         self.see_to_the_rest();
         in_order();
         self.done.load(SeqCst).is_null()
@@ -182,7 +181,7 @@ impl<E: Event + Send + Sync + 'static> Hub<E> {
         self.awake.fetch_add(idle.len(), SeqCst);
         self.searching.fetch_add(idle.len(), SeqCst);
         drop(queue);
-        idle.iter().for_each(Thread::unpark);
+        idle.iter().for_each(Parker::unpark);
     }
 
     // ---- both sides
@@ -256,11 +255,12 @@ impl<E: Event + Send + Sync + 'static> Hub<E> {
 
     /// A worker's life. It begins awake and searching.
     fn work(&self) {
+        let this = Parker::this();
         loop {
             self.spin.until(|| self.is_left());
             let mut queue = self.lock();
             let Some(mut job) = self.next(&mut queue) else {
-                if queue.ending || !self.sleep(queue) {
+                if queue.ending || !self.sleep(&this, queue) {
                     break;
                 }
                 continue;
@@ -309,21 +309,19 @@ impl<E: Event + Send + Sync + 'static> Hub<E> {
 
     /// Sleeps until there is work, and returns true; false if there is none for a long time. The
     /// queue was empty when it was locked.
-    fn sleep(&self, mut queue: MutexGuard<'_, Queue>) -> bool {
-        let this = thread::current();
-        let id = this.id();
-        queue.idle.push(this);
+    fn sleep(&self, this: &Parker, mut queue: MutexGuard<'_, Queue>) -> bool {
+        queue.idle.push(this.clone());
         self.awake.fetch_sub(1, SeqCst);
         self.searching.fetch_sub(1, SeqCst);
         drop(queue);
         loop {
             // A job may have come before the loop could see that nobody is awake.
-            if self.is_left() && self.rise(id) {
+            if self.is_left() && self.rise(this) {
                 return true;
             }
-            let timed_out = !park();
+            let timed_out = !this.park(IDLE_TIME);
             let mut queue = self.lock();
-            let Some(place) = queue.idle.iter().position(|thread| thread.id() == id) else {
+            let Some(place) = queue.place_of(this) else {
                 // Woken by somebody who has counted this worker as awake.
                 return true;
             };
@@ -336,9 +334,9 @@ impl<E: Event + Send + Sync + 'static> Hub<E> {
     }
 
     /// Gets up unasked, unless another searches already.
-    fn rise(&self, id: ThreadId) -> bool {
+    fn rise(&self, this: &Parker) -> bool {
         let mut queue = self.lock();
-        let Some(place) = queue.idle.iter().position(|thread| thread.id() == id) else {
+        let Some(place) = queue.place_of(this) else {
             return true;
         };
         if self.searching.load(SeqCst) > 0 {
@@ -362,19 +360,11 @@ impl<E: Event + Send + Sync + 'static> Hub<E> {
     }
 }
 
-/// Sleeps until woken, and returns true; false if that has not happened for [`IDLE_TIME`].
-#[cfg(not(loom))]
-fn park() -> bool {
-    let begin = std::time::Instant::now();
-    thread::park_timeout(IDLE_TIME);
-    begin.elapsed() < IDLE_TIME
-}
-
-#[cfg(loom)]
-fn park() -> bool {
-    let _ = IDLE_TIME;
-    thread::park();
-    true
+impl Queue {
+    /// Where a worker is among those that sleep.
+    fn place_of(&self, worker: &Parker) -> Option<usize> {
+        self.idle.iter().position(|other| other.is(worker))
+    }
 }
 
 fn push(list: &AtomicPtr<Job>, job: NonNull<Job>) {

@@ -20,6 +20,22 @@ fn the_ring_goes_on_where_it_was_stopped() {
 }
 
 #[test]
+fn a_stopped_ring_starts_with_the_next_kick_descriptor_only() {
+    let mut machine = Machine::started();
+    machine.exercise();
+    machine.stop();
+    machine.post_echo(0, b"hello");
+    machine.kick();
+    machine.enable(true).unwrap();
+    machine.set_up_ring(3).unwrap();
+    machine.event_loop.run();
+    assert_eq!(machine.take_used(), []);
+    machine.set_own_fds();
+    machine.event_loop.run();
+    assert_eq!(machine.take_used(), [Used { head: 0, len: 5 }]);
+}
+
+#[test]
 fn the_ring_goes_on_beyond_16_bits() {
     let mut machine = Machine::new();
     machine.negotiate(FEATURES);
@@ -109,14 +125,21 @@ fn reset_drains_and_forgets() {
     machine.set(request::RESET_DEVICE, &[], &[]).unwrap();
     assert_eq!(machine.handler.resets.get(), 1);
     assert_drained(&mut machine);
-    // Not without being set up and enabled anew.
+    machine.handler.keep.set(false);
+    assert_eq!(machine.stop(), 0);
+    // Not without having been put somewhere, ...
+    machine.set_own_fds();
     machine.enable(true).unwrap();
     machine.event_loop.run();
     assert_eq!(machine.take_used(), []);
-    assert_eq!(machine.stop(), 0);
-    machine.handler.keep.set(false);
+    // ... nor without having been enabled.
+    machine.set(request::RESET_DEVICE, &[], &[]).unwrap();
+    machine.set_up_ring(4).unwrap();
+    machine.set_own_fds();
+    machine.event_loop.run();
+    assert_eq!(machine.take_used(), []);
     machine.negotiate(FEATURES);
-    machine.start(4);
+    machine.enable(true).unwrap();
     machine.exercise();
 }
 
@@ -128,6 +151,9 @@ fn reset_owner_only_stops_the_ring() {
     assert_drained(&mut machine);
     assert_eq!(machine.handler.resets.get(), 0);
     machine.handler.keep.set(false);
+    machine.set_own_fds();
+    machine.event_loop.run();
+    assert_eq!(machine.take_used(), []);
     machine.enable(true).unwrap();
     machine.event_loop.run();
     assert_eq!(machine.take_used(), [Used { head: 6, len: 8 }]);

@@ -155,6 +155,19 @@ fn memory_may_come_and_go_while_the_ring_runs() {
 }
 
 #[test]
+fn regions_may_be_neighbours_in_the_front_end_and_not_in_the_guest() {
+    let mut machine = Machine::new();
+    machine.negotiate(FEATURES);
+    machine.set_mem_table().unwrap();
+    let user = machine.memory.user_address(MEMORY);
+    let below = Region::new(MEMORY - 0x10_0000, user - 0x1000, 0x1000);
+    machine.add_mem_reg(&below).unwrap();
+    // The ring is at the very beginning of its region.
+    machine.start(0);
+    machine.exercise();
+}
+
+#[test]
 fn the_ring_may_be_in_memory_that_is_added_later() {
     let mut machine = Machine::new();
     machine.negotiate(FEATURES);

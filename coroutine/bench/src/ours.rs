@@ -1,0 +1,72 @@
+//! The primitives of this library, each in a loop.
+
+use coroutine::{Coroutine, yield_inline, yield_now};
+
+/// `count` round trips of enter and yield.
+pub fn yields(count: usize) {
+    let mut coroutine = Coroutine::create(|| {
+        loop {
+            yield_now();
+        }
+    })
+    .expect("no stack");
+    for _ in 0..count {
+        coroutine.enter();
+    }
+}
+
+/// As [`yields`], with both sides copied into the loops.
+pub fn yields_inline(count: usize) {
+    let mut coroutine = Coroutine::create(|| {
+        loop {
+            yield_inline();
+        }
+    })
+    .expect("no stack");
+    for _ in 0..count {
+        coroutine.enter_inline();
+    }
+}
+
+/// `count` coroutines made, entered and ended, one after the other.
+pub fn lifecycles(count: usize) {
+    for _ in 0..count {
+        Coroutine::create(|| ()).expect("no stack").enter_inline();
+    }
+}
+
+/// As [`lifecycles`], without an owner.
+pub fn spawns(count: usize) {
+    for _ in 0..count {
+        coroutine::spawn(|| ()).expect("no stack");
+    }
+}
+
+/// `count` coroutines made, entered, yielding once, entered again and ended.
+pub fn costs(count: usize) {
+    for _ in 0..count {
+        let mut coroutine = Coroutine::create(yield_now).expect("no stack");
+        coroutine.enter();
+        coroutine.enter();
+    }
+}
+
+/// `depth` coroutines, each made and entered by the one before.
+pub fn nest(depth: usize) {
+    if depth > 0 {
+        Coroutine::create(move || nest(depth - 1))
+            .expect("no stack")
+            .enter();
+    }
+}
+
+/// `count` coroutines on stacks that were never used, suspended.
+pub fn cold(count: usize) -> Vec<Coroutine> {
+    (0..count)
+        .map(|_| {
+            let mut coroutine = Coroutine::create(yield_now).expect("no stack");
+            coroutine.enter();
+            coroutine
+        })
+        .collect()
+}

@@ -18,7 +18,7 @@ zshdir   = $(PREFIX)/share/zsh/site-functions
 fishdir  = $(PREFIX)/share/fish/vendor_completions.d
 
 .DEFAULT_GOAL := build
-.PHONY: help build check test unit-test model-check bench generated install uninstall clean
+.PHONY: help build check test unit-test model-check bench bench-coroutine bench-coroutine-ir generated install uninstall clean
 
 help: ## List the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | sort | awk -F'|' '{ printf "make %-16s %s\n", $$1, $$2 }'
@@ -35,12 +35,19 @@ unit-test: ## What needs no guest: unit and integration tests
 	$(CARGO) test --workspace --locked
 
 model-check: ## Every order in which the loop and its workers can meet
-	RUSTFLAGS="--cfg shuttle" $(CARGO) test --release --locked --target-dir $(TARGET)/model -p coroutine --lib model
+	RUSTFLAGS="--cfg loom" $(CARGO) test --release --locked --target-dir $(TARGET)/model -p coroutine --lib model
 
 test: unit-test model-check guest-test uml-test ## Everything: unit and integration tests, and the real guests
 
 bench: ## The daemon beside the bare system calls; BENCH=NAME for some of the workloads
 	$(CARGO) bench --locked --bench server -- $(BENCH)
+
+bench-coroutine: ## The coroutine library beside its peers
+	$(CARGO) bench --locked -p coroutine-bench --bench peers -- $(BENCH)
+
+bench-coroutine-ir: ## Instructions of each coroutine primitive, by callgrind
+	$(CARGO) build --release --locked -p coroutine-bench --bin primitives
+	coroutine/bench/instructions.sh $(TARGET)/release/primitives
 
 include tests/guest/guest.mk
 

@@ -1,11 +1,13 @@
 //! Chooses how stacks are switched. Sets `backend` to "assembly", "ucontext", "threads" or
-//! "fibers", and `own_stacks` if the stacks are this crate's own mappings.
+//! "fibers", `own_stacks` if the stacks are this crate's own mappings, and `watched` if a sanitizer
+//! is to be told of the switches.
 
 use std::env;
 
 fn main() {
     println!("cargo::rustc-check-cfg=cfg(loom)");
     println!("cargo::rustc-check-cfg=cfg(own_stacks)");
+    println!("cargo::rustc-check-cfg=cfg(watched)");
     println!(
         "cargo::rustc-check-cfg=cfg(backend, values(\"assembly\", \"ucontext\", \"threads\", \
          \"fibers\"))"
@@ -27,5 +29,8 @@ fn main() {
     println!("cargo::rustc-cfg=backend=\"{backend}\"");
     if matches!(backend, "assembly" | "ucontext") {
         println!("cargo::rustc-cfg=own_stacks");
+        if is("CARGO_FEATURE_ASAN") || is("CARGO_FEATURE_TSAN") {
+            println!("cargo::rustc-cfg=watched");
+        }
     }
 }

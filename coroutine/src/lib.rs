@@ -86,7 +86,8 @@
 //! # Features
 //!
 //! - `trace`: a function of the program's choice is told of each step (`trace::subscribe`).
-//! - `valgrind`: valgrind is told of the stacks.
+//! - `valgrind`, `asan`, `tsan`: valgrind is told of the stacks, or AddressSanitizer or
+//!   ThreadSanitizer of the switches.
 //! - `ucontext`: swapcontext(3) instead of own assembly (x86_64, aarch64), for other machines.
 //! - `threads`: each coroutine is a thread, for tools that do not know of stacks.
 //!

@@ -7,6 +7,7 @@
     not(any(miri, feature = "ucontext", feature = "threads"))
 ))]
 
+#[allow(dead_code, reason = "not every test needs all of it")]
 mod common;
 
 use std::backtrace::Backtrace;

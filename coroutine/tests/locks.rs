@@ -177,10 +177,12 @@ fn a_wake_ends_a_sleep_and_its_timer() {
 #[test]
 fn sleepers_wake_in_the_order_of_time() {
     let order: Order = Rc::default();
-    for (name, milliseconds) in [("third", 6), ("first", 2), ("second", 4)] {
+    let start = Instant::now();
+    for (name, milliseconds) in [("third", 60), ("first", 20), ("second", 40)] {
         let order = order.clone();
+        let until = start + Duration::from_millis(milliseconds);
         spawn(move || {
-            sleep(Duration::from_millis(milliseconds));
+            sleep(until.saturating_duration_since(Instant::now()));
             order.borrow_mut().push(name);
         })
         .unwrap();

@@ -1,6 +1,7 @@
 //! Memory of stacks: what is taken, kept and given back, and what happens at its end.
 #![cfg(all(target_os = "linux", not(miri), not(feature = "threads")))]
 
+#[allow(dead_code, reason = "not every test needs all of it")]
 mod common;
 
 use std::hint::black_box;
@@ -10,7 +11,7 @@ use coroutine::{
     yield_now,
 };
 
-use common::{alone, is_alone};
+use common::{alone, is_alone, is_emulated};
 
 /// Runs a test in a process of its own, where it has to pass.
 fn pass_alone(test: &str) -> bool {
@@ -51,6 +52,10 @@ fn an_overflow_says_so_and_dies() {
 }
 
 #[test]
+#[cfg_attr(
+    any(feature = "asan", feature = "tsan"),
+    ignore = "the sanitizer does that"
+)]
 fn another_fault_is_left_to_who_handled_it() {
     if is_alone() {
         let _ = spawn(|| {
@@ -106,8 +111,12 @@ fn the_size_is_set_before_the_first() {
 }
 
 #[test]
+#[cfg_attr(
+    any(feature = "asan", feature = "tsan"),
+    ignore = "the sanitizer does that"
+)]
 fn without_memory_there_is_an_error() {
-    if !pass_alone("without_memory_there_is_an_error") {
+    if is_emulated() || !pass_alone("without_memory_there_is_an_error") {
         return;
     }
     let limit = libc::rlimit {
@@ -158,8 +167,12 @@ fn maps() -> usize {
 }
 
 #[test]
+#[cfg_attr(
+    any(feature = "asan", feature = "tsan"),
+    ignore = "the sanitizer does that"
+)]
 fn idle_stacks_give_their_pages_back() {
-    if !pass_alone("idle_stacks_give_their_pages_back") {
+    if is_emulated() || !pass_alone("idle_stacks_give_their_pages_back") {
         return;
     }
     const COUNT: usize = 10_000;

@@ -10,14 +10,26 @@
 
 #[cfg(all(backend = "assembly", target_arch = "aarch64"))]
 #[path = "aarch64.rs"]
+#[cfg_attr(
+    watched,
+    allow(dead_code, reason = "`watched` needs but the simplest switches")
+)]
 mod backend;
 
 #[cfg(all(backend = "assembly", target_arch = "x86_64"))]
 #[path = "x86_64.rs"]
+#[cfg_attr(
+    watched,
+    allow(dead_code, reason = "`watched` needs but the simplest switches")
+)]
 mod backend;
 
 #[cfg(backend = "ucontext")]
 #[path = "ucontext.rs"]
+#[cfg_attr(
+    watched,
+    allow(dead_code, reason = "`watched` needs but the simplest switches")
+)]
 mod backend;
 
 #[cfg(backend = "threads")]
@@ -38,8 +50,15 @@ pub(crate) use backend::slot_of_this;
 #[cfg(any(backend = "assembly", backend = "threads"))]
 pub(crate) use backend::thread_slot;
 
+#[cfg(watched)]
+mod watched;
+#[cfg(not(watched))]
+use backend as used;
+#[cfg(watched)]
+use watched as used;
+
 #[cfg(own_stacks)]
-pub(crate) use backend::GUARD_SIZE;
-pub(crate) use backend::{
+pub(crate) use used::GUARD_SIZE;
+pub(crate) use used::{
     Link, switch, switch_for_good, switch_for_good_then, switch_inline, switch_then, usable,
 };

@@ -17,6 +17,9 @@ mod slab;
 #[path = "heap.rs"]
 mod slab;
 
+#[cfg(watched)]
+pub(crate) use slab::bounds;
+
 use std::cell::Cell;
 use std::ptr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};

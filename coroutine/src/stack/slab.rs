@@ -121,7 +121,9 @@ impl Slab {
 unsafe fn guard(start: *mut u8) -> Result<(), StackError> {
     if !NO_LIGHT_GUARDS.load(Ordering::Relaxed) {
         // SAFETY: granted by the caller.
-        if unsafe { libc::madvise(start.cast(), GUARD_SIZE, MADV_GUARD_INSTALL) } == 0 {
+        if unsafe { libc::madvise(start.cast(), GUARD_SIZE, MADV_GUARD_INSTALL) } == 0
+            && is_guarded(start)
+        {
             return Ok(());
         }
         NO_LIGHT_GUARDS.store(true, Ordering::Relaxed);
@@ -132,6 +134,18 @@ unsafe fn guard(start: *mut u8) -> Result<(), StackError> {
     } else {
         Err(last_error())
     }
+}
+
+/// Whether nothing can be read at `start`, where a light guard was installed: an emulator may take
+/// advice that it does not know for granted. Asked once.
+fn is_guarded(start: *mut u8) -> bool {
+    static IS_GUARDED: OnceLock<bool> = OnceLock::new();
+    *IS_GUARDED.get_or_init(|| {
+        // SAFETY: the kernel looks whether it can read a name there, and there is one at least in
+        // memory that is all zero: the empty one.
+        let result = unsafe { libc::access(start.cast(), libc::F_OK) };
+        result != 0 && io::Error::last_os_error().raw_os_error() == Some(libc::EFAULT)
+    })
 }
 
 /// Gives the pages of a stack back to the kernel; they are zero afterwards.
@@ -160,19 +174,37 @@ pub(crate) unsafe fn unmap(base: *mut u8, top: *mut u8) {
     unsafe { libc::munmap(base.cast(), top as usize - base as usize) };
 }
 
+/// The lower end and the size of the stack that `address` is in.
+#[cfg(watched)]
+pub(crate) fn bounds(address: usize) -> (*const u8, usize) {
+    let known = find(address);
+    known.map_or((ptr::null(), 0), |(known, offset)| {
+        let stride = GUARD_SIZE + known.size;
+        (
+            ptr::without_provenance(address - offset % stride + GUARD_SIZE),
+            known.size,
+        )
+    })
+}
+
 /// Whether `address` is in the guard of a stack. Safe in a signal handler.
 pub(super) fn is_guard(address: usize) -> bool {
+    find(address).is_some_and(|(known, offset)| offset % (GUARD_SIZE + known.size) < GUARD_SIZE)
+}
+
+/// The slab that `address` is in, and how far above its base.
+fn find<'a>(address: usize) -> Option<(&'a Known, usize)> {
     let mut next = SLABS.load(Ordering::Acquire);
     // SAFETY: entries are never freed.
     while let Some(known) = unsafe { next.as_ref() } {
         let offset = address.wrapping_sub(known.base);
-        let stride = GUARD_SIZE + known.size;
-        if known.alive.load(Ordering::Relaxed) && offset < known.stacks * stride {
-            return offset % stride < GUARD_SIZE;
+        let length = known.stacks * (GUARD_SIZE + known.size);
+        if known.alive.load(Ordering::Relaxed) && offset < length {
+            return Some((known, offset));
         }
         next = known.next;
     }
-    false
+    None
 }
 
 /// Bytes of a page of this machine.

@@ -26,3 +26,8 @@ pub fn alone(test: &str) -> Command {
 pub fn is_alone() -> bool {
     std::env::var_os("ALONE").is_some()
 }
+
+/// Whether an emulator makes the system calls, which has memory of its own.
+pub fn is_emulated() -> bool {
+    std::env::var_os("TEST_RUNNER").is_some()
+}

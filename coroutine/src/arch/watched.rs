@@ -1,0 +1,242 @@
+//! A back-end that tells AddressSanitizer or ThreadSanitizer of every switch, and leaves the
+//! switching to another.
+
+use std::cell::Cell;
+use std::ffi::c_void;
+use std::ptr;
+
+use super::backend;
+use crate::stack;
+
+pub(crate) use super::backend::{GUARD_SIZE, usable};
+
+/// A coroutine's first function. `cancelled` if it is entered to be dropped.
+type Entry = unsafe extern "C-unwind" fn(link: *const Link, cancelled: bool) -> !;
+
+/// Called on a stack that has just been switched to, before it goes on; it may unwind into it.
+type Hook = unsafe extern "C-unwind" fn(link: *const Link);
+
+/// The link of the back-end, and what the sanitizer keeps of the side that is not running. At
+/// offset 0 of what contains it.
+#[repr(C)]
+pub(crate) struct Link {
+    link: backend::Link,
+    entry: Cell<Option<Entry>>,
+    runs_inside: Cell<bool>,
+    ended: Cell<bool>,
+    hook: Cell<Option<Hook>>,
+    inside: Side,
+    outside: Side,
+}
+
+/// A stack, as the sanitizer knows it.
+struct Side {
+    low: Cell<*const c_void>,
+    size: Cell<usize>,
+    /// The stack's locals that AddressSanitizer has put elsewhere; ThreadSanitizer's fiber.
+    handle: Cell<*mut c_void>,
+}
+
+impl Side {
+    const fn new() -> Side {
+        Side {
+            low: Cell::new(ptr::null()),
+            size: Cell::new(0),
+            handle: Cell::new(ptr::null_mut()),
+        }
+    }
+}
+
+#[cfg(feature = "asan")]
+unsafe extern "C" {
+    fn __sanitizer_start_switch_fiber(save: *mut *mut c_void, low: *const c_void, size: usize);
+    fn __sanitizer_finish_switch_fiber(
+        saved: *mut c_void,
+        low: *mut *const c_void,
+        size: *mut usize,
+    );
+}
+
+#[cfg(feature = "tsan")]
+unsafe extern "C" {
+    fn __tsan_get_current_fiber() -> *mut c_void;
+    fn __tsan_create_fiber(flags: u32) -> *mut c_void;
+    fn __tsan_destroy_fiber(fiber: *mut c_void);
+    fn __tsan_switch_to_fiber(fiber: *mut c_void, flags: u32);
+}
+
+impl Link {
+    pub(crate) const fn new() -> Link {
+        Link {
+            link: backend::Link::new(),
+            entry: Cell::new(None),
+            runs_inside: Cell::new(false),
+            ended: Cell::new(false),
+            hook: Cell::new(None),
+            inside: Side::new(),
+            outside: Side::new(),
+        }
+    }
+
+    /// As for the back-end.
+    ///
+    /// # Safety
+    /// As for the back-end.
+    pub(crate) unsafe fn prepare(&self, top: *mut u8, entry: Entry) {
+        self.entry.set(Some(entry));
+        self.runs_inside.set(false);
+        self.ended.set(false);
+        let (low, size) = stack::bounds(top as usize - 1);
+        self.inside.low.set(low.cast());
+        self.inside.size.set(size);
+        self.inside.handle.set(ptr::null_mut());
+        #[cfg(feature = "tsan")]
+        // SAFETY: the fiber is destroyed at the coroutine's end.
+        self.inside.handle.set(unsafe { __tsan_create_fiber(0) });
+        // SAFETY: granted by the caller.
+        unsafe { self.link.prepare(top, start) };
+    }
+
+    fn sides(&self) -> (&Side, &Side) {
+        if self.runs_inside.get() {
+            (&self.inside, &self.outside)
+        } else {
+            (&self.outside, &self.inside)
+        }
+    }
+
+    /// Tells that this side is left, for good if `ends`. Part of its caller: ThreadSanitizer counts
+    /// calls and returns, each on the side that runs.
+    #[inline(always)]
+    unsafe fn leave(&self, ends: bool) {
+        let (this, other) = self.sides();
+        let runs_inside = self.runs_inside.replace(!self.runs_inside.get());
+        // SAFETY: the sanitizer's handles are used as it demands: saved when a side is left, used
+        // when that is gone back to.
+        unsafe {
+            #[cfg(feature = "asan")]
+            {
+                let _ = runs_inside;
+                let save = if ends {
+                    ptr::null_mut()
+                } else {
+                    this.handle.as_ptr()
+                };
+                __sanitizer_start_switch_fiber(save, other.low.get(), other.size.get());
+            }
+            #[cfg(feature = "tsan")]
+            {
+                let _ = ends;
+                if !runs_inside {
+                    this.handle.set(__tsan_get_current_fiber());
+                }
+                __tsan_switch_to_fiber(other.handle.get(), 0);
+            }
+        }
+    }
+
+    /// Tells that this side has been arrived at.
+    unsafe fn arrive(&self) {
+        #[cfg(feature = "asan")]
+        {
+            let (this, other) = self.sides();
+            // SAFETY: as in `leave`. Who has entered is known from the first time on.
+            unsafe {
+                __sanitizer_finish_switch_fiber(
+                    this.handle.get(),
+                    other.low.as_ptr(),
+                    other.size.as_ptr(),
+                );
+            }
+        }
+    }
+}
+
+unsafe extern "C-unwind" fn start(link: *const backend::Link, cancelled: bool) -> ! {
+    // SAFETY: the back-end's link is the beginning of this one, which `prepare` has prepared.
+    unsafe {
+        let link = link.cast::<Link>();
+        (*link).arrive();
+        match (*link).entry.take() {
+            Some(entry) => entry(link, cancelled),
+            None => unreachable!("a coroutine was entered that was not prepared"),
+        }
+    }
+}
+
+/// As for the back-end.
+///
+/// # Safety
+/// As for the back-end.
+#[inline(never)]
+pub(crate) unsafe fn switch(link: *const Link, value: bool) -> bool {
+    // SAFETY: granted by the caller.
+    unsafe { exchange(link, value, None) }
+}
+
+/// As for the back-end.
+///
+/// # Safety
+/// As for the back-end.
+#[inline(never)]
+pub(crate) unsafe fn switch_then(link: *const Link, value: bool, hook: Hook) -> bool {
+    // SAFETY: granted by the caller.
+    unsafe { exchange(link, value, Some(hook)) }
+}
+
+/// As for the back-end.
+///
+/// # Safety
+/// As for the back-end.
+pub(crate) unsafe fn switch_for_good(link: *const Link, value: bool) -> ! {
+    // SAFETY: granted by the caller.
+    unsafe { end(link, value, None) }
+}
+
+/// As for the back-end.
+///
+/// # Safety
+/// As for the back-end.
+pub(crate) unsafe fn switch_for_good_then(link: *const Link, value: bool, hook: Hook) -> ! {
+    // SAFETY: granted by the caller.
+    unsafe { end(link, value, Some(hook)) }
+}
+
+/// As [`switch`]: here it is not copied into the caller.
+///
+/// # Safety
+/// As for [`switch`].
+#[inline(always)]
+pub(crate) unsafe fn switch_inline(link: *const Link, value: bool) -> bool {
+    // SAFETY: granted by the caller.
+    unsafe { switch(link, value) }
+}
+
+unsafe fn end(link: *const Link, value: bool, hook: Option<Hook>) -> ! {
+    // SAFETY: granted by the callers.
+    unsafe {
+        (*link).ended.set(true);
+        (*link).hook.set(hook);
+        (*link).leave(true);
+        backend::switch_for_good(link.cast(), value)
+    }
+}
+
+unsafe fn exchange(link: *const Link, value: bool, hook: Option<Hook>) -> bool {
+    // SAFETY: granted by the callers; the link lives until the hook is called.
+    unsafe {
+        (*link).hook.set(hook);
+        (*link).leave(false);
+        let value = backend::switch(link.cast(), value);
+        (*link).arrive();
+        #[cfg(feature = "tsan")]
+        if (*link).ended.get() {
+            __tsan_destroy_fiber((*link).inside.handle.get());
+        }
+        // Not the back-end's: it would be called before the sanitizer knows where it is.
+        if let Some(hook) = (*link).hook.take() {
+            hook(link);
+        }
+        value
+    }
+}

@@ -9,8 +9,8 @@ use common::{Guest, refused};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use protocol::{Rlock, Rmessage, Tflush, Tmessage, lock, open};
-use stub_guest::Error;
 use stub_guest::messages::{Lock, tlock};
+use stub_guest::{Attach, Error};
 
 fn range(kind: u8, start: u64, length: u64) -> Lock {
     Lock {
@@ -507,4 +507,40 @@ fn a_disconnect_ends_the_locks_also_of_one_that_waits() {
     // Served only after the old session has ended.
     daemon.mount().unwrap();
     assert_eq!(host_sees(&host, 0, 0), libc::F_UNLCK);
+}
+
+#[test]
+fn no_wait_begins_while_everything_is_to_end() {
+    // Each process opens the file for its locks first: the wait begins some time after the
+    // request has come, perhaps after everything was told to stop.
+    let mut guest = Guest::new();
+    guest.file("file", "x");
+    for process in 2..40 {
+        let (a, b) = (
+            guest.open("file", open::RDWR),
+            guest.open("file", open::RDWR),
+        );
+        let c = &mut guest.client;
+        assert_eq!(
+            c.lock(a, 0, &Lock::whole(lock::WRLCK)).unwrap(),
+            lock::SUCCESS
+        );
+        let wanted = of_process(process, Lock::whole(lock::WRLCK));
+        let waiting = c.submit(&tlock(b, lock::BLOCK, &wanted), &[]).unwrap();
+        c.kick().unwrap();
+        if process % 2 == 0 {
+            let front_end = c.front_end();
+            front_end.stop().unwrap();
+            if let Ok(reply) = c.wait(waiting) {
+                // It had been taken out of the ring, so it was answered.
+                assert_eq!(status(Ok(reply)), lock::BLOCKED);
+            }
+            guest = Guest::new();
+            guest.file("file", "x");
+        } else {
+            c.version(8192, b"9P2000.L").unwrap();
+            assert_eq!(status(c.wait(waiting)), lock::BLOCKED);
+            guest.root = c.mount(&Attach::default()).unwrap();
+        }
+    }
 }

@@ -25,7 +25,22 @@ pub enum Wake {
 
 /// The requests that wait, by tag.
 #[derive(Default)]
-pub struct Interrupts(RefCell<HashMap<u16, Rc<Wait>>>);
+pub struct Interrupts {
+    waiting: RefCell<HashMap<u16, Rc<Wait>>>,
+    /// The requests whose end is waited for: a tag as often as it is being flushed.
+    flushing: RefCell<Vec<u16>>,
+    /// How many wait for the end of all requests.
+    stopping: Cell<usize>,
+}
+
+/// As long as it lives, one request does not wait.
+pub struct Flushing<'a> {
+    interrupts: &'a Interrupts,
+    tag: u16,
+}
+
+/// As long as it lives, no request waits.
+pub struct Stopping<'a>(&'a Interrupts);
 
 #[derive(Default)]
 struct Wait {
@@ -45,7 +60,7 @@ impl Interrupts {
     /// The request `tag` may have to wait.
     pub fn begin(&self, tag: u16) -> Waiting<'_> {
         let wait = Rc::new(Wait::default());
-        self.0.borrow_mut().insert(tag, wait.clone());
+        self.waiting.borrow_mut().insert(tag, wait.clone());
         Waiting {
             interrupts: self,
             tag,
@@ -53,24 +68,33 @@ impl Interrupts {
         }
     }
 
-    /// Ends the wait of the request `tag`, if it waits.
-    pub fn flush(&self, tag: u16) {
-        if let Some(wait) = self.0.borrow().get(&tag) {
+    /// Ends the wait of the request `tag`, if it waits, or when it begins to before the value
+    /// returned is dropped.
+    pub fn flush(&self, tag: u16) -> Flushing<'_> {
+        self.flushing.borrow_mut().push(tag);
+        if let Some(wait) = self.waiting.borrow().get(&tag) {
             wait.end(Wake::Flushed);
+        }
+        Flushing {
+            interrupts: self,
+            tag,
         }
     }
 
-    /// Ends all waits.
-    pub fn stop(&self) {
-        self.0
+    /// Ends all waits, and those that would begin until the value returned is dropped: a request
+    /// may be on its way to its first wait.
+    pub fn stop(&self) -> Stopping<'_> {
+        self.stopping.set(self.stopping.get() + 1);
+        self.waiting
             .borrow()
             .values()
             .for_each(|wait| wait.end(Wake::Stopped));
+        Stopping(self)
     }
 
     /// Lets all that wait try again.
     pub fn retry(&self) {
-        self.0.borrow().values().for_each(|wait| {
+        self.waiting.borrow().values().for_each(|wait| {
             wait.queue.wake_all();
         });
     }
@@ -85,9 +109,30 @@ impl Wait {
     }
 }
 
+impl Drop for Flushing<'_> {
+    fn drop(&mut self) {
+        let mut flushing = self.interrupts.flushing.borrow_mut();
+        if let Some(place) = flushing.iter().position(|tag| *tag == self.tag) {
+            flushing.swap_remove(place);
+        }
+    }
+}
+
+impl Drop for Stopping<'_> {
+    fn drop(&mut self) {
+        self.0.stopping.set(self.0.stopping.get() - 1);
+    }
+}
+
 impl Waiting<'_> {
     /// Waits for `time` at the most.
     pub fn wait(&self, time: Duration) -> Wake {
+        if self.interrupts.flushing.borrow().contains(&self.tag) {
+            self.wait.end(Wake::Flushed);
+        }
+        if self.interrupts.stopping.get() > 0 {
+            self.wait.end(Wake::Stopped);
+        }
         if self.wait.end.get().is_none() {
             self.wait.queue.wait_timeout(time);
         }
@@ -97,6 +142,6 @@ impl Waiting<'_> {
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.interrupts.0.borrow_mut().remove(&self.tag);
+        self.interrupts.waiting.borrow_mut().remove(&self.tag);
     }
 }

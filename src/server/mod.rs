@@ -130,8 +130,9 @@ impl Server {
         log::trace!("tag {}: {message:?}", header.tag);
         if header.kind == kind::TVERSION {
             // Ends what would wait for ever, and lets the rest end.
-            self.session.interrupts.stop();
+            let stopping = self.session.interrupts.stop();
             let _alone = self.session.gate.write();
+            drop(stopping);
             return self.dispatch(exchange, message, reply);
         }
         let _shared = self.session.gate.read();
@@ -191,7 +192,7 @@ impl Handler for Server {
     }
 
     fn drain(&self) {
-        self.session.interrupts.stop();
+        let _stopping = self.session.interrupts.stop();
         while self.in_flight.get() > 0 {
             if coroutine::run_ready() + self.workers.wait_completed() == 0 {
                 log::error!("{} requests wait for nothing", self.in_flight.get());

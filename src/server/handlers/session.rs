@@ -67,7 +67,7 @@ impl Server {
     /// ended without a reply, any other is let end.
     pub(super) fn flush(&self, m: Tflush, own_tag: u16) -> Result<Rflush, Errno> {
         if m.oldtag != own_tag {
-            self.session.interrupts.flush(m.oldtag);
+            let _flushing = self.session.interrupts.flush(m.oldtag);
             self.session.tags.wait_for(m.oldtag);
         }
         Ok(Rflush {})

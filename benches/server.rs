@@ -26,7 +26,8 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 /// What a workload does, once for the guest and once directly.
 struct Workload {
     name: &'static str,
-    depth: usize,
+    /// How many requests are outstanding: a line for each.
+    depths: &'static [usize],
     /// The request number n.
     request: fn(fids: &Fids, n: u64) -> Tmessage<'static>,
     direct: fn(file: &File, path: &str, buffer: &mut [u8], n: u64) -> std::io::Result<()>,
@@ -61,23 +62,7 @@ fn read_direct(file: &File, buffer: &mut [u8], n: u64, count: usize) -> std::io:
 const WORKLOADS: &[Workload] = &[
     Workload {
         name: "getattr",
-        depth: 1,
-        request: |fids, _| {
-            Tmessage::Getattr(Tgetattr {
-                fid: fids.file,
-                mask: getattr::BASIC,
-            })
-        },
-        direct: |file, _, _, _| {
-            file.metadata().map(|metadata| {
-                black_box(metadata.ino());
-            })
-        },
-        requests: 1,
-    },
-    Workload {
-        name: "getattr",
-        depth: 64,
+        depths: &[1, 64],
         request: |fids, _| {
             Tmessage::Getattr(Tgetattr {
                 fid: fids.file,
@@ -93,7 +78,7 @@ const WORKLOADS: &[Workload] = &[
     },
     Workload {
         name: "lookup",
-        depth: 1,
+        depths: &[1],
         request: |fids, n| match n % 3 {
             0 => {
                 let mut names = protocol::Names::new();
@@ -115,21 +100,14 @@ const WORKLOADS: &[Workload] = &[
     },
     Workload {
         name: "read-4k",
-        depth: 1,
-        request: |fids, n| read(fids, n, 4096),
-        direct: |file, _, buffer, n| read_direct(file, buffer, n, 4096),
-        requests: 1,
-    },
-    Workload {
-        name: "read-4k",
-        depth: 64,
+        depths: &[1, 64],
         request: |fids, n| read(fids, n, 4096),
         direct: |file, _, buffer, n| read_direct(file, buffer, n, 4096),
         requests: 1,
     },
     Workload {
         name: "read-480k",
-        depth: 8,
+        depths: &[8],
         request: |fids, n| read(fids, n, 480 << 10),
         direct: |file, _, buffer, n| read_direct(file, buffer, n, 480 << 10),
         requests: 1,
@@ -148,13 +126,14 @@ fn guest_round(
     daemon: &Daemon,
     fids: &Fids,
     workload: &Workload,
+    depth: usize,
     next: &mut u64,
 ) -> Result<Round> {
     let (start, cpu) = (Instant::now(), process_time(daemon.pid())?);
     let mut done = 0_u64;
     while start.elapsed() < ROUND || client.outstanding() > 0 {
         let more = start.elapsed() < ROUND || !next.is_multiple_of(workload.requests);
-        while more && client.outstanding() < workload.depth {
+        while more && client.outstanding() < depth {
             client.submit(&(workload.request)(fids, *next), &[])?;
             *next += 1;
         }
@@ -233,15 +212,18 @@ fn main() -> Result<()> {
         scratch: client.alloc_fid(),
     };
 
-    for workload in WORKLOADS {
-        let name = format!("{}-{}", workload.name, workload.depth);
+    let lines = WORKLOADS
+        .iter()
+        .flat_map(|workload| workload.depths.iter().map(move |depth| (workload, *depth)));
+    for (workload, depth) in lines {
+        let name = format!("{}-{depth}", workload.name);
         if !wanted.is_empty() && !wanted.iter().any(|word| name.contains(word.as_str())) {
             continue;
         }
         let mut next = 0;
         let (mut ours, mut direct) = (Vec::new(), Vec::new());
         for round in 0..=ROUNDS {
-            let guest = guest_round(&mut client, &daemon, &fids, workload, &mut next)?;
+            let guest = guest_round(&mut client, &daemon, &fids, workload, depth, &mut next)?;
             let bare = direct_round(&file, &path, workload)?;
             // The first warms up.
             if round > 0 {

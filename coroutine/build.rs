@@ -21,7 +21,7 @@ fn main() {
         "fibers"
     } else if is("CARGO_FEATURE_UCONTEXT") {
         "ucontext"
-    } else if matches!(target("ARCH").as_str(), "x86_64" | "aarch64") {
+    } else if matches!(target("ARCH").as_str(), "x86_64" | "aarch64" | "riscv64") {
         "assembly"
     } else {
         "ucontext"

@@ -12,6 +12,7 @@ if ! command -v valgrind >/dev/null; then
     echo "instructions.sh: valgrind is missing: apt-get install valgrind" >&2
     exit 1
 fi
+# shellcheck disable=SC2046 # a list of names
 [ $# -gt 0 ] || set -- $("$program" 2>/dev/null || true)
 count() {
     valgrind --tool=callgrind --callgrind-out-file=/dev/null "$program" "$1" "$2" 2>&1 |

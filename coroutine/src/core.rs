@@ -27,6 +27,7 @@ use crate::list::List;
 use crate::stack::{self, StackError};
 use crate::thread::Thread;
 use crate::trace;
+#[cfg(target_os = "linux")]
 use crate::workers::Job;
 
 /// What is known of a coroutine, on its own stack. Aligned to a cache line, so that all that is
@@ -43,8 +44,9 @@ pub(crate) struct Core {
     /// The queue that the coroutine waits in, so that it can be taken out.
     queue: Cell<*const List>,
     /// The job that the coroutine waits for.
+    #[cfg(target_os = "linux")]
     job: Cell<Option<NonNull<Job>>>,
-    /// Told apart from others that have lain here by this number.
+    /// Told apart from others that have lain here by this number, if anybody has asked.
     generation: Cell<u64>,
     /// What the coroutine has panicked with.
     panic: Cell<Option<Box<dyn Any + Send>>>,
@@ -52,6 +54,8 @@ pub(crate) struct Core {
     flags: Cell<u8>,
     /// What the coroutine waits for in its queue, in the words of the queue's owner.
     pub(crate) wish: Cell<u8>,
+    /// Whether somebody has asked for the coroutine's name.
+    named: Cell<bool>,
     /// Why the coroutine cannot go into the pool when it has ended: locks that it holds, and
     /// [`OWN_STACK`].
     oddities: Cell<u32>,
@@ -149,7 +153,7 @@ pub fn yield_now() {
     let core = leaving(state::SUSPENDED);
     // SAFETY: the coroutine runs, so the link has the state of who entered it, which cannot have
     // gone on meanwhile. A null reference has not come out of `leaving`.
-    unsafe { arch::switch(&core.link, true) };
+    unsafe { arch::switch(core.link(), true) };
 }
 
 /// As [`yield_now`], copied into the caller. Together with [`Coroutine::enter_inline`] this makes
@@ -163,7 +167,7 @@ pub fn yield_now() {
 pub fn yield_inline() {
     let core = leaving(state::INLINE);
     // SAFETY: as in `yield_now`. Who cancels sees `INLINE` and does not unwind into this.
-    let cancelled = unsafe { arch::switch_inline(&core.link, true) };
+    let cancelled = unsafe { arch::switch_inline(core.link(), true) };
     if cancelled {
         unwind_cancelled();
     }
@@ -192,7 +196,7 @@ pub(crate) fn wait_in(queue: &List, core: &Core) {
     leaving(state::WAITING);
     move_to(queue, core);
     // SAFETY: as in `yield_now`.
-    unsafe { arch::switch(&core.link, true) };
+    unsafe { arch::switch(core.link(), true) };
 }
 
 /// Puts a waiting coroutine into another queue.
@@ -204,6 +208,7 @@ pub(crate) fn move_to(queue: &List, core: &Core) {
 
 /// Suspends the running coroutine until its job is done. The job is handed over only when the
 /// stack has been left: a fast worker would otherwise resume a coroutine that still runs.
+#[cfg(target_os = "linux")]
 pub(crate) fn wait_for(job: NonNull<Job>, core: &Core) {
     unsafe extern "C-unwind" fn submit(link: *const Link) {
         // SAFETY: the hook is called with the link that was switched, the beginning of the core.
@@ -218,7 +223,7 @@ pub(crate) fn wait_for(job: NonNull<Job>, core: &Core) {
     leaving(state::WAITING);
     core.job.set(Some(job));
     // SAFETY: as in `yield_now`; who has entered this coroutine has begun.
-    unsafe { arch::switch_then(&core.link, true, submit) };
+    unsafe { arch::switch_then(core.link(), true, submit) };
 }
 
 /// The running coroutine.
@@ -244,7 +249,7 @@ pub(crate) fn resume(core: &Core) {
     }
     core.entering(in_panic());
     // SAFETY: the coroutine is suspended, so the link has its state.
-    unsafe { arch::switch(&core.link, false) };
+    unsafe { arch::switch(core.link(), false) };
 }
 
 /// A bit for the state of a coroutine that is entered now.
@@ -261,7 +266,7 @@ fn in_panic() -> u8 {
 pub(crate) fn enter(core: &Core) -> bool {
     core.entering(0);
     // SAFETY: the coroutine is suspended, so the link has its state.
-    unsafe { arch::switch(&core.link, false) }
+    unsafe { arch::switch(core.link(), false) }
 }
 
 /// Panics as [`enter`] would.
@@ -277,7 +282,7 @@ pub(crate) fn check(core: &Core) {
 pub(crate) fn enter_inline(core: &Core) -> bool {
     core.entering(state::ENTERED_INLINE);
     // SAFETY: as in `enter`. A panic in the coroutine is not raised here while that bit is set.
-    let alive = unsafe { arch::switch_inline(&core.link, false) };
+    let alive = unsafe { arch::switch_inline(core.link(), false) };
     if !alive && core.has_panicked() {
         core.raise();
     }
@@ -295,9 +300,9 @@ pub(crate) fn cancel(core: &Core) {
         // it has not begun, or cannot be unwound from outside.
         let alive = unsafe {
             if before & (state::FRESH | state::INLINE) == 0 {
-                arch::switch_then(&core.link, true, unwind)
+                arch::switch_then(core.link(), true, unwind)
             } else {
-                arch::switch(&core.link, true)
+                arch::switch(core.link(), true)
             }
         };
         // What waits is continued, and cancelled again, when its waiting is over.
@@ -324,17 +329,30 @@ where
     F: FnOnce() + 'static,
     M: Default,
 {
-    let thread = Thread::this();
-    // SAFETY: what is in the list is an initialised core that nobody else knows of.
-    let core = match unsafe { thread.free.get().as_ref() } {
-        Some(core) => {
-            thread.pop_free(core);
-            core
-        }
-        None => stack::take()?,
-    };
+    let core = take()?;
     core.begin::<F, M>(f, flags);
     Ok(NonNull::from(core))
+}
+
+/// Makes a coroutine without an owner, and enters it.
+#[inline]
+pub(crate) fn spawn<F: FnOnce() + 'static>(f: F) -> Result<(), StackError> {
+    take()?.begin_detached(f);
+    Ok(())
+}
+
+/// A core that is unused.
+#[inline(always)]
+fn take<'a>() -> Result<&'a Core, StackError> {
+    let thread = Thread::this();
+    // SAFETY: what is in the list is an initialised core that nobody else knows of.
+    match unsafe { thread.free.get().as_ref() } {
+        Some(core) => {
+            thread.pop_free(core);
+            Ok(core)
+        }
+        None => stack::take(),
+    }
 }
 
 /// As [`create`], with a stack of its own of `size` bytes.
@@ -381,7 +399,7 @@ fn finish(core: &Core, result: Result<(), Box<dyn Any + Send>>) -> ! {
         core.give_back(thread);
     }
     // SAFETY: as in `yield_now`; nobody enters a coroutine that has ended.
-    unsafe { arch::switch_for_good(&core.link, false) }
+    unsafe { arch::switch_for_good(core.link(), false) }
 }
 
 /// The end of a coroutine with more to do when its stack has been left.
@@ -406,9 +424,9 @@ fn finish_badly(core: &Core, result: Result<(), Box<dyn Any + Send>>) -> ! {
     unsafe {
         if inline {
             // Calls `raise` itself.
-            arch::switch_for_good(&core.link, false);
+            arch::switch_for_good(core.link(), false);
         }
-        arch::switch_for_good_then(&core.link, false, settle)
+        arch::switch_for_good_then(core.link(), false, settle)
     }
 }
 
@@ -421,18 +439,29 @@ impl Core {
             next: Cell::new(ptr::null()),
             previous: Cell::new(ptr::null()),
             queue: Cell::new(ptr::null()),
+            #[cfg(target_os = "linux")]
             job: Cell::new(None),
             generation: Cell::new(generation),
             panic: Cell::new(None),
             state: Cell::new(state::FINISHED),
             flags: Cell::new(0),
             wish: Cell::new(0),
+            named: Cell::new(false),
             oddities: Cell::new(if own_stack.is_null() { 0 } else { OWN_STACK }),
             own_stack: Cell::new(own_stack),
         }
     }
 
+    /// The link, by a pointer that leads back to all of the core.
+    #[inline(always)]
+    fn link(&self) -> *const Link {
+        ptr::from_ref(self).cast()
+    }
+
     pub(crate) fn id(&self) -> Id {
+        if !self.named.replace(true) {
+            self.generation.set(self.generation.get() + 1);
+        }
         Id {
             core: ptr::from_ref(self) as usize,
             generation: self.generation.get(),
@@ -463,8 +492,9 @@ impl Core {
         unsafe { NonNull::new_unchecked(place.cast()) }
     }
 
+    /// Puts the mailbox and the closure in their places, and returns that of the first frame.
     #[inline(always)]
-    fn begin<F, M>(&self, f: F, flags: u8)
+    fn fill<F, M>(&self, f: F) -> *mut u8
     where
         F: FnOnce() + 'static,
         M: Default,
@@ -473,17 +503,56 @@ impl Core {
             assert!(align_of::<F>() <= 1024 && align_of::<M>() <= 1024);
             assert!(size_of::<F>() <= MAX_CLOSURE && size_of::<M>() <= MAX_CLOSURE);
         }
-        self.generation.set(self.generation.get() + 1);
         // SAFETY: both places lie below the core on its stack, aligned and apart; nothing runs on
-        // the stack. Below them is more than 4 KiB of it: a stack has at least 32 KiB.
+        // the stack.
         unsafe {
             self.mailbox::<M>().write(M::default());
             let place = closure::<F, M>(self);
             place.write(f);
-            self.link.prepare(below(place.cast(), 0, 16), run::<F, M>);
+            below(place.cast(), 0, 16)
         }
+    }
+
+    /// As long as the coroutine is nobody else's: how it begins.
+    #[inline(always)]
+    fn set(&self, state: u8, flags: u8) {
+        self.state.set(state);
         self.flags.set(flags);
-        self.state.set(state::FRESH);
+        self.wish.set(0);
+        self.named.set(false);
+    }
+
+    #[inline(always)]
+    fn begin<F, M>(&self, f: F, flags: u8)
+    where
+        F: FnOnce() + 'static,
+        M: Default,
+    {
+        let top = self.fill::<F, M>(f);
+        // SAFETY: below that place is more than 4 KiB of the stack, as it has at least 32 KiB.
+        unsafe { self.link.prepare(top, run::<F, M>) };
+        self.set(state::FRESH, flags);
+    }
+
+    /// Makes the coroutine, which has no owner, and enters it at once.
+    #[inline(always)]
+    fn begin_detached<F>(&self, f: F)
+    where
+        F: FnOnce() + 'static,
+    {
+        let top = self.fill::<F, ()>(f);
+        self.set(
+            state::RUNNING | state::ENTERED_INLINE | in_panic(),
+            flags::DETACHED,
+        );
+        trace::event(trace::Kind::Enter, self);
+        self.caller.set(Thread::this().current.replace(self));
+        // SAFETY: as in `begin`.
+        let alive = unsafe { arch::start_inline(&self.link, top, run::<F, ()>) };
+        // At its end it is in the pool, but nothing else has run since.
+        if !alive && self.has_panicked() {
+            self.raise();
+        }
     }
 
     /// Does the bookkeeping for entering the coroutine.

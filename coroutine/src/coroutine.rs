@@ -425,8 +425,5 @@ impl<In, Out, Return> SendCoroutine<In, Out, Return> {
 /// continues it.
 #[inline]
 pub fn spawn(f: impl FnOnce() + 'static) -> Result<(), StackError> {
-    let core = core::create::<_, ()>(f, flags::DETACHED)?;
-    // SAFETY: the core is alive until its end, and `enter` is the only one who enters it.
-    core::enter(unsafe { core.as_ref() });
-    Ok(())
+    core::spawn(f)
 }

@@ -108,6 +108,7 @@ mod list;
 mod lock;
 mod sanitizer;
 mod stack;
+#[cfg(target_os = "linux")]
 mod sync;
 mod thread;
 mod timer;

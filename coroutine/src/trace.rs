@@ -66,6 +66,10 @@ mod on {
 }
 
 #[cfg(not(feature = "trace"))]
+#[cfg_attr(
+    not(target_os = "linux"),
+    allow(dead_code, reason = "there are no workers")
+)]
 pub(crate) enum Kind {
     Enter,
     Yield,

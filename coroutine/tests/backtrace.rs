@@ -3,7 +3,11 @@
 //! The back-ends in assembly say where the caller is; with the others a walk ends at the coroutine.
 #![cfg(all(
     target_os = "linux",
-    any(target_arch = "x86_64", target_arch = "aarch64"),
+    any(
+        target_arch = "x86_64",
+        target_arch = "aarch64",
+        target_arch = "riscv64"
+    ),
     not(any(miri, feature = "ucontext", feature = "threads"))
 ))]
 
@@ -106,7 +110,7 @@ fn a_panic_shows_who_entered() {
 
 #[test]
 #[cfg_attr(
-    target_arch = "aarch64",
+    not(target_arch = "x86_64"),
     ignore = "a debugger of that machine is needed"
 )]
 fn a_debugger_goes_on_in_the_caller() {

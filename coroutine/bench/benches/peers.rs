@@ -5,7 +5,7 @@
 use std::cell::RefCell;
 use std::process::{Child, Command};
 
-use coroutine_bench::compare::{Unit, compare, time};
+use coroutine_bench::compare::{Unit, compare, processor_time, time};
 use coroutine_bench::hops::{Ours, Tokio, condvar};
 use coroutine_bench::{memory, ours, peers};
 
@@ -32,81 +32,90 @@ fn main() {
 type Bench = fn(&str);
 
 const BENCHES: &[(&str, Bench)] = &[
+    // First: with what is in no pool.
+    ("resident-bytes", |name| {
+        let (ours, theirs) = (|| memory::coroutines(2000), || memory::threads(500));
+        compare(name, "thread", Unit::Bytes, ours, theirs);
+    }),
     ("yield", |name| {
         compare_loops(
             name,
             "corosensei",
-            1_000_000,
+            100_000,
             ours::yields,
             peers::corosensei::yields,
         );
         compare_loops(
             name,
             "qemu-way",
-            1_000_000,
+            100_000,
             ours::yields,
             peers::qemu_way::yields,
         );
     }),
     ("yield-inline", |name| {
         let theirs = peers::corosensei::yields_inline;
-        compare_loops(name, "corosensei", 1_000_000, ours::yields_inline, theirs);
+        compare_loops(name, "corosensei", 100_000, ours::yields_inline, theirs);
     }),
     ("lifecycle", |name| {
+        let theirs = peers::corosensei::lifecycles;
+        compare_loops(name, "corosensei-pooled", 100_000, ours::lifecycles, theirs);
+        compare_loops(
+            name,
+            "qemu-way",
+            100_000,
+            ours::lifecycles,
+            peers::qemu_way::lifecycles,
+        );
+    }),
+    ("lifecycle-owned", |name| {
         let theirs = peers::corosensei::lifecycles;
         compare_loops(
             name,
             "corosensei-pooled",
-            1_000_000,
-            ours::lifecycles,
+            100_000,
+            ours::lifecycles_owned,
             theirs,
-        );
-        compare_loops(
-            name,
-            "qemu-way",
-            1_000_000,
-            ours::lifecycles,
-            peers::qemu_way::lifecycles,
         );
     }),
     ("cost", |name| {
         compare_loops(
             name,
             "qemu-way",
-            500_000,
+            50_000,
             ours::costs,
             peers::qemu_way::costs,
         );
     }),
     ("nesting-1000", |name| {
         const DEPTH: usize = 1000;
-        let ours = || (0..200).for_each(|_| ours::nest(DEPTH));
-        let theirs = || (0..10).for_each(|_| peers::qemu_way::nest(DEPTH));
+        let ours = || (0..20).for_each(|_| ours::nest(DEPTH));
+        let theirs = || peers::qemu_way::nest(DEPTH);
         compare(
             name,
             "qemu-way",
             Unit::Nanoseconds,
-            || time(200 * DEPTH, ours),
-            || time(10 * DEPTH, theirs),
+            || processor_time(20 * DEPTH, ours),
+            || processor_time(DEPTH, theirs),
         );
     }),
     ("stack-cold", |name| {
-        const COUNT: usize = 1000;
+        const COUNT: usize = 500;
         // Kept, so that each round has new ones.
         let kept = RefCell::new(Vec::new());
         compare(
             name,
             "corosensei",
             Unit::Nanoseconds,
-            || time(COUNT, || kept.borrow_mut().push(ours::cold(COUNT))),
+            || processor_time(COUNT, || kept.borrow_mut().push(ours::cold(COUNT))),
             || {
                 let mut all = Vec::new();
-                time(COUNT, || all = peers::corosensei::cold(COUNT))
+                processor_time(COUNT, || all = peers::corosensei::cold(COUNT))
             },
         );
     }),
     ("offload-1", |name| {
-        const HOPS: usize = 20_000;
+        const HOPS: usize = 5000;
         let (ours, tokio) = (Ours::default(), Tokio::default());
         compare(
             name,
@@ -117,7 +126,7 @@ const BENCHES: &[(&str, Bench)] = &[
         );
     }),
     ("offload-1-loaded", |name| {
-        const HOPS: usize = 10_000;
+        const HOPS: usize = 2000;
         let _hogs = Hogs::new();
         let (ours, condvar) = (Ours::default(), condvar::Pool::new(1));
         compare(
@@ -129,7 +138,7 @@ const BENCHES: &[(&str, Bench)] = &[
         );
     }),
     ("offload-32", |name| {
-        const HOPS: usize = 2000;
+        const HOPS: usize = 300;
         let (ours, tokio) = (Ours::default(), Tokio::default());
         compare(
             name,
@@ -148,10 +157,6 @@ const BENCHES: &[(&str, Bench)] = &[
             || time(32 * HOPS, || condvar.run(HOPS)),
         );
     }),
-    ("resident-bytes", |name| {
-        let (ours, theirs) = (|| memory::coroutines(2000), || memory::threads(500));
-        compare(name, "thread", Unit::Bytes, ours, theirs);
-    }),
 ];
 
 fn compare_loops(
@@ -165,8 +170,8 @@ fn compare_loops(
         name,
         peer,
         Unit::Nanoseconds,
-        || time(count, || ours(count)),
-        || time(count, || theirs(count)),
+        || processor_time(count, || ours(count)),
+        || processor_time(count, || theirs(count)),
     );
 }
 

@@ -31,14 +31,14 @@ pub fn yields_inline(count: usize) {
 /// `count` coroutines made, entered and ended, one after the other.
 pub fn lifecycles(count: usize) {
     for _ in 0..count {
-        Coroutine::create(|| ()).expect("no stack").enter_inline();
+        coroutine::spawn(|| ()).expect("no stack");
     }
 }
 
-/// As [`lifecycles`], without an owner.
-pub fn spawns(count: usize) {
+/// As [`lifecycles`], each with an owner.
+pub fn lifecycles_owned(count: usize) {
     for _ in 0..count {
-        coroutine::spawn(|| ()).expect("no stack");
+        Coroutine::create(|| ()).expect("no stack").enter_inline();
     }
 }
 

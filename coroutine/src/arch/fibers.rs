@@ -81,7 +81,8 @@ pub(crate) fn usable() -> bool {
 /// The fiber that runs, which the system keeps in the thread's information block.
 fn this() -> Fiber {
     let fiber: Fiber;
-    // SAFETY: the thread is a fiber: `usable` has seen to it.
+    // SAFETY: reads the thread's information block; the caller has seen to it that the thread is a
+    // fiber (`usable`).
     unsafe {
         #[cfg(target_arch = "x86_64")]
         std::arch::asm!("mov {}, gs:[0x20]", out(reg) fiber, options(nostack));
@@ -159,6 +160,8 @@ unsafe fn exchange(link: *const Link, value: bool, hook: Option<Hook>) -> bool {
         if runs_inside {
             SwitchToFiber(link.outside.get());
         } else {
+            // The thread that has made the coroutine may be another.
+            assert!(usable(), "the thread cannot be turned into a fiber");
             link.outside.set(this());
             if link.inside.get().is_null() {
                 let fiber = CreateFiber(0, start, ptr::from_ref(link).cast_mut().cast());

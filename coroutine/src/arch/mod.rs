@@ -16,6 +16,14 @@
 )]
 mod backend;
 
+#[cfg(all(backend = "assembly", target_arch = "riscv64"))]
+#[path = "riscv64.rs"]
+#[cfg_attr(
+    watched,
+    allow(dead_code, reason = "`watched` needs but the simplest switches")
+)]
+mod backend;
+
 #[cfg(all(backend = "assembly", target_arch = "x86_64"))]
 #[path = "x86_64.rs"]
 #[cfg_attr(
@@ -62,3 +70,19 @@ pub(crate) use used::GUARD_SIZE;
 pub(crate) use used::{
     Link, switch, switch_for_good, switch_for_good_then, switch_inline, switch_then, usable,
 };
+
+#[cfg(all(backend = "assembly", target_arch = "x86_64", not(watched)))]
+pub(crate) use backend::start_inline;
+
+/// As `Link::prepare` and then [`switch_inline`].
+///
+/// # Safety
+/// As for `Link::prepare`.
+#[cfg(not(all(backend = "assembly", target_arch = "x86_64", not(watched))))]
+pub(crate) unsafe fn start_inline(link: &Link, top: *mut u8, entry: used::Entry) -> bool {
+    // SAFETY: granted by the caller.
+    unsafe {
+        link.prepare(top, entry);
+        switch_inline(link, false)
+    }
+}

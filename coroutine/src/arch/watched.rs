@@ -11,10 +11,10 @@ use crate::stack;
 pub(crate) use super::backend::{GUARD_SIZE, usable};
 
 /// A coroutine's first function. `cancelled` if it is entered to be dropped.
-type Entry = unsafe extern "C-unwind" fn(link: *const Link, cancelled: bool) -> !;
+pub(crate) type Entry = unsafe extern "C-unwind" fn(link: *const Link, cancelled: bool) -> !;
 
 /// Called on a stack that has just been switched to, before it goes on; it may unwind into it.
-type Hook = unsafe extern "C-unwind" fn(link: *const Link);
+pub(crate) type Hook = unsafe extern "C-unwind" fn(link: *const Link);
 
 /// The link of the back-end, and what the sanitizer keeps of the side that is not running. At
 /// offset 0 of what contains it.

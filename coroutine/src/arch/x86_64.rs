@@ -165,23 +165,25 @@ pub(crate) unsafe extern "C-unwind" fn switch_then(
 ///
 /// # Safety
 /// As for [`switch`], and nothing ever switches back.
-#[unsafe(naked)]
-pub(crate) unsafe extern "C" fn switch_for_good(link: *const Link, value: bool) -> ! {
-    naked_asm!(
-        ".cfi_startproc",
-        ".cfi_undefined rip",
-        "mov rsp, [rdi]",
-        "mov eax, esi",
-        "pop r15",
-        "pop r14",
-        "pop r13",
-        "pop r12",
-        "pop rbx",
-        "pop rbp",
-        "pop rcx",
-        "jmp rcx",
-        ".cfi_endproc",
-    )
+#[inline(always)]
+pub(crate) unsafe fn switch_for_good(link: *const Link, value: bool) -> ! {
+    // SAFETY: granted by the caller.
+    unsafe {
+        asm!(
+            "mov rsp, [rdi]",
+            "pop r15",
+            "pop r14",
+            "pop r13",
+            "pop r12",
+            "pop rbx",
+            "pop rbp",
+            "pop rcx",
+            "jmp rcx",
+            in("rdi") link,
+            in("eax") u32::from(value),
+            options(noreturn),
+        );
+    }
 }
 
 /// As [`switch_then`], for the last time.
@@ -225,6 +227,43 @@ pub(crate) unsafe fn switch_inline(link: *const Link, value: bool) -> bool {
             "2:",
             inout("rdi") link => _,
             inout("esi") u32::from(value) => _,
+            out("eax") result,
+            out("r12") _, out("r13") _, out("r14") _, out("r15") _,
+            clobber_abi("sysv64"),
+        );
+    }
+    result as u8 != 0
+}
+
+/// As [`Link::prepare`] and then [`switch_inline`], for less.
+///
+/// # Safety
+/// As for [`Link::prepare`].
+#[inline(always)]
+pub(crate) unsafe fn start_inline(link: &Link, top: *mut u8, entry: Entry) -> bool {
+    let result: u32;
+    // SAFETY: as in `switch_inline`; the three words at the top are those that `prepare` puts there.
+    unsafe {
+        asm!(
+            "lea rcx, [rip + 2f]",
+            "push rcx",
+            "push rbp",
+            "push rbx",
+            "lea rsp, [rsp - 32]",
+            "mov [rdi], rsp",
+            "mov rsp, rsi",
+            "lea rax, [rip + {base} + 1]",
+            "push rdi",
+            "push rdi",
+            "push rax",
+            "xor ebp, ebp",
+            "xor esi, esi",
+            "jmp rdx",
+            "2:",
+            base = sym base,
+            inout("rdi") link => _,
+            inout("rsi") top => _,
+            inout("rdx") entry => _,
             out("eax") result,
             out("r12") _, out("r13") _, out("r14") _, out("r15") _,
             clobber_abi("sysv64"),

@@ -30,7 +30,11 @@ use crate::core::{Core, below};
 use crate::thread::Thread;
 
 /// Bytes of a stack unless [`set_stack_size`] says otherwise.
-pub const DEFAULT_STACK_SIZE: usize = 64 * 1024;
+///
+/// Measured on x86_64: the deepest request of a 9P server took 18 KiB in a debug build and 7 KiB in
+/// a release build, and a panic that printed its backtrace 23 KiB. Frames of a sanitizer's build
+/// are several times as large.
+pub const DEFAULT_STACK_SIZE: usize = if cfg!(watched) { 256 * 1024 } else { 64 * 1024 };
 /// The least that a stack may have.
 pub const MIN_STACK_SIZE: usize = 32 * 1024;
 

@@ -141,10 +141,9 @@ unsafe fn guard(start: *mut u8) -> Result<(), StackError> {
 fn is_guarded(start: *mut u8) -> bool {
     static IS_GUARDED: OnceLock<bool> = OnceLock::new();
     *IS_GUARDED.get_or_init(|| {
-        // SAFETY: the kernel looks whether it can read a name there, and there is one at least in
-        // memory that is all zero: the empty one.
-        let result = unsafe { libc::access(start.cast(), libc::F_OK) };
-        result != 0 && io::Error::last_os_error().raw_os_error() == Some(libc::EFAULT)
+        // A kernel that has guards knows this, and cannot do it to one.
+        // SAFETY: at most a page is mapped that is all zero.
+        unsafe { libc::madvise(start.cast(), page_size(), libc::MADV_POPULATE_READ) != 0 }
     })
 }
 

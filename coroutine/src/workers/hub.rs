@@ -11,13 +11,13 @@
 //! Who wakes whom. A worker is *awake* from when it is woken, by who wakes it, until it goes to
 //! sleep, and *searching* while it is awake and has no job.
 //! - The loop wakes one, the last that slept, when it submits and none is awake.
-//! - At each of its turns it wakes one more if jobs are left, none was taken since the last turn and
-//!   no worker is searching.
+//! - At each of its turns it wakes one more if jobs are left, none was taken for a while, and no
+//!   worker is searching.
 //! - Before it sleeps it wakes one more if jobs are left and no worker is searching.
 //! - While the loop sleeps, a worker that takes a job does the same.
 //!
 //! So a burst of short jobs is done by one worker, and a job that blocks holds no other up for
-//! longer than a turn of the loop.
+//! longer than that while and a turn of the loop.
 //!
 //! Each of these conditions is a store followed by a load on both sides, of which one at least
 //! sees the other's (all sequentially consistent): submit writes `inbox` and reads `awake`, a
@@ -28,7 +28,7 @@
 use std::cell::Cell;
 use std::ops::Deref;
 use std::ptr::{self, NonNull};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::job::Job;
 use super::spin::Spin;
@@ -38,6 +38,9 @@ use crate::sync::{
     Parker, in_order, thread,
 };
 
+/// How long a job waits behind others before another worker is woken for it, while the loop is
+/// awake: waking one costs as much as some short jobs.
+const PATIENCE: Duration = Duration::from_micros(10);
 /// How long a worker without work stays.
 const IDLE_TIME: Duration = Duration::from_secs(10);
 /// Stack of a worker, which runs closures of system calls.
@@ -69,6 +72,15 @@ pub(super) struct Shared<E> {
     max_threads: usize,
     spin: Spin,
     pub(super) event: E,
+}
+
+/// What the loop knows of how the workers get on.
+#[derive(Default)]
+pub(super) struct Progress {
+    /// Jobs that they had taken at the last turn.
+    taken: Cell<usize>,
+    /// Since when they have taken none, though there are some.
+    since: Cell<Option<Instant>>,
 }
 
 /// What belongs to the workers together.
@@ -130,13 +142,21 @@ impl<E: Event + Send + Sync + 'static> Hub<E> {
         }
     }
 
-    /// Wakes one more worker if jobs are left and nobody has taken one since the last turn of the
-    /// loop, whose number of jobs taken is `seen`.
-    pub(super) fn see_to_progress(&self, seen: &Cell<usize>) {
+    /// Wakes one more worker if jobs are left and nobody has taken one for [`PATIENCE`].
+    pub(super) fn see_to_progress(&self, progress: &Progress) {
         if self.is_left() {
             let taken = self.taken.load(Relaxed);
-            if seen.replace(taken) == taken {
-                self.see_to_the_rest();
+            if progress.taken.replace(taken) != taken {
+                progress.since.set(None);
+                return;
+            }
+            match progress.since.get() {
+                None => progress.since.set(Some(Instant::now())),
+                Some(since) if since.elapsed() < PATIENCE => {}
+                Some(_) => {
+                    progress.since.set(None);
+                    self.see_to_the_rest();
+                }
             }
         }
     }
@@ -257,7 +277,10 @@ impl<E: Event + Send + Sync + 'static> Hub<E> {
     fn work(&self) {
         let this = Parker::this();
         loop {
-            self.spin.until(|| self.is_left());
+            // One that searches is enough.
+            if self.searching.load(Relaxed) == 1 {
+                self.spin.until(|| self.is_left());
+            }
             let mut queue = self.lock();
             let Some(mut job) = self.next(&mut queue) else {
                 if queue.ending || !self.sleep(&this, queue) {

@@ -22,7 +22,7 @@ use std::thread::panicking;
 use crate::core::{in_coroutine, resume, this, wait_for};
 use crate::trace;
 use event::Event;
-use hub::Hub;
+use hub::{Hub, Progress};
 pub(crate) use job::Job;
 use job::JobOf;
 use spin::Spin;
@@ -66,8 +66,7 @@ pub struct Workers {
     outstanding: Cell<usize>,
     /// Jobs that were ever done.
     hops: Cell<u64>,
-    /// Jobs that workers had taken at the last turn.
-    taken: Cell<usize>,
+    progress: Progress,
     /// Jobs that are done and whose coroutines are to be continued.
     completed: Cell<*mut Job>,
     /// Whether the workers were told that the loop may sleep.
@@ -90,7 +89,7 @@ impl Workers {
             hub: Hub::new(max_threads, Event::new()?),
             outstanding: Cell::new(0),
             hops: Cell::new(0),
-            taken: Cell::new(0),
+            progress: Progress::default(),
             completed: Cell::new(ptr::null_mut()),
             armed: Cell::new(false),
             signalled: Cell::new(false),
@@ -123,7 +122,7 @@ impl Workers {
     /// # Panics
     /// With what a coroutine panics with. Those behind it are continued at the next call.
     pub fn run_completed(&self) -> usize {
-        self.hub.see_to_progress(&self.taken);
+        self.hub.see_to_progress(&self.progress);
         if self.completed.get().is_null() {
             self.completed.set(self.hub.take_done());
         }

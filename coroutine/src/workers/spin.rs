@@ -9,24 +9,24 @@ use std::hint::spin_loop;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-/// Nanoseconds of the longest and of the shortest search.
-const LONGEST: u32 = 20_000;
-const SHORTEST: u32 = 2_500;
+/// How long a search is: a little more than it takes to wake a worker, so that the loop finds what
+/// a worker does that has slept. Otherwise neither would ever find the other searching again.
+const LIMIT: Duration = Duration::from_micros(20);
+/// A search that takes this long was interrupted by another program.
+const INTERRUPTED: Duration = Duration::from_micros(100);
 /// After so many failures in a row it is not tried any more,
 const MAX_FAILURES: u32 = 3;
-/// but for each time that this number has doubled, up to once in a while.
+/// but after so many sleeps, of which there are twice as many after each further failure.
 const FIRST_PAUSE: u32 = 16;
-const LONGEST_PAUSE: u32 = 1024;
+const LONGEST_PAUSE: u32 = 256;
 /// Looks between two looks at the clock.
 const LOOKS: u32 = 16;
 
 /// What has paid lately. Shared by those that look for the same thing: no more than a hint, so
 /// that updates may get lost.
 pub(super) struct Spin {
-    /// Nanoseconds.
-    limit: AtomicU32,
     failures: AtomicU32,
-    /// Searches to leave out, and how many that were the last time.
+    /// Searches to leave out, and how many that will be the next time.
     skip: AtomicU32,
     pause: AtomicU32,
 }
@@ -34,7 +34,6 @@ pub(super) struct Spin {
 impl Spin {
     pub(super) const fn new() -> Spin {
         Spin {
-            limit: AtomicU32::new(LONGEST),
             failures: AtomicU32::new(0),
             skip: AtomicU32::new(0),
             pause: AtomicU32::new(FIRST_PAUSE),
@@ -55,42 +54,32 @@ impl Spin {
             self.skip.store(skip - 1, Ordering::Relaxed);
             return false;
         }
-        let limit = self.limit.load(Ordering::Relaxed);
         let begin = Instant::now();
         loop {
             for _ in 0..LOOKS {
                 spin_loop();
                 if found() {
-                    self.paid();
+                    self.failures.store(0, Ordering::Relaxed);
+                    self.pause.store(FIRST_PAUSE, Ordering::Relaxed);
                     return true;
                 }
             }
             let elapsed = begin.elapsed();
-            if elapsed >= Duration::from_nanos(limit.into()) {
-                // Much longer than that: another program has had the processor meanwhile.
-                self.failed(elapsed > Duration::from_nanos(10 * u64::from(LONGEST)));
+            if elapsed >= LIMIT {
+                self.failed(elapsed >= INTERRUPTED);
                 return false;
             }
         }
     }
 
-    fn paid(&self) {
-        self.failures.store(0, Ordering::Relaxed);
-        self.pause.store(FIRST_PAUSE, Ordering::Relaxed);
-        let limit = self.limit.load(Ordering::Relaxed);
-        self.limit
-            .store((limit * 2).min(LONGEST), Ordering::Relaxed);
-    }
-
-    fn failed(&self, loaded: bool) {
+    fn failed(&self, interrupted: bool) {
         let failures = self.failures.load(Ordering::Relaxed) + 1;
-        if failures < MAX_FAILURES && !loaded {
+        if failures < MAX_FAILURES && !interrupted {
             self.failures.store(failures, Ordering::Relaxed);
             return;
         }
-        // The next try is a short one, and its failure is enough.
+        // The next failure is enough.
         self.failures.store(MAX_FAILURES, Ordering::Relaxed);
-        self.limit.store(SHORTEST, Ordering::Relaxed);
         let pause = self.pause.load(Ordering::Relaxed);
         self.skip.store(pause, Ordering::Relaxed);
         self.pause

@@ -12,7 +12,7 @@ const PRIMITIVES: &[(&str, Primitive)] = &[
     ("yield", ours::yields),
     ("yield-inline", ours::yields_inline),
     ("lifecycle", ours::lifecycles),
-    ("spawn", ours::spawns),
+    ("lifecycle-owned", ours::lifecycles_owned),
     ("cost", ours::costs),
     ("corosensei-yield", peers::corosensei::yields),
     ("corosensei-yield-inline", peers::corosensei::yields_inline),

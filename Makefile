@@ -31,8 +31,10 @@ check: ## Formatting, lints and documentation
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked --quiet
 
-unit-test: ## What needs no guest: unit and integration tests
+unit-test: ## What needs no guest: unit and integration tests, the coroutines under valgrind too
+	@tests/guest/tools.sh valgrind valgrind
 	$(CARGO) test --workspace --locked
+	CARGO_TARGET_DIR=$(abspath $(TARGET)) coroutine/scripts/valgrind.sh --locked
 
 model-check: ## Every order in which the loop and its workers can meet
 	RUSTFLAGS="--cfg loom" $(CARGO) test --release --locked --target-dir $(TARGET)/model -p coroutine --lib model

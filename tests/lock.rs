@@ -341,6 +341,25 @@ fn a_process_is_not_in_its_own_way() {
 }
 
 #[test]
+fn giving_up_nothing_succeeds() {
+    let mut guest = Guest::new();
+    guest.file("file", "x");
+    let fid = guest.open("file", open::RDONLY);
+    let descriptors = || {
+        std::fs::read_dir(format!("/proc/{}/fd", guest.daemon.pid()))
+            .unwrap()
+            .count()
+    };
+    let before = descriptors();
+    for process in 1..20 {
+        let nothing = of_process(process, Lock::whole(lock::UNLCK));
+        assert_eq!(guest.client.lock(fid, 0, &nothing).unwrap(), lock::SUCCESS);
+    }
+    // It took no descriptor of the host to give nothing up.
+    assert_eq!(descriptors(), before);
+}
+
+#[test]
 fn flock_needs_no_right_to_write() {
     // flock(2) arrives as a lock of the whole file, whatever the file was opened for.
     let mut guest = Guest::new();

@@ -1,5 +1,6 @@
 //! Tlock and Tgetlock: byte-range locks.
 
+use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -27,6 +28,17 @@ impl Server {
             return Err(Errno::EINVAL);
         }
         let range = Range::new(host_kind(m.kind)?, m.start, m.length)?;
+        let locks = &self.session.locks;
+        if range.kind == libc::F_UNLCK
+            && locks
+                .existing(open.node.id(), m.client_id, m.proc_id)
+                .is_none()
+        {
+            // It holds nothing: no descriptor is needed to give that up.
+            return Ok(Rlock {
+                status: lock::SUCCESS,
+            });
+        }
         let owner = self.lock_owner(&open, m.client_id, m.proc_id)?;
         let waiting = self.session.interrupts.begin(tag);
         let mut pause = FIRST_PAUSE;
@@ -93,17 +105,11 @@ impl Server {
         let inode = open.node.id();
         // Asked through its own description, an owner's locks are not in its way.
         let owner = self.session.locks.existing(inode, m.client_id, m.proc_id);
-        let found = match &owner {
-            Some(owner) => {
-                let description = owner.description();
-                self.blocking(|| Owner::probe(description, &range))?
-            }
-            None => {
-                let handle = &open.handle;
-                let description = std::os::fd::AsFd::as_fd(handle);
-                self.blocking(|| Owner::probe(description, &range))?
-            }
+        let description = match &owner {
+            Some(owner) => owner.description().as_fd(),
+            None => open.handle.as_fd(),
         };
+        let found = self.blocking(|| Owner::probe(description, &range))?;
         let Some(found) = found else {
             let Tgetlock {
                 start,

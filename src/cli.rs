@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::error::{ContextKind, ErrorKind};
-use clap::{ArgGroup, CommandFactory, FromArgMatches, Parser};
+use clap::{ArgGroup, CommandFactory, FromArgMatches, Parser, ValueEnum};
 use log::LevelFilter;
 
 use crate::daemon;
@@ -66,6 +66,12 @@ pub struct Options {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(64..))]
     pub rlimit_nofile: Option<u64>,
 
+    /// How a file is found again whose descriptor was given up because a guest looks at more files
+    /// than --rlimit-nofile allows: by the kernel's file handles where the host allows it (as root,
+    /// on most file systems) and else by name, or by name alone
+    #[arg(long, value_enum, value_name = "WHEN", default_value_t = FileHandles::Prefer)]
+    pub inode_file_handles: FileHandles,
+
     /// The least important messages to write to standard error: off, error, warn, info, debug or
     /// trace
     #[arg(long, value_name = "LEVEL", default_value = "info", value_parser = log_level)]
@@ -74,6 +80,15 @@ pub struct Options {
     /// Print what the program can do, as JSON for management software, and exit
     #[arg(long)]
     pub print_capabilities: bool,
+}
+
+/// Whether the kernel's file handles are used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum FileHandles {
+    /// Where they can be.
+    Prefer,
+    /// Not at all.
+    Never,
 }
 
 /// What the command line asks for.
@@ -206,7 +221,7 @@ mod tests {
     #[test]
     fn every_option_is_taken() {
         let words = "x --fd 7 --shared-dir /d --tag t --readonly --once --threads 2 \
-                     --rlimit-nofile 99 --log-level debug";
+                     --rlimit-nofile 99 --inode-file-handles never --log-level debug";
         let Command::Serve(options) = parse(words).unwrap() else {
             panic!("{words}")
         };
@@ -214,6 +229,7 @@ mod tests {
         assert_eq!(options.tag, "t");
         assert!(options.readonly && options.once);
         assert_eq!((options.threads, options.rlimit_nofile), (2, Some(99)));
+        assert_eq!(options.inode_file_handles, FileHandles::Never);
         assert_eq!(options.log_level, LevelFilter::Debug);
         for words in ["x --help", "x --version", "x --print-capabilities"] {
             assert!(matches!(parse(words), Ok(Command::Print(_))), "{words}");

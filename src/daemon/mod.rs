@@ -18,7 +18,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::stat::{Mode, umask};
 use vhost_user::{Connection, DeviceConfig, Poller, Source, Status};
 
-use crate::cli::Options;
+use crate::cli::{FileHandles, Options};
 use crate::export::Export;
 use crate::server::Server;
 use socket::Socket;
@@ -124,24 +124,26 @@ impl Poller for Reactor {
 /// Serves front-ends, one after the other, until SIGTERM or SIGINT, or with `--once` until the
 /// first has left.
 pub fn run(options: &Options) -> Result<(), Error> {
-    set_limit(options.rlimit_nofile)?;
+    let descriptors = descriptor_budget(set_limit(options.rlimit_nofile)?);
     // The guest has applied its programs' umask; a second one would take more away.
     umask(Mode::empty());
     ignore_file_size_signal()?;
     let signals = stop_signals()?;
 
     let directory = options.shared_dir.clone().unwrap_or_default();
-    let export = Export::new(&directory, options.readonly).map_err(|error| Error::Share {
-        path: directory.clone(),
-        error,
-    })?;
+    let handles = options.inode_file_handles == FileHandles::Prefer;
+    let export =
+        Export::new(&directory, options.readonly, handles).map_err(|error| Error::Share {
+            path: directory.clone(),
+            error,
+        })?;
     let socket = match (&options.socket, options.fd) {
         (_, Some(fd)) => Socket::inherited(fd)?,
         (Some(path), None) => Socket::bind(path)?,
         (None, None) => unreachable!("the command line has one of them"),
     };
     let workers = Workers::new(options.threads.into()).map_err(host("worker threads"))?;
-    let server = Server::new(export, workers);
+    let server = Server::new(export, workers, descriptors);
 
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(host("epoll"))?;
     let reactor = Rc::new(Reactor(epoll));
@@ -334,12 +336,19 @@ fn ignore_file_size_signal() -> Result<(), Error> {
     Ok(())
 }
 
-/// Fids are descriptors: take as many as are allowed, or as the user says.
-fn set_limit(limit: Option<u64>) -> Result<(), Error> {
+/// Takes as many descriptors as are allowed, or as the user says, and returns how many.
+fn set_limit(limit: Option<u64>) -> Result<u64, Error> {
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).map_err(host("its limits"))?;
     let wanted = limit.unwrap_or(most);
     setrlimit(Resource::RLIMIT_NOFILE, wanted, most.max(wanted)).map_err(|error| Error::Limit {
         limit: wanted,
         error,
-    })
+    })?;
+    Ok(wanted)
+}
+
+/// How many of all descriptors the guest's files may have: some are the daemon's own, and each
+/// request under way may need some for a moment.
+fn descriptor_budget(limit: u64) -> usize {
+    usize::try_from(limit - (limit / 4).min(256)).unwrap_or(usize::MAX)
 }

@@ -2,6 +2,7 @@
 //!
 //! - [`name`]: a guest's bytes, checked to be one component of a path.
 //! - [`node`]: an inode held by a descriptor, and the lookup of a name below it.
+//! - [`handle`]: how an inode whose descriptor was given up is found again.
 //! - [`directory`], [`xattr`]: reading a directory, extended attributes.
 //! - [`identity`]: on whose behalf the daemon acts.
 //! - [`qid`]: the protocol's names for inodes.
@@ -10,6 +11,7 @@
 //! All of it is called on workers as well as on the loop, except [`Qids`], which is the loop's.
 
 pub mod directory;
+pub mod handle;
 pub mod identity;
 pub mod name;
 pub mod node;
@@ -21,13 +23,14 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use handle::Traces;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2, readlink};
 use nix::sys::stat::Mode;
 
 pub use identity::{Identity, Owner};
 pub use name::{Component, Name};
-pub use node::{FileKind, InodeId, Lookup, Node, Stat, errno_of, permissions};
+pub use node::{FileKind, InodeId, InodeKey, Lookup, Node, Stat, errno_of, permissions};
 pub use qid::Qids;
 
 /// A directory of the host as it is given to the guest.
@@ -36,12 +39,14 @@ pub struct Export {
     root: Node,
     readonly: bool,
     identity: Identity,
+    traces: Traces,
 }
 
 impl Export {
     /// Opens `directory`, which may be reached through symbolic links: it is the operator's word.
+    /// With `handles`, inodes are found again by the kernel's file handles where that is allowed.
     /// Errors: those of open(2), ENOTDIR, EACCES if it cannot be read.
-    pub fn new(directory: &Path, readonly: bool) -> Result<Export, Errno> {
+    pub fn new(directory: &Path, readonly: bool, handles: bool) -> Result<Export, Errno> {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let (root, _) = Node::new(open(directory, flags, Mode::empty())?)?;
         root.reopen(OFlag::O_RDONLY)?;
@@ -49,12 +54,18 @@ impl Export {
             root,
             readonly,
             identity: Identity::of_process()?,
+            traces: Traces::new(handles),
         })
     }
 
     /// The share's top directory.
     pub fn root(&self) -> &Node {
         &self.root
+    }
+
+    /// How inodes are found again.
+    pub fn traces(&self) -> &Traces {
+        &self.traces
     }
 
     /// On whose behalf the daemon acts.
@@ -139,7 +150,7 @@ mod tests {
         fs::create_dir_all(dir.path().join("a/b")).unwrap();
         fs::write(dir.path().join("a/file"), "").unwrap();
         symlink("/etc", dir.path().join("a/link")).unwrap();
-        let export = Export::new(dir.path(), false).unwrap();
+        let export = Export::new(dir.path(), false, true).unwrap();
         let id = |path: &[u8]| export.directory_below(path).map(|(node, _)| node.id());
         assert_eq!(id(b""), Ok(export.root().id()));
         assert_eq!(id(b"/"), Ok(export.root().id()));
@@ -156,7 +167,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir_all(dir.path().join("a/b")).unwrap();
         fs::write(dir.path().join("file"), "").unwrap();
-        let export = Export::new(dir.path(), false).unwrap();
+        let export = Export::new(dir.path(), false, true).unwrap();
         let name = Name::for_new(b"file").unwrap();
         let (file, _) = export.root().child(&name, Lookup::Blocking).unwrap();
         assert_eq!(export.locate(&file).unwrap().0.id(), export.root().id());

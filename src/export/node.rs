@@ -14,7 +14,7 @@ use super::sys::{self, ProcPath};
 #[derive(Debug)]
 pub struct Node {
     fd: OwnedFd,
-    id: InodeId,
+    key: InodeKey,
     kind: FileKind,
 }
 
@@ -25,6 +25,25 @@ pub struct InodeId {
     pub device: (u32, u32),
     /// The inode's number there.
     pub inode: u64,
+}
+
+/// What identifies a pinned inode also when it is no longer pinned: its number may then be given
+/// to another, but not with the same birth, and the same inode may be seen through several mounts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct InodeKey {
+    /// The inode.
+    pub id: InodeId,
+    /// The mount through which it was reached; 0 where the kernel does not say.
+    pub mount: u64,
+    /// When it was made, in seconds and nanoseconds; none where the file system does not say.
+    pub birth: Option<(i64, u32)>,
+}
+
+impl InodeKey {
+    /// Whether both are the same inode, through whatever mounts.
+    pub fn same_inode(&self, other: &InodeKey) -> bool {
+        (self.id, self.birth) == (other.id, other.birth)
+    }
 }
 
 /// The type bits of a file's mode.
@@ -50,6 +69,21 @@ impl Stat {
         InodeId {
             device: (self.0.stx_dev_major, self.0.stx_dev_minor),
             inode: self.0.stx_ino,
+        }
+    }
+
+    /// The file's identity beyond its descriptor.
+    pub fn key(&self) -> InodeKey {
+        let birth = &self.0.stx_btime;
+        InodeKey {
+            id: self.id(),
+            mount: if self.0.stx_mask & libc::STATX_MNT_ID != 0 {
+                self.0.stx_mnt_id
+            } else {
+                0
+            },
+            birth: (self.0.stx_mask & libc::STATX_BTIME != 0)
+                .then_some((birth.tv_sec, birth.tv_nsec)),
         }
     }
 
@@ -80,7 +114,7 @@ impl Node {
         Ok((
             Node {
                 fd,
-                id: stat.id(),
+                key: stat.key(),
                 kind: stat.kind(),
             },
             stat,
@@ -101,10 +135,16 @@ impl Node {
         Node::new(openat2(&self.fd, name.as_c_str(), how)?)
     }
 
+    /// What a name below this directory stands for now, without pinning it. Errors: those of
+    /// statx(2).
+    pub fn child_key(&self, name: &Name) -> Result<InodeKey, Errno> {
+        sys::statx_at(self.fd.as_fd(), name.as_c_str()).map(|stat| Stat(stat).key())
+    }
+
     /// The directory above this one, as far as `root`: the root's parent is the root. Errors:
     /// ENOTDIR; ENOENT if the directory is not below `root` any more.
     pub fn parent(&self, root: &Node) -> Result<(Node, Stat), Errno> {
-        if self.id == root.id {
+        if self.id() == root.id() {
             return Node::new(self.fd.try_clone().map_err(errno_of)?);
         }
         let (parent, stat) = self.up()?;
@@ -116,9 +156,9 @@ impl Node {
             .map_err(errno_of)
             .and_then(Node::new)?
             .0;
-        while ancestor.id != root.id {
+        while ancestor.id() != root.id() {
             let (above, _) = ancestor.up()?;
-            if above.id == ancestor.id {
+            if above.id() == ancestor.id() {
                 return Err(Errno::ENOENT);
             }
             ancestor = above;
@@ -133,7 +173,7 @@ impl Node {
 
     /// Pins the inode of an open file. The open file itself would not do: its locks would live as
     /// long as any fid that was cloned from it.
-    pub fn of_open_file(file: &OwnedFd) -> Result<(Node, Stat), Errno> {
+    pub fn of_open_file(file: impl AsFd) -> Result<(Node, Stat), Errno> {
         let path = ProcPath::new(file.as_fd());
         let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
         Node::new(open(path.as_c_str(), flags, Mode::empty())?)
@@ -185,7 +225,12 @@ impl Node {
 
     /// The inode's identity.
     pub fn id(&self) -> InodeId {
-        self.id
+        self.key.id
+    }
+
+    /// The inode's identity beyond the descriptor.
+    pub fn key(&self) -> &InodeKey {
+        &self.key
     }
 
     /// The inode's type, which never changes.

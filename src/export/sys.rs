@@ -5,9 +5,10 @@
 use std::ffi::CStr;
 use std::fmt::Write as _;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
 
 /// `/proc/self/fd/N`: the magic link through which a pinned inode is reached by the calls that
 /// refuse an `O_PATH` descriptor. It leads to the inode itself, whatever its names are now.
@@ -51,14 +52,23 @@ impl std::fmt::Write for FixedText {
 
 /// `statx(fd, "", AT_EMPTY_PATH)`: works on an `O_PATH` descriptor and tells the birth time.
 pub fn statx(fd: BorrowedFd<'_>) -> Result<libc::statx, Errno> {
+    statx_with(fd, c"", libc::AT_EMPTY_PATH | libc::AT_SYMLINK_NOFOLLOW)
+}
+
+/// `statx` of `name` in a directory, itself if it is a symbolic link: takes no descriptor.
+pub fn statx_at(directory: BorrowedFd<'_>, name: &CStr) -> Result<libc::statx, Errno> {
+    statx_with(directory, name, libc::AT_SYMLINK_NOFOLLOW)
+}
+
+fn statx_with(fd: BorrowedFd<'_>, path: &CStr, flags: i32) -> Result<libc::statx, Errno> {
     let mut stat = MaybeUninit::<libc::statx>::zeroed();
-    let mask = libc::STATX_BASIC_STATS | libc::STATX_BTIME;
-    // SAFETY: the path is a NUL-terminated literal and `stat` has room for one struct statx.
+    let mask = libc::STATX_BASIC_STATS | libc::STATX_BTIME | libc::STATX_MNT_ID;
+    // SAFETY: the path ends in NUL and `stat` has room for one struct statx.
     let result = unsafe {
         libc::statx(
             fd.as_raw_fd(),
-            c"".as_ptr(),
-            libc::AT_EMPTY_PATH | libc::AT_SYMLINK_NOFOLLOW,
+            path.as_ptr(),
+            flags,
             mask,
             stat.as_mut_ptr(),
         )
@@ -139,6 +149,81 @@ pub fn set_times(fd: BorrowedFd<'_>, times: &[libc::timespec; 2]) -> Result<(), 
         )
     };
     Errno::result(result).map(drop)
+}
+
+/// Room for the largest handle (linux/exportfs.h: MAX_HANDLE_SZ).
+const MAX_HANDLE: usize = 128;
+
+/// `struct file_handle` with room for any handle.
+#[repr(C)]
+struct RawHandle {
+    bytes: u32,
+    kind: i32,
+    handle: [u8; MAX_HANDLE],
+}
+
+/// The kernel's name for an inode of a file system: name_to_handle_at(2). Made by the kernel and
+/// given back to it, never by or to a guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileHandle {
+    kind: i32,
+    handle: Box<[u8]>,
+}
+
+/// `name_to_handle_at(fd, "", AT_EMPTY_PATH)`. Errors: EOPNOTSUPP where the file system has no
+/// handles.
+pub fn name_to_handle(fd: BorrowedFd<'_>) -> Result<FileHandle, Errno> {
+    let mut raw = RawHandle {
+        bytes: MAX_HANDLE as u32,
+        kind: 0,
+        handle: [0; MAX_HANDLE],
+    };
+    let mut mount = 0;
+    // SAFETY: the path is a NUL-terminated literal, `raw` has the room that it says it has, and
+    // the mount's number is an int.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_name_to_handle_at,
+            fd.as_raw_fd(),
+            c"".as_ptr(),
+            &raw mut raw,
+            &raw mut mount as *mut libc::c_int,
+            libc::AT_EMPTY_PATH,
+        )
+    };
+    Errno::result(result)?;
+    let handle = raw.handle.get(..raw.bytes as usize).ok_or(Errno::EIO)?;
+    Ok(FileHandle {
+        kind: raw.kind,
+        handle: handle.into(),
+    })
+}
+
+/// `open_by_handle_at`; `mount` is any open file of the mount. Errors: ESTALE if the inode is no
+/// more, EPERM without CAP_DAC_READ_SEARCH.
+pub fn open_by_handle(
+    mount: BorrowedFd<'_>,
+    handle: &FileHandle,
+    flags: OFlag,
+) -> Result<OwnedFd, Errno> {
+    let mut raw = RawHandle {
+        bytes: handle.handle.len() as u32,
+        kind: handle.kind,
+        handle: [0; MAX_HANDLE],
+    };
+    raw.handle[..handle.handle.len()].copy_from_slice(&handle.handle);
+    // SAFETY: `raw` holds as many bytes as it says.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_open_by_handle_at,
+            mount.as_raw_fd(),
+            &raw mut raw,
+            flags.bits(),
+        )
+    };
+    let fd = Errno::result(result)?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
 /// The thread's capability sets, as capget(2) and capset(2) exchange them: one bit for each

@@ -5,10 +5,11 @@ use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
+use foldhash::fast::RandomState;
 use nix::errno::Errno;
 
+use super::inodes::{Inode, OpenDescriptor};
 use super::locks::Owner;
-use crate::export::Node;
 use crate::export::directory::DirectoryStream;
 use crate::export::xattr::XattrName;
 
@@ -19,14 +20,14 @@ pub struct Fid {
     /// The user who attached: the owner of what is made through the fid.
     pub user: u32,
     /// Where `..` stops.
-    pub root: Rc<Node>,
+    pub root: Rc<Inode>,
     state: RefCell<State>,
 }
 
 #[derive(Clone, Debug)]
 enum State {
     /// From attach or walk.
-    Walked(Rc<Node>),
+    Walked(Rc<Inode>),
     /// From lopen or lcreate.
     Open(Rc<OpenFile>),
     /// From xattrwalk: a value, or a list of names, as it was at that moment.
@@ -39,20 +40,22 @@ enum State {
 #[derive(Debug)]
 pub struct OpenFile {
     /// The inode, for everything that is not I/O.
-    pub node: Rc<Node>,
+    pub inode: Rc<Inode>,
     /// What I/O goes through.
     pub handle: Handle,
     /// Who holds locks that were taken through this file.
     pub owners: RefCell<Vec<Rc<Owner>>>,
+    _counted: OpenDescriptor,
 }
 
 impl OpenFile {
     /// An open file without locks.
-    pub fn new(node: Rc<Node>, handle: Handle) -> OpenFile {
+    pub fn new(inode: Rc<Inode>, handle: Handle, counted: OpenDescriptor) -> OpenFile {
         OpenFile {
-            node,
+            inode,
             handle,
             owners: RefCell::default(),
+            _counted: counted,
         }
     }
 }
@@ -92,7 +95,7 @@ impl File {
 #[derive(Debug)]
 pub struct XattrDraft {
     /// The file that gets it.
-    pub node: Rc<Node>,
+    pub inode: Rc<Inode>,
     /// Its name.
     pub name: XattrName,
     /// `XATTR_CREATE`, `XATTR_REPLACE` or none.
@@ -101,6 +104,25 @@ pub struct XattrDraft {
     pub size: usize,
     /// The bytes so far.
     pub value: RefCell<Vec<u8>>,
+}
+
+/// The file that a fid stands for.
+#[derive(Clone, Debug)]
+pub enum Target {
+    /// Reached by a walk.
+    Walked(Rc<Inode>),
+    /// Opened.
+    Open(Rc<OpenFile>),
+}
+
+impl Target {
+    /// The inode.
+    pub fn inode(&self) -> &Rc<Inode> {
+        match self {
+            Target::Walked(inode) => inode,
+            Target::Open(open) => &open.inode,
+        }
+    }
 }
 
 /// What Tread and Twrite on a fid go to.
@@ -116,16 +138,16 @@ pub enum Content {
 
 impl Fid {
     /// A fid for a file that was walked to.
-    pub fn walked(user: u32, root: Rc<Node>, node: Rc<Node>) -> Fid {
+    pub fn walked(user: u32, root: Rc<Inode>, inode: Rc<Inode>) -> Fid {
         Fid {
             user,
             root,
-            state: RefCell::new(State::Walked(node)),
+            state: RefCell::new(State::Walked(inode)),
         }
     }
 
     /// A fid for the value of an attribute.
-    pub fn xattr_value(user: u32, root: Rc<Node>, value: Vec<u8>) -> Fid {
+    pub fn xattr_value(user: u32, root: Rc<Inode>, value: Vec<u8>) -> Fid {
         Fid {
             user,
             root,
@@ -134,18 +156,18 @@ impl Fid {
     }
 
     /// The file, open or not. Errors: EBADF for an attribute's fid.
-    pub fn node(&self) -> Result<Rc<Node>, Errno> {
+    pub fn target(&self) -> Result<Target, Errno> {
         match &*self.state.borrow() {
-            State::Walked(node) => Ok(node.clone()),
-            State::Open(open) => Ok(open.node.clone()),
+            State::Walked(inode) => Ok(Target::Walked(inode.clone())),
+            State::Open(open) => Ok(Target::Open(open.clone())),
             State::XattrValue(_) | State::XattrDraft(_) => Err(Errno::EBADF),
         }
     }
 
     /// The file, if nothing has been opened on the fid yet. Errors: EINVAL if it has.
-    pub fn unopened(&self) -> Result<Rc<Node>, Errno> {
+    pub fn unopened(&self) -> Result<Rc<Inode>, Errno> {
         match &*self.state.borrow() {
-            State::Walked(node) => Ok(node.clone()),
+            State::Walked(inode) => Ok(inode.clone()),
             State::Open(_) | State::XattrValue(_) | State::XattrDraft(_) => Err(Errno::EINVAL),
         }
     }
@@ -194,7 +216,7 @@ impl Fid {
 
 /// The guest's numbers for fids.
 #[derive(Debug, Default)]
-pub struct Fids(RefCell<HashMap<u32, Rc<Fid>>>);
+pub struct Fids(RefCell<HashMap<u32, Rc<Fid>, RandomState>>);
 
 impl Fids {
     /// Errors: EBADF for a number that was not given out.

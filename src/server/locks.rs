@@ -16,6 +16,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use super::fid::OpenFile;
+use super::inodes::OpenDescriptor;
 use crate::export::{InodeId, Node};
 
 /// A process of the guest, on one inode.
@@ -32,6 +33,7 @@ pub struct Owner {
     key: Key,
     description: OwnedFd,
     held: RefCell<Vec<Range>>,
+    _counted: OpenDescriptor,
 }
 
 /// Some bytes and how they are locked. The end is the last byte.
@@ -110,17 +112,17 @@ impl Locks {
         file: &OpenFile,
         client: &[u8],
         process: u32,
-        open: impl FnOnce(&Node) -> Result<OwnedFd, Errno>,
+        open: impl FnOnce() -> Result<(OwnedFd, OpenDescriptor), Errno>,
     ) -> Result<Rc<Owner>, Errno> {
         let key = Key {
-            inode: file.node.id(),
+            inode: file.inode.key().id,
             client: client.into(),
             process,
         };
         let owner = match self.find(&key) {
             Some(owner) => owner,
             None => {
-                let description = open(&file.node)?;
+                let (description, counted) = open()?;
                 // Another request may have been faster while this one was opening.
                 self.find(&key).unwrap_or_else(|| {
                     let held = RefCell::default();
@@ -128,6 +130,7 @@ impl Locks {
                         key: key.clone(),
                         description,
                         held,
+                        _counted: counted,
                     });
                     let mut owners = self.0.borrow_mut();
                     owners.retain(|_, owner| owner.strong_count() > 0);
@@ -239,6 +242,7 @@ pub fn open_for_locks(node: &Node, writable: bool) -> Result<OwnedFd, Errno> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::inodes::Inodes;
     use super::*;
 
     fn range(kind: i32, start: i64, end: i64) -> Range {
@@ -261,6 +265,7 @@ mod tests {
             key,
             description: file.into(),
             held: RefCell::default(),
+            _counted: Inodes::new(1).count_open(),
         };
         let (read, write, none) = (libc::F_RDLCK, libc::F_WRLCK, libc::F_UNLCK);
         owner.note(range(write, 0, i64::MAX));

@@ -8,6 +8,7 @@
 mod exchange;
 mod fid;
 mod handlers;
+mod inodes;
 mod interrupt;
 mod locks;
 mod tags;
@@ -23,7 +24,8 @@ use vhost_user::{Handler, Request};
 
 use crate::export::{Export, Node, Qids, Stat};
 use exchange::Exchange;
-use fid::Fids;
+use fid::{Fid, Fids, Target};
+use inodes::Inodes;
 use interrupt::Interrupts;
 use locks::Locks;
 use tags::Tags;
@@ -52,6 +54,7 @@ struct Session {
     /// The agreed size of a message; 0 before Tversion.
     msize: Cell<u32>,
     fids: Fids,
+    inodes: Rc<Inodes>,
     tags: Tags,
     /// Held shared by every request, and alone by Tversion, which ends what is under way first.
     gate: RwLock<()>,
@@ -62,11 +65,13 @@ struct Session {
 }
 
 impl Server {
-    /// A server without a session yet, that blocks only on `workers`.
-    pub fn new(export: Export, workers: Workers) -> Rc<Server> {
+    /// A server without a session yet, that blocks only on `workers` and keeps `descriptors` open
+    /// at the most, as long as the guest's open files leave it the choice.
+    pub fn new(export: Export, workers: Workers, descriptors: usize) -> Rc<Server> {
         let session = Session {
             msize: Cell::new(0),
             fids: Fids::default(),
+            inodes: Inodes::new(descriptors),
             tags: Tags::new(),
             gate: RwLock::new(()),
             qids: RefCell::new(Qids::new(export.root().id())),
@@ -100,7 +105,15 @@ impl Server {
 
     /// The node behind a fid.
     fn node(&self, fid: u32) -> Result<Rc<Node>, Errno> {
-        self.session.fids.get(fid)?.node()
+        self.node_of(&*self.session.fids.get(fid)?)
+    }
+
+    /// The node behind a fid that is looked up already.
+    fn node_of(&self, fid: &Fid) -> Result<Rc<Node>, Errno> {
+        match fid.target()? {
+            Target::Walked(inode) => self.hold(&inode),
+            Target::Open(open) => self.hold_open(&open),
+        }
     }
 
     /// The directory behind a fid. Errors: ENOTDIR for any other file.

@@ -59,7 +59,7 @@ impl Server {
     /// utimensat(2), EROFS; what comes before the one that fails is done.
     pub(super) fn setattr(&self, m: Tsetattr) -> Result<Rsetattr, Errno> {
         let fid = self.session.fids.get(m.fid)?;
-        let node = fid.node()?;
+        let node = self.node_of(&fid)?;
         self.export.writable()?;
         let open = fid.open_file().ok();
         let writable = match open.as_deref().map(|open| &open.handle) {

@@ -79,7 +79,7 @@ impl Server {
         make: impl FnOnce(&Node, &Name) -> Result<(), Errno> + Send,
     ) -> Result<Qid, Errno> {
         let fid = self.session.fids.get(dfid)?;
-        let node = fid.node()?;
+        let node = self.node_of(&fid)?;
         let directory = node.directory()?;
         let name = Name::for_new(name)?;
         self.export.writable()?;

@@ -31,13 +31,14 @@ impl Server {
             let records = &mut records;
             self.blocking(|| stream.read(m.offset, records))?
         };
+        let (directory, root) = (open.inode.key().id, fid.root.key().id);
         let mut payload = Vec::with_capacity(count.min(length * 2));
         for entry in entries(&records[..length]) {
             let id = match entry.name {
                 // What is above the share is nobody's business.
-                b".." if open.node.id() == fid.root.id() => fid.root.id(),
+                b".." if directory == root => root,
                 _ => InodeId {
-                    device: open.node.id().device,
+                    device: directory.device,
                     inode: entry.inode,
                 },
             };

@@ -31,7 +31,7 @@ impl Server {
         let locks = &self.session.locks;
         if range.kind == libc::F_UNLCK
             && locks
-                .existing(open.node.id(), m.client_id, m.proc_id)
+                .existing(open.inode.key().id, m.client_id, m.proc_id)
                 .is_none()
         {
             // It holds nothing: no descriptor is needed to give that up.
@@ -73,8 +73,12 @@ impl Server {
 
     fn lock_owner(&self, open: &OpenFile, client: &[u8], process: u32) -> Result<Rc<Owner>, Errno> {
         let writable = self.export.writable().is_ok();
-        self.session.locks.owner(open, client, process, |node| {
-            self.blocking(|| open_for_locks(node, writable))
+        self.session.locks.owner(open, client, process, || {
+            let node = &*self.hold_open(open)?;
+            let counted = self.session.inodes.count_open();
+            let description =
+                self.with_descriptors(|| self.blocking(|| open_for_locks(node, writable)))?;
+            Ok((description, counted))
         })
     }
 
@@ -102,7 +106,7 @@ impl Server {
             kind => host_kind(kind)?,
         };
         let range = Range::new(kind, m.start, m.length)?;
-        let inode = open.node.id();
+        let inode = open.inode.key().id;
         // Asked through its own description, an owner's locks are not in its way.
         let owner = self.session.locks.existing(inode, m.client_id, m.proc_id);
         let description = match &owner {

@@ -40,26 +40,46 @@ impl Server {
     /// it has no name any more, EBUSY for the share's root, EROFS, those of rename(2).
     pub(super) fn rename(&self, m: Trename<'_>) -> Result<Rrename, Errno> {
         let node = self.node(m.fid)?;
-        let to = self.directory(m.dfid)?;
+        let to = self.session.fids.get(m.dfid)?.target()?.inode().clone();
+        let directory = self.directory(m.dfid)?;
         let name = Name::for_rename(m.name)?;
         self.export.writable()?;
-        let (export, node, to) = (&self.export, &*node, &*to);
-        self.blocking(|| {
+        let (export, node, directory) = (&self.export, &*node, &*directory);
+        let (before, after) = (self.find_before_removal(), self.find_after_move());
+        let (replaced, moved) = self.blocking(|| {
             let (from, old) = export.locate(node)?;
-            renameat(&from, old.as_c_str(), to, name.as_c_str())
+            let replaced = before(directory, &name);
+            renameat(&from, old.as_c_str(), directory, name.as_c_str())?;
+            Ok::<_, Errno>((replaced, after(directory, &name)))
         })?;
+        self.keep_found(replaced);
+        self.note_move(moved, &to, &name);
         Ok(Rrename {})
     }
 
     /// Trenameat moves a name to another. Errors: those of rename(2), EROFS.
     pub(super) fn renameat(&self, m: Trenameat<'_>) -> Result<Rrenameat, Errno> {
         let from = self.directory(m.olddirfid)?;
-        let to = self.directory(m.newdirfid)?;
+        let to = self
+            .session
+            .fids
+            .get(m.newdirfid)?
+            .target()?
+            .inode()
+            .clone();
+        let directory = self.directory(m.newdirfid)?;
         let old = Name::for_rename(m.oldname)?;
         let new = Name::for_rename(m.newname)?;
         self.export.writable()?;
-        let (from, to) = (&*from, &*to);
-        self.blocking(|| renameat(from, old.as_c_str(), to, new.as_c_str()))?;
+        let (from, directory) = (&*from, &*directory);
+        let (before, after) = (self.find_before_removal(), self.find_after_move());
+        let (replaced, moved) = self.blocking(|| {
+            let replaced = before(directory, &new);
+            renameat(from, old.as_c_str(), directory, new.as_c_str())?;
+            Ok::<_, Errno>((replaced, after(directory, &new)))
+        })?;
+        self.keep_found(replaced);
+        self.note_move(moved, &to, &new);
         Ok(Rrenameat {})
     }
 
@@ -75,7 +95,13 @@ impl Server {
         };
         self.export.writable()?;
         let directory = &*directory;
-        self.blocking(|| unlinkat(directory, name.as_c_str(), flag))?;
+        let before = self.find_before_removal();
+        let removed = self.blocking(|| {
+            let removed = before(directory, &name);
+            unlinkat(directory, name.as_c_str(), flag)?;
+            Ok::<_, Errno>(removed)
+        })?;
+        self.keep_found(removed);
         Ok(Runlinkat {})
     }
 
@@ -85,7 +111,7 @@ impl Server {
     pub(super) fn remove(&self, m: Tremove) -> Result<Rremove, Errno> {
         let fid = self.session.fids.remove(m.fid)?;
         self.export.writable()?;
-        let node = fid.node()?;
+        let node = self.node_of(&fid)?;
         let node = &*node;
         let flag = match node.kind() {
             FileKind::Directory => UnlinkatFlags::RemoveDir,

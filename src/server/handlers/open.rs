@@ -1,7 +1,5 @@
 //! Tlopen and Tlcreate: a fid becomes an open file.
 
-use std::rc::Rc;
-
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use protocol::{Rlcreate, Rlopen, Tlcreate, Tlopen, open};
@@ -10,6 +8,7 @@ use crate::export::directory::DirectoryStream;
 use crate::export::{Export, FileKind, Lookup, Name, Node, Owner, Stat};
 use crate::server::Server;
 use crate::server::fid::{File, Handle, OpenFile};
+use crate::server::inodes::Place;
 use std::os::fd::OwnedFd;
 
 /// The guest chooses the size of its reads and writes by msize alone.
@@ -20,16 +19,21 @@ impl Server {
     /// socket (they belong to the guest's kernel), EROFS, those of open(2).
     pub(super) fn lopen(&self, m: Tlopen) -> Result<Rlopen, Errno> {
         let fid = self.session.fids.get(m.fid)?;
-        let node = fid.unopened()?;
+        let inode = fid.unopened()?;
         let flags = host_flags(m.flags)?;
         if writes(flags) {
             self.export.writable()?;
         }
+        let node = self.hold(&inode)?;
         let (fd, stat) = {
             let node = &*node;
-            self.blocking(|| Ok::<_, Errno>((node.reopen(flags)?, node.stat()?)))?
+            self.with_descriptors(|| {
+                self.blocking(|| Ok::<_, Errno>((node.reopen(flags)?, node.stat()?)))
+            })?
         };
-        fid.open(OpenFile::new(node.clone(), handle(&node, fd, flags)))?;
+        let counted = self.session.inodes.count_open();
+        fid.open(OpenFile::new(inode, handle(&node, fd, flags), counted))?;
+        self.relieve();
         Ok(Rlopen {
             qid: self.qid(&stat),
             iounit: NO_IOUNIT,
@@ -40,7 +44,8 @@ impl Server {
     /// file then. Without EXCL a file that exists is opened. Errors: those of open(2), EROFS.
     pub(super) fn lcreate(&self, m: Tlcreate<'_>) -> Result<Rlcreate, Errno> {
         let fid = self.session.fids.get(m.fid)?;
-        let node = fid.unopened()?;
+        let parent = fid.unopened()?;
+        let node = self.hold(&parent)?;
         let directory = node.directory()?;
         let name = Name::for_new(m.name)?;
         self.export.writable()?;
@@ -51,10 +56,21 @@ impl Server {
             gid: m.gid,
         };
         let export = &self.export;
-        let (fd, node, stat) =
-            self.blocking(|| create(export, directory, &name, flags, exclusive, m.mode, owner))?;
+        // Making the file is the first thing that takes a descriptor: without one, nothing is made.
+        let (fd, node, stat) = self.with_descriptors(|| {
+            self.blocking(|| create(export, directory, &name, flags, exclusive, m.mode, owner))
+        })?;
         let handle = handle(&node, fd, flags);
-        fid.open(OpenFile::new(Rc::new(node), handle))?;
+        let counted = self.session.inodes.count_open();
+        let inode = self.admit(
+            node,
+            Some(Place {
+                directory: parent,
+                name: m.name.into(),
+            }),
+        );
+        fid.open(OpenFile::new(inode, handle, counted))?;
+        self.relieve();
         Ok(Rlcreate {
             qid: self.qid(&stat),
             iounit: NO_IOUNIT,

@@ -53,11 +53,13 @@ impl Server {
         }
         self.session.fids.check_free(m.fid)?;
         let export = &self.export;
-        let (root, stat) = self.blocking(|| export.directory_below(m.aname))?;
-        let root = Rc::new(root);
+        let (root, stat) =
+            self.with_descriptors(|| self.blocking(|| export.directory_below(m.aname)))?;
+        let root = self.admit(root, None);
         self.session
             .fids
             .insert(m.fid, Fid::walked(m.n_uname, root.clone(), root))?;
+        self.relieve();
         Ok(Rattach {
             qid: self.qid(&stat),
         })
@@ -95,16 +97,17 @@ impl Server {
 
     fn set_xattr(&self, draft: &XattrDraft) -> Result<(), Errno> {
         let XattrDraft {
-            node,
+            inode,
             name,
             flags,
             size,
             value,
         } = draft;
-        let (node, value): (&_, _) = (&**node, value.take());
+        let value = value.take();
         if value.len() != *size {
             return Err(Errno::EINVAL);
         }
+        let node = &*self.hold(inode)?;
         self.blocking(|| match *size {
             0 => node.remove_xattr(name),
             _ => node.set_xattr(name, &value, *flags),

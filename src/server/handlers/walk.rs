@@ -8,14 +8,13 @@ use protocol::{Qids, Rwalk, Twalk};
 use crate::export::{Component, Lookup, Node, Stat};
 use crate::server::Server;
 use crate::server::fid::Fid;
+use crate::server::inodes::{Inode, Place};
 
 /// How far a walk came.
 #[derive(Default)]
 struct Walked {
-    /// The last file reached, unless not even the first name was found.
-    last: Option<Node>,
-    /// Of every file on the way.
-    stats: Vec<Stat>,
+    /// Every file on the way.
+    files: Vec<(Node, Stat)>,
     /// Why it went no further.
     error: Option<Errno>,
 }
@@ -30,52 +29,68 @@ impl Server {
             fid.unopened()?
         } else {
             self.session.fids.check_free(m.newfid)?;
-            fid.node()?
+            fid.target()?.inode().clone()
         };
         let mut qids = Qids::new();
-        let end = if m.names.is_empty() {
-            start
-        } else {
-            let walked = self.resolve(&start, &fid.root, &m.names);
-            for stat in &walked.stats {
-                qids.push(self.qid(stat));
+        let mut end = start;
+        if !m.names.is_empty() {
+            let node = self.node_of(&fid)?;
+            let walked = self.resolve(&node, &fid.root, &m.names)?;
+            let whole = walked.error.is_none();
+            for ((node, stat), name) in walked.files.into_iter().zip(m.names.iter()) {
+                qids.push(self.qid(&stat));
+                if whole {
+                    // The way up leads to no name.
+                    let place = (*name != b"..").then(|| Place {
+                        directory: end,
+                        name: (*name).into(),
+                    });
+                    end = self.admit(node, place);
+                }
             }
-            match (walked.last, walked.error) {
-                (Some(last), None) => Rc::new(last),
-                (Some(_), Some(_)) => return Ok(Rwalk { qids }),
-                (None, error) => return Err(error.unwrap_or(Errno::ENOENT)),
+            match walked.error {
+                Some(error) if qids.is_empty() => return Err(error),
+                Some(_) => return Ok(Rwalk { qids }),
+                None => {}
             }
-        };
+        }
         let walked = Fid::walked(fid.user, fid.root.clone(), end);
         if m.newfid == m.fid {
             self.session.fids.replace(m.fid, &fid, walked)?;
         } else {
             self.session.fids.insert(m.newfid, walked)?;
         }
+        self.relieve();
         Ok(Rwalk { qids })
     }
 
     /// As far as the kernel's caches reach the walk is made here; the rest, if any, on a worker.
-    fn resolve(&self, start: &Node, root: &Node, names: &[&[u8]]) -> Walked {
+    fn resolve(&self, start: &Node, root: &Rc<Inode>, names: &[&[u8]]) -> Result<Walked, Errno> {
+        let root = &*self.hold(root)?;
         let mut walked = Walked::default();
-        walked.go_on(start, root, names, Lookup::Cached);
-        if walked.error == Some(Errno::EAGAIN) {
-            walked.error = None;
-            self.blocking(|| walked.go_on(start, root, names, Lookup::Blocking));
-        }
-        walked
+        // A walk that came to nothing for want of a descriptor is tried again.
+        self.with_descriptors(|| {
+            walked.go_on(start, root, names, Lookup::Cached);
+            if walked.error == Some(Errno::EAGAIN) {
+                self.blocking(|| walked.go_on(start, root, names, Lookup::Blocking));
+            }
+            match walked.error {
+                Some(error @ (Errno::EMFILE | Errno::ENFILE)) => Err(error),
+                _ => Ok(()),
+            }
+        })?;
+        Ok(walked)
     }
 }
 
 impl Walked {
     /// Walks those of `names` that are not behind it yet.
     fn go_on(&mut self, start: &Node, root: &Node, names: &[&[u8]], lookup: Lookup) {
-        for name in &names[self.stats.len()..] {
-            match step(self.last.as_ref().unwrap_or(start), root, name, lookup) {
-                Ok((node, stat)) => {
-                    self.last = Some(node);
-                    self.stats.push(stat);
-                }
+        self.error = None;
+        for name in &names[self.files.len()..] {
+            let from = self.files.last().map_or(start, |(node, _)| node);
+            match step(from, root, name, lookup) {
+                Ok(file) => self.files.push(file),
                 Err(error) => {
                     self.error = Some(error);
                     return;

@@ -14,8 +14,8 @@ impl Server {
     /// list of all names. Errors: ENODATA if there is none, those of getxattr(2), listxattr(2).
     pub(super) fn xattrwalk(&self, m: Txattrwalk<'_>) -> Result<Rxattrwalk, Errno> {
         let fid = self.session.fids.get(m.fid)?;
-        let node = fid.node()?;
         self.session.fids.check_free(m.newfid)?;
+        let node = self.node_of(&fid)?;
         let node = &*node;
         let value = if m.name.is_empty() {
             self.blocking(|| node.xattr_names())?
@@ -34,7 +34,7 @@ impl Server {
     /// flags, E2BIG, EROFS; whether the attribute may be set is known only at the clunk.
     pub(super) fn xattrcreate(&self, m: Txattrcreate<'_>) -> Result<Rxattrcreate, Errno> {
         let fid = self.session.fids.get(m.fid)?;
-        let node = fid.unopened()?;
+        let inode = fid.unopened()?;
         let name = XattrName::new(m.name)?;
         if m.flags & !(xattr::CREATE | xattr::REPLACE) != 0 {
             return Err(Errno::EINVAL);
@@ -46,7 +46,7 @@ impl Server {
         self.export.writable()?;
         let value = RefCell::default();
         fid.begin_draft(XattrDraft {
-            node,
+            inode,
             name,
             flags: m.flags,
             size,

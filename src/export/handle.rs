@@ -1,0 +1,233 @@
+//! Finding an inode again after its descriptor was given up.
+//!
+//! The kernel's file handle (open_by_handle_at(2)) leads to the very inode, wherever it was moved,
+//! as long as it lives; it takes CAP_DAC_READ_SEARCH and a file system that can be exported.
+//! Without, an inode is found by a directory and a name, and believed only if it is the same.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+
+use super::name::Name;
+use super::node::{FileKind, InodeKey, Lookup, Node};
+use super::sys::{self, FileHandle};
+
+/// How an inode without a descriptor is found again.
+#[derive(Debug)]
+pub enum Trace {
+    /// By the kernel's handle.
+    Handle(FileHandle),
+    /// By a name in the directory that is known for it.
+    Name,
+}
+
+/// What traces are made and followed with. Called on workers.
+#[derive(Debug)]
+pub struct Traces {
+    /// A descriptor on each mount, which open_by_handle_at(2) asks for; None where it is refused.
+    /// Nothing at all if handles are not to be used.
+    mounts: Option<Mutex<HashMap<u64, Option<Arc<OwnedFd>>>>>,
+    by_name: AtomicBool,
+}
+
+impl Traces {
+    /// With file handles where they work, or without.
+    pub fn new(handles: bool) -> Traces {
+        Traces {
+            mounts: handles.then(Mutex::default),
+            by_name: AtomicBool::new(!handles),
+        }
+    }
+
+    /// Whether some inodes are found by their names, so that it matters where they are moved.
+    pub fn by_name(&self) -> bool {
+        self.by_name.load(Ordering::Relaxed)
+    }
+
+    /// A trace of `node`, by which it can be given up; None if only its descriptor leads to it.
+    /// That is so for one that has no name any more, for it lives by the descriptor. `place` is
+    /// where it was seen last.
+    pub fn of(&self, node: &Node, place: Option<(&Node, &Name)>) -> Option<Trace> {
+        let stat = node.stat().ok()?;
+        if stat.0.stx_nlink == 0 {
+            return None;
+        }
+        if let Some(handle) = self.handle(node, place.map(|(directory, _)| directory)) {
+            return Some(Trace::Handle(handle));
+        }
+        let (directory, name) = place?;
+        // No descriptor is taken: there may be none left.
+        let found = directory.child_key(name).ok()?;
+        (found == *node.key()).then_some(Trace::Name)
+    }
+
+    /// Follows a trace to the inode that was `key`. Errors: ESTALE if it is gone, or is not
+    /// where it was; EMFILE.
+    pub fn follow(
+        &self,
+        trace: &Trace,
+        key: &InodeKey,
+        place: Option<(&Node, &Name)>,
+    ) -> Result<Node, Errno> {
+        let found = match (trace, place) {
+            (Trace::Handle(handle), _) => {
+                let mount = self.mount(key.mount).ok_or(Errno::ESTALE)?;
+                sys::open_by_handle(mount.as_fd(), handle, OFlag::O_PATH | OFlag::O_CLOEXEC)
+                    .and_then(Node::new)
+            }
+            (Trace::Name, Some((directory, name))) => directory.child(name, Lookup::Blocking),
+            (Trace::Name, None) => return Err(Errno::ESTALE),
+        };
+        match found {
+            // A handle leads to the mount that it is opened on, so only the inode is compared.
+            Ok((node, _)) if node.key().same_inode(key) => Ok(node),
+            Err(error @ (Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM)) => Err(error),
+            Ok(_) | Err(_) => Err(Errno::ESTALE),
+        }
+    }
+
+    fn handle(&self, node: &Node, above: Option<&Node>) -> Option<FileHandle> {
+        let mounts = self.mounts.as_ref()?;
+        let mount = node.key().mount;
+        let known = mounts
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&mount)
+            .cloned();
+        if let Some(None) = known {
+            return None;
+        }
+        let handle = sys::name_to_handle(node.as_fd());
+        if let Some(Some(_)) = known {
+            return handle.ok();
+        }
+        // The first one of this mount: see whether the way back works. Only a directory may be kept
+        // open for it: a file that is removed would go on to fill the disk. A later one will tell.
+        let directory = std::iter::once(node)
+            .chain(above)
+            .find(|node| node.kind() == FileKind::Directory && node.key().mount == mount)?;
+        let descriptor = directory.reopen(OFlag::O_RDONLY).ok()?;
+        let handle = handle.ok().filter(|handle| {
+            let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
+            sys::open_by_handle(descriptor.as_fd(), handle, flags)
+                .and_then(Node::new)
+                .is_ok_and(|(found, _)| found.key().same_inode(node.key()))
+        });
+        if handle.is_none() {
+            self.by_name.store(true, Ordering::Relaxed);
+        }
+        let descriptor = handle.is_some().then(|| Arc::new(descriptor));
+        mounts
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(mount, descriptor);
+        handle
+    }
+
+    fn mount(&self, id: u64) -> Option<Arc<OwnedFd>> {
+        let mounts = self.mounts.as_ref()?;
+        let mounts = mounts.lock().unwrap_or_else(PoisonError::into_inner);
+        mounts.get(&id).cloned().flatten()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use nix::fcntl::open;
+    use nix::sys::stat::Mode;
+
+    use super::*;
+
+    fn pin(path: &std::path::Path) -> Node {
+        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        Node::new(open(path, flags, Mode::empty()).unwrap())
+            .unwrap()
+            .0
+    }
+
+    fn name(text: &str) -> Name {
+        Name::for_new(text.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn a_handle_leads_to_the_inode_wherever_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("sub")).unwrap();
+        fs::write(dir.path().join("file"), "").unwrap();
+        let file = pin(&dir.path().join("file"));
+        let traces = Traces::new(true);
+        let top = pin(dir.path());
+        let trace = traces.of(&file, Some((&top, &name("file"))));
+        let Some(trace @ Trace::Handle(_)) = trace else {
+            assert!(matches!(trace, Some(Trace::Name)));
+            eprintln!("skipped: this user, or this file system, has no file handles");
+            return;
+        };
+        let key = *file.key();
+        drop(file);
+        fs::rename(dir.path().join("file"), dir.path().join("sub/moved")).unwrap();
+        let found = traces.follow(&trace, &key, None).unwrap();
+        assert_eq!(found.key(), &key);
+        drop(found);
+        fs::remove_file(dir.path().join("sub/moved")).unwrap();
+        fs::write(dir.path().join("file"), "").unwrap();
+        assert_eq!(
+            traces.follow(&trace, &key, None).unwrap_err(),
+            Errno::ESTALE
+        );
+    }
+
+    #[test]
+    fn a_name_leads_to_the_same_inode_or_nowhere() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("file"), "").unwrap();
+        let (top, file) = (pin(dir.path()), pin(&dir.path().join("file")));
+        let name = name("file");
+        let place = Some((&top, &name));
+        let traces = Traces::new(false);
+        let trace = traces.of(&file, place).unwrap();
+        let key = *file.key();
+        drop(file);
+        assert_eq!(traces.follow(&trace, &key, place).unwrap().key(), &key);
+        fs::rename(dir.path().join("file"), dir.path().join("other")).unwrap();
+        assert_eq!(
+            traces.follow(&trace, &key, place).unwrap_err(),
+            Errno::ESTALE
+        );
+        fs::write(dir.path().join("file"), "").unwrap();
+        assert_eq!(
+            traces.follow(&trace, &key, place).unwrap_err(),
+            Errno::ESTALE
+        );
+    }
+
+    #[test]
+    fn what_has_no_name_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("file"), "").unwrap();
+        let (top, file) = (pin(dir.path()), pin(&dir.path().join("file")));
+        fs::remove_file(dir.path().join("file")).unwrap();
+        for handles in [true, false] {
+            assert!(
+                Traces::new(handles)
+                    .of(&file, Some((&top, &name("file"))))
+                    .is_none()
+            );
+        }
+        // Another file by its name is no trace of it.
+        fs::write(dir.path().join("file"), "").unwrap();
+        fs::write(dir.path().join("other"), "").unwrap();
+        let other = pin(&dir.path().join("other"));
+        assert!(
+            Traces::new(false)
+                .of(&other, Some((&top, &name("file"))))
+                .is_none()
+        );
+    }
+}

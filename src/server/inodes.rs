@@ -1,0 +1,475 @@
+//! The inodes that fids stand for, and their descriptors.
+//!
+//! However many fids a guest has on a file, there is one [`Inode`] for it. It is held by an
+//! `O_PATH` descriptor, so that no rename and no unlink can redirect it. A guest may walk to more
+//! files than a process may have descriptors: above a budget those that were not used lately give
+//! theirs up for a [`Trace`], by which they are found again when they are asked for. One that could
+//! not be found, because it has lost its last name, keeps its descriptor.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, VecDeque};
+use std::rc::{Rc, Weak};
+
+use foldhash::fast::RandomState;
+use nix::errno::Errno;
+
+use super::Server;
+use super::fid::OpenFile;
+use crate::export::handle::Trace;
+use crate::export::{InodeKey, Lookup, Name, Node};
+
+/// A file of the share that the guest has reached.
+#[derive(Debug)]
+pub struct Inode {
+    key: InodeKey,
+    pin: RefCell<Pin>,
+    /// Where it was seen last.
+    place: RefCell<Option<Place>>,
+    /// Since the last look for descriptors to give up.
+    used: Cell<bool>,
+    inodes: Weak<Inodes>,
+}
+
+#[derive(Debug)]
+enum Pin {
+    Held(Rc<Node>),
+    GivenUp(Rc<Trace>),
+}
+
+/// A directory and a name in it.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// The directory.
+    pub directory: Rc<Inode>,
+    /// The name there.
+    pub name: Box<[u8]>,
+}
+
+/// All inodes of a session, found by what they are. They live by the fids that stand for them.
+#[derive(Debug)]
+pub struct Inodes {
+    this: Weak<Inodes>,
+    table: RefCell<HashMap<InodeKey, Weak<Inode>, RandomState>>,
+    /// Those that are held, the one that was longest not looked at first; some have ended.
+    held: RefCell<VecDeque<Weak<Inode>>>,
+    held_count: Cell<usize>,
+    given_up: Cell<usize>,
+    /// Descriptors of open files, which are nobody's to give up.
+    open: Rc<Cell<usize>>,
+    /// How many descriptors of both kinds there should be at the most.
+    budget: usize,
+    /// The number from which on to look for some to give up: more than the budget if there were
+    /// none the last time.
+    crowd: Cell<usize>,
+    relieving: Cell<bool>,
+}
+
+/// Counts one descriptor of an open file.
+#[derive(Debug)]
+pub struct OpenDescriptor(Rc<Cell<usize>>);
+
+impl Inode {
+    /// The inode's identity.
+    pub fn key(&self) -> &InodeKey {
+        &self.key
+    }
+
+    /// The pinned file, if it is held.
+    fn held(&self) -> Option<Rc<Node>> {
+        self.used.set(true);
+        self.peek()
+    }
+
+    fn peek(&self) -> Option<Rc<Node>> {
+        match &*self.pin.borrow() {
+            Pin::Held(node) => Some(node.clone()),
+            Pin::GivenUp(_) => None,
+        }
+    }
+
+    /// How it can be found again, if it is not held.
+    fn trace(&self) -> Option<Rc<Trace>> {
+        match &*self.pin.borrow() {
+            Pin::Held(_) => None,
+            Pin::GivenUp(trace) => Some(trace.clone()),
+        }
+    }
+
+    fn place(&self) -> Option<Place> {
+        self.place.borrow().clone()
+    }
+
+    /// Remembers where it is now.
+    pub fn moved_to(&self, place: Place) {
+        // The old one may be the last to know of a directory: not dropped while it is borrowed.
+        let _old = self.place.replace(Some(place));
+    }
+}
+
+impl Drop for Inode {
+    fn drop(&mut self) {
+        if let Some(inodes) = self.inodes.upgrade() {
+            inodes.forget(self);
+        }
+        // A chain of directories, each known only by the one below, ends without recursion: it may
+        // be deeper than the stack.
+        let mut above = self.place.take().map(|place| place.directory);
+        while let Some(inode) = above.and_then(Rc::into_inner) {
+            above = inode.place.take().map(|place| place.directory);
+        }
+    }
+}
+
+impl Inodes {
+    /// None yet. `budget` is how many descriptors are to be open at the most.
+    pub fn new(budget: usize) -> Rc<Inodes> {
+        Rc::new_cyclic(|this| Inodes {
+            this: this.clone(),
+            table: RefCell::default(),
+            held: RefCell::default(),
+            held_count: Cell::new(0),
+            given_up: Cell::new(0),
+            open: Rc::default(),
+            budget,
+            crowd: Cell::new(budget),
+            relieving: Cell::new(false),
+        })
+    }
+
+    /// The inode of a file that was found, seen at `place`. If it is known already, the descriptor
+    /// just opened is not needed, unless it had been given up.
+    pub fn admit(&self, node: Node, place: Option<Place>) -> Rc<Inode> {
+        let key = *node.key();
+        let known = self.get(&key);
+        let inode = match known {
+            Some(inode) => {
+                self.hold(&inode, node);
+                inode
+            }
+            None => {
+                let inode = Rc::new(Inode {
+                    key,
+                    pin: RefCell::new(Pin::Held(Rc::new(node))),
+                    place: RefCell::default(),
+                    used: Cell::new(true),
+                    inodes: self.this.clone(),
+                });
+                self.table.borrow_mut().insert(key, Rc::downgrade(&inode));
+                self.count_held(&inode);
+                inode
+            }
+        };
+        if let Some(place) = place {
+            inode.moved_to(place);
+        }
+        inode
+    }
+
+    /// The inode, if the guest has it.
+    pub fn get(&self, key: &InodeKey) -> Option<Rc<Inode>> {
+        self.table.borrow().get(key)?.upgrade()
+    }
+
+    /// One more open file, until the value returned is dropped.
+    pub fn count_open(&self) -> OpenDescriptor {
+        self.open.set(self.open.get() + 1);
+        OpenDescriptor(self.open.clone())
+    }
+
+    /// An inode whose descriptor was given up has this one from now on.
+    fn hold(&self, inode: &Rc<Inode>, node: Node) -> Rc<Node> {
+        if let Some(node) = inode.held() {
+            return node;
+        }
+        let node = Rc::new(node);
+        inode.pin.replace(Pin::Held(node.clone()));
+        self.given_up.set(self.given_up.get() - 1);
+        self.count_held(inode);
+        node
+    }
+
+    fn give_up(&self, inode: &Inode, trace: Trace) {
+        inode.pin.replace(Pin::GivenUp(Rc::new(trace)));
+        self.held_count.set(self.held_count.get() - 1);
+        self.given_up.set(self.given_up.get() + 1);
+    }
+
+    fn count_held(&self, inode: &Rc<Inode>) {
+        self.held_count.set(self.held_count.get() + 1);
+        let mut held = self.held.borrow_mut();
+        held.push_back(Rc::downgrade(inode));
+        // Most inodes end before anyone looks for descriptors.
+        if held.len() > 64 + 2 * self.held_count.get() {
+            held.retain(|inode| inode.strong_count() > 0);
+        }
+    }
+
+    fn forget(&self, inode: &Inode) {
+        let count = match &*inode.pin.borrow() {
+            Pin::Held(_) => &self.held_count,
+            Pin::GivenUp(_) => &self.given_up,
+        };
+        count.set(count.get() - 1);
+        let mut table = self.table.borrow_mut();
+        // A later inode with the same number may have taken the entry.
+        if table
+            .get(&inode.key)
+            .is_some_and(|entry| std::ptr::eq(entry.as_ptr(), inode))
+        {
+            table.remove(&inode.key);
+        }
+    }
+
+    fn crowded(&self) -> bool {
+        self.descriptors() > self.crowd.get()
+    }
+
+    fn descriptors(&self) -> usize {
+        self.held_count.get() + self.open.get()
+    }
+
+    /// Some of the inodes that nobody has used since the last look, and no request uses now.
+    fn idle(&self, wanted: usize) -> Vec<Rc<Inode>> {
+        let mut held = self.held.borrow_mut();
+        let mut idle = Vec::new();
+        // Twice around: those that were used lately are passed over once.
+        for _ in 0..2 * held.len() {
+            if idle.len() == wanted {
+                break;
+            }
+            let Some(inode) = held.pop_front() else { break };
+            let Some(inode) = inode.upgrade() else {
+                continue;
+            };
+            let in_use = match &*inode.pin.borrow() {
+                Pin::Held(node) => Rc::strong_count(node) > 1,
+                // Held again, it has a second entry.
+                Pin::GivenUp(_) => continue,
+            };
+            if inode.used.replace(false) || in_use {
+                held.push_back(Rc::downgrade(&inode));
+            } else {
+                idle.push(inode);
+            }
+        }
+        idle
+    }
+
+    /// Takes back those that were idle but have to stay.
+    fn keep(&self, inode: &Rc<Inode>) {
+        self.held.borrow_mut().push_back(Rc::downgrade(inode));
+    }
+}
+
+impl Drop for OpenDescriptor {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
+impl Server {
+    /// The pinned file of an inode, found again if its descriptor was given up. Errors: ESTALE if
+    /// the host has removed it, or moved it where it cannot be found.
+    pub(super) fn hold(&self, inode: &Rc<Inode>) -> Result<Rc<Node>, Errno> {
+        match inode.held() {
+            Some(node) => Ok(node),
+            None => {
+                let node = self.with_descriptors(|| self.find(inode))?;
+                let node = self.session.inodes.hold(inode, node);
+                self.relieve();
+                Ok(node)
+            }
+        }
+    }
+
+    /// The pinned file of an open one, which its own descriptor always leads to.
+    pub(super) fn hold_open(&self, open: &OpenFile) -> Result<Rc<Node>, Errno> {
+        if let Some(node) = open.inode.held() {
+            return Ok(node);
+        }
+        let node =
+            self.with_descriptors(|| Node::of_open_file(&open.handle).map(|(node, _)| node))?;
+        Ok(self.session.inodes.hold(&open.inode, node))
+    }
+
+    /// Follows the inode's trace, and before it those of the directories that it depends on, which
+    /// do not keep what is opened on the way.
+    fn find(&self, inode: &Rc<Inode>) -> Result<Node, Errno> {
+        // From the inode up to the first that needs no directory to be found.
+        let mut chain = Vec::new();
+        let mut top = None;
+        let mut next = Some(inode.clone());
+        while let Some(inode) = next.take() {
+            let Some(trace) = inode.trace() else {
+                top = inode.peek();
+                break;
+            };
+            let mut name = None;
+            if let Trace::Name = *trace
+                && let Some(place) = inode.place()
+            {
+                name = Name::for_new(&place.name).ok();
+                next = Some(place.directory);
+            }
+            chain.push((trace, inode.key, name));
+        }
+        let traces = self.export.traces();
+        let steps: Vec<(&Trace, &InodeKey, Option<&Name>)> = chain
+            .iter()
+            .rev()
+            .map(|(trace, key, name)| (&**trace, key, name.as_ref()))
+            .collect();
+        let top = top.as_deref();
+        self.blocking(|| {
+            let mut found: Option<Node> = None;
+            for (trace, key, name) in steps {
+                let place = found.as_ref().or(top).zip(name);
+                found = Some(traces.follow(trace, key, place)?);
+            }
+            found.ok_or(Errno::ESTALE)
+        })
+    }
+
+    /// The pinned file of an inode, for a moment: if it has given its descriptor up, that is not
+    /// changed.
+    fn visit(&self, inode: &Rc<Inode>) -> Result<Rc<Node>, Errno> {
+        match inode.peek() {
+            Some(node) => Ok(node),
+            None => self.find(inode).map(Rc::new),
+        }
+    }
+
+    /// Takes a file that was found into the session.
+    pub(super) fn admit(&self, node: Node, place: Option<Place>) -> Rc<Inode> {
+        self.session.inodes.admit(node, place)
+    }
+
+    /// Gives descriptors up if there are too many. Called after new ones were made, when nothing
+    /// is borrowed.
+    pub(super) fn relieve(&self) {
+        if self.session.inodes.crowded() {
+            self.give_up_descriptors();
+        }
+    }
+
+    /// Runs `open`, which makes descriptors, and once more if there were none left but some could
+    /// be given up.
+    pub(super) fn with_descriptors<T>(
+        &self,
+        mut open: impl FnMut() -> Result<T, Errno>,
+    ) -> Result<T, Errno> {
+        match open() {
+            Err(Errno::EMFILE | Errno::ENFILE) if self.give_up_descriptors() => open(),
+            result => result,
+        }
+    }
+
+    /// Whether any was given up.
+    fn give_up_descriptors(&self) -> bool {
+        /// At least so many in one go, for each takes a few calls on a worker.
+        const BATCH: usize = 16;
+        let inodes = &self.session.inodes;
+        if inodes.relieving.replace(true) {
+            return false;
+        }
+        let batch = BATCH.max(inodes.budget / 8);
+        let idle = inodes.idle(batch);
+        let given_up = self.give_up(&idle);
+        inodes.crowd.set(match given_up {
+            0 => inodes.descriptors() + batch,
+            _ => inodes.budget,
+        });
+        inodes.relieving.set(false);
+        log::debug!("{given_up} of {} idle descriptors given up", idle.len());
+        given_up > 0
+    }
+
+    fn give_up(&self, idle: &[Rc<Inode>]) -> usize {
+        let inodes = &self.session.inodes;
+        let traces = self.export.traces();
+        let nodes: Vec<_> = idle.iter().map(|inode| inode.peek()).collect();
+        let places: Vec<_> = idle
+            .iter()
+            .map(|inode| {
+                let place = inode.place()?;
+                let name = Name::for_new(&place.name).ok()?;
+                let directory = match place.directory.peek() {
+                    None if traces.by_name() => self.visit(&place.directory).ok(),
+                    held => held,
+                };
+                Some((directory?, name))
+            })
+            .collect();
+        let files: Vec<_> = nodes
+            .iter()
+            .zip(&places)
+            .map(|(node, place)| {
+                let place = place.as_ref().map(|(directory, name)| (&**directory, name));
+                (node.as_deref(), place)
+            })
+            .collect();
+        let found: Vec<Option<Trace>> = self.blocking(|| {
+            files
+                .iter()
+                .map(|(node, place)| traces.of((*node)?, *place))
+                .collect()
+        });
+        drop(files);
+        drop(places);
+        let mut given_up = 0;
+        for ((inode, node), trace) in idle.iter().zip(nodes).zip(found) {
+            // Only this list and the inode itself have it.
+            let alone = node.is_some_and(|node| Rc::strong_count(&node) == 2);
+            match trace {
+                Some(trace) if alone && !inode.used.get() => {
+                    inodes.give_up(inode, trace);
+                    given_up += 1;
+                }
+                _ => inodes.keep(inode),
+            }
+        }
+        given_up
+    }
+
+    /// What a name stands for that is about to lose it: found while it can be, for a fid of the
+    /// guest may stand for it too. To be called on a worker, and what it returns to be given to
+    /// [`Server::keep_found`] afterwards.
+    pub(super) fn find_before_removal(
+        &self,
+    ) -> impl Fn(&Node, &Name) -> Option<Node> + Send + use<> {
+        let needed = self.session.inodes.given_up.get() > 0;
+        move |directory, name| {
+            let found = needed.then(|| directory.child(name, Lookup::Blocking));
+            found?.ok().map(|(node, _)| node)
+        }
+    }
+
+    /// Lets the inode that was found keep the descriptor, if it had given up its own.
+    pub(super) fn keep_found(&self, found: Option<Node>) {
+        if let Some(node) = found
+            && let Some(inode) = self.session.inodes.get(node.key())
+        {
+            self.session.inodes.hold(&inode, node);
+        }
+    }
+
+    /// What a name stands for that a file was moved to, if the file may depend on that to be
+    /// found again. To be called on a worker, and what it returns to be given to
+    /// [`Server::note_move`] afterwards.
+    pub(super) fn find_after_move(
+        &self,
+    ) -> impl Fn(&Node, &Name) -> Option<InodeKey> + Send + use<> {
+        let needed = self.export.traces().by_name();
+        move |directory, name| needed.then(|| directory.child_key(name).ok())?
+    }
+
+    /// Remembers the place that a file was moved to.
+    pub(super) fn note_move(&self, moved: Option<InodeKey>, directory: &Rc<Inode>, name: &Name) {
+        if let Some(inode) = moved.and_then(|key| self.session.inodes.get(&key)) {
+            inode.moved_to(Place {
+                directory: directory.clone(),
+                name: name.as_bytes().into(),
+            });
+        }
+    }
+}

@@ -1,0 +1,332 @@
+//! More fids than descriptors: what gives its descriptor up is found again, and nothing else is.
+
+mod common;
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use common::{BINARY, Guest, no_change, refused};
+use nix::errno::Errno;
+use protocol::{Names, Rmessage, Tgetattr, Tmessage, Twalk, getattr, open, setattr};
+use stub_guest::daemon::Launch;
+
+/// The least that every distribution allows.
+const DESCRIPTORS: usize = 1024;
+/// The two ways to find a file again.
+const WAYS: [&str; 2] = ["prefer", "never"];
+
+/// A guest whose daemon may have few descriptors.
+fn guest(way: &str) -> Guest {
+    let limit = DESCRIPTORS.to_string();
+    Guest::on(
+        Launch::new(BINARY)
+            .arg("--rlimit-nofile")
+            .arg(limit)
+            .arg("--inode-file-handles")
+            .arg(way),
+    )
+}
+
+/// Sends the same kind of request for all numbers, 32 at a time, and gives each reply to `check`.
+fn for_all(
+    guest: &mut Guest,
+    numbers: std::ops::Range<u32>,
+    message: impl for<'a> Fn(u32, &'a mut String) -> Tmessage<'a>,
+    mut check: impl FnMut(u32, Rmessage<'_>),
+) {
+    let numbers: Vec<u32> = numbers.collect();
+    for some in numbers.chunks(32) {
+        let mut tags = Vec::new();
+        for number in some {
+            let mut name = String::new();
+            let message = message(*number, &mut name);
+            tags.push((*number, guest.client.submit(&message, &[]).unwrap()));
+        }
+        for (number, tag) in tags {
+            let reply = guest.client.wait(tag).unwrap();
+            check(number, reply.message().unwrap());
+            guest.client.recycle(reply);
+        }
+    }
+}
+
+/// Walks from `from` to the file that is named by its number, which becomes the fid.
+fn walk_all(guest: &mut Guest, from: u32, numbers: std::ops::Range<u32>) {
+    for_all(
+        guest,
+        numbers,
+        |number, name| {
+            *name = number.to_string();
+            Tmessage::Walk(Twalk {
+                fid: from,
+                newfid: number,
+                names: Names::from_slice(&[name.as_bytes()]).unwrap(),
+            })
+        },
+        |number, reply| assert!(matches!(reply, Rmessage::Walk(_)), "{number}: {reply:?}"),
+    );
+}
+
+/// The inode that each fid stands for now.
+fn check_all(guest: &mut Guest, numbers: std::ops::Range<u32>, inodes: &[u64], first: u32) {
+    for_all(
+        guest,
+        numbers,
+        |fid, _| {
+            Tmessage::Getattr(Tgetattr {
+                fid,
+                mask: getattr::BASIC,
+            })
+        },
+        |number, reply| match reply {
+            Rmessage::Getattr(reply) => {
+                assert_eq!(
+                    reply.qid.path,
+                    inodes[(number - first) as usize],
+                    "{number}"
+                );
+            }
+            other => panic!("{number}: {other:?}"),
+        },
+    );
+}
+
+/// Makes files named by their numbers, and returns their inodes.
+fn make_files(directory: &Path, numbers: std::ops::Range<u32>) -> Vec<u64> {
+    numbers
+        .map(|number| {
+            let file = fs::File::create(directory.join(number.to_string())).unwrap();
+            file.metadata().unwrap().ino()
+        })
+        .collect()
+}
+
+fn open_descriptors(guest: &Guest) -> usize {
+    let path = format!("/proc/{}/fd", guest.daemon.pid());
+    fs::read_dir(path).unwrap().count()
+}
+
+/// The first of the fids, which are not the client's own.
+const FIRST: u32 = 1000;
+
+#[test]
+fn a_hundred_thousand_fids_need_no_more_than_a_thousand_descriptors() {
+    for (way, count) in WAYS.into_iter().zip([100_000, 10_000]) {
+        let mut guest = guest(way);
+        let numbers = FIRST..FIRST + count;
+        let inodes = make_files(&guest.path(""), numbers.clone());
+        let root = guest.root;
+        walk_all(&mut guest, root, numbers.clone());
+        assert!(open_descriptors(&guest) < DESCRIPTORS);
+        check_all(&mut guest, numbers.clone(), &inodes, FIRST);
+        assert!(open_descriptors(&guest) < DESCRIPTORS);
+        // Any of them can be used as if it were the only one.
+        for fid in numbers.clone().step_by(9973) {
+            guest.client.lopen(fid, open::RDWR).unwrap();
+            guest.client.write(fid, 0, b"content").unwrap();
+            assert_eq!(fs::read(guest.path(&fid.to_string())).unwrap(), b"content");
+        }
+        // And the session's end gives everything back.
+        guest.client.version(8192, "9P2000.L").unwrap();
+        let left = open_descriptors(&guest);
+        assert!(left < 64, "{left} descriptors are left");
+    }
+}
+
+/// More than the budget: whatever was walked to before these has given its descriptor up.
+const CROWD: u32 = 2000;
+
+/// Lets everything that is not in use give its descriptor up.
+fn crowd(guest: &mut Guest) {
+    let numbers = 50_000..50_000 + CROWD;
+    guest.dir("crowd");
+    make_files(&guest.path("crowd"), numbers.clone());
+    let directory = guest.walk("crowd");
+    walk_all(guest, directory, numbers);
+}
+
+#[test]
+fn a_fid_follows_its_file_wherever_the_guest_moves_it() {
+    for way in WAYS {
+        let mut guest = guest(way);
+        fs::create_dir_all(guest.path("a/b/c")).unwrap();
+        guest.dir("elsewhere");
+        guest.file("a/b/c/file", "deep");
+        guest.file("plain", "plain");
+        let (deep, plain) = (guest.walk("a/b/c/file"), guest.walk("plain"));
+        crowd(&mut guest);
+        // A directory far above one, and the other by its fid's own name.
+        let root = guest.root;
+        let elsewhere = guest.walk("elsewhere");
+        guest
+            .client
+            .renameat(root, "a", elsewhere, "moved")
+            .unwrap();
+        guest
+            .client
+            .renameat(root, "plain", elsewhere, "plain too")
+            .unwrap();
+        guest.client.lopen(deep, open::RDONLY).unwrap();
+        assert_eq!(guest.client.read(deep, 0, 10).unwrap(), b"deep", "{way}");
+        guest.client.lopen(plain, open::RDONLY).unwrap();
+        assert_eq!(guest.client.read(plain, 0, 10).unwrap(), b"plain", "{way}");
+    }
+}
+
+#[test]
+fn a_fid_outlives_the_last_name_that_the_guest_takes_away() {
+    for way in WAYS {
+        let mut guest = guest(way);
+        for name in ["removed", "replaced", "by fid"] {
+            guest.file(name, name);
+        }
+        guest.file("new", "new");
+        guest.dir("directory");
+        let fids = ["removed", "replaced", "directory", "by fid"].map(|name| guest.walk(name));
+        let by_fid = guest.walk("by fid");
+        crowd(&mut guest);
+        let root = guest.root;
+        guest.client.unlinkat(root, "removed", 0).unwrap();
+        guest
+            .client
+            .renameat(root, "new", root, "replaced")
+            .unwrap();
+        guest
+            .client
+            .unlinkat(root, "directory", protocol::unlink::REMOVEDIR)
+            .unwrap();
+        guest.client.remove(by_fid).unwrap();
+        crowd_again(&mut guest);
+        for fid in fids {
+            assert_eq!(
+                guest.client.getattr(fid, getattr::ALL).unwrap().nlink,
+                0,
+                "{way}"
+            );
+        }
+        // What was written through it is there, although no name leads to it.
+        guest.client.lopen(fids[0], open::RDWR).unwrap();
+        assert_eq!(guest.client.read(fids[0], 0, 10).unwrap(), b"removed");
+        guest.client.write(fids[0], 0, b"changed").unwrap();
+        let mut shorter = no_change(fids[0]);
+        (shorter.valid, shorter.size) = (setattr::SIZE, 3);
+        guest.client.setattr(shorter).unwrap();
+        assert_eq!(guest.client.read(fids[0], 0, 10).unwrap(), b"cha");
+    }
+}
+
+fn crowd_again(guest: &mut Guest) {
+    let numbers = 60_000..60_000 + CROWD;
+    guest.dir("crowd again");
+    make_files(&guest.path("crowd again"), numbers.clone());
+    let directory = guest.walk("crowd again");
+    walk_all(guest, directory, numbers);
+}
+
+#[test]
+fn what_the_host_replaces_is_stale_and_never_something_else() {
+    for way in WAYS {
+        let mut guest = guest(way);
+        let path = guest.file("file", "the first");
+        let open_one = guest.file("open", "open");
+        let fid = guest.walk("file");
+        let opened = guest.open("open", open::RDONLY);
+        crowd(&mut guest);
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, "another").unwrap();
+        fs::remove_file(open_one).unwrap();
+        refused(guest.client.getattr(fid, getattr::ALL), Errno::ESTALE);
+        refused(guest.client.lopen(fid, open::RDONLY), Errno::ESTALE);
+        // The new file is reached as any other, and the old fid stays what it was.
+        let new = guest.open("file", open::RDONLY);
+        assert_eq!(guest.client.read(new, 0, 10).unwrap(), b"another");
+        refused(guest.client.getattr(fid, getattr::ALL), Errno::ESTALE);
+        // An open file needs no name.
+        assert_eq!(guest.client.getattr(opened, getattr::ALL).unwrap().nlink, 0);
+        assert_eq!(guest.client.read(opened, 0, 10).unwrap(), b"open");
+        guest.client.clunk(fid).unwrap();
+    }
+}
+
+#[test]
+fn the_host_may_move_what_has_a_file_handle() {
+    let mut guest = guest("prefer");
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("skipped: only root may open files by their handles");
+        return;
+    }
+    let path = guest.file("file", "content");
+    guest.dir("directory");
+    let fid = guest.walk("file");
+    crowd(&mut guest);
+    fs::rename(path, guest.path("directory/moved")).unwrap();
+    guest.client.lopen(fid, open::RDONLY).unwrap();
+    assert_eq!(guest.client.read(fid, 0, 10).unwrap(), b"content");
+}
+
+#[test]
+fn open_files_are_as_many_as_there_are_descriptors_and_then_emfile() {
+    for way in WAYS {
+        let mut guest = guest(way);
+        let count = DESCRIPTORS as u32;
+        make_files(&guest.path(""), FIRST..FIRST + count);
+        let root = guest.root;
+        let mut opened = 0;
+        for fid in FIRST..FIRST + count {
+            let walked = guest.client.walk(root, fid, &[fid.to_string()]);
+            match walked.and_then(|_| guest.client.lopen(fid, open::RDONLY)) {
+                Ok(_) => opened += 1,
+                Err(error) => {
+                    refused::<()>(Err(error), Errno::EMFILE);
+                    break;
+                }
+            }
+        }
+        // Hardly any other descriptor is needed then.
+        assert!(opened > DESCRIPTORS - 64, "{way}: {opened}");
+        assert!(opened < DESCRIPTORS);
+        // Those that are open go on, and room that is made is used.
+        guest.client.read(FIRST, 0, 10).unwrap();
+        for fid in FIRST..FIRST + 8 {
+            guest.client.clunk(fid).unwrap();
+        }
+        guest
+            .client
+            .walk(root, FIRST, &[FIRST.to_string()])
+            .unwrap();
+        guest.client.lopen(FIRST, open::RDONLY).unwrap();
+    }
+}
+
+#[test]
+fn a_chain_of_directories_deeper_than_a_stack_ends() {
+    const DEPTH: usize = 1_500;
+    let mut guest = guest("never");
+    let mut fid = guest.root;
+    for _ in 0..DEPTH {
+        guest.client.mkdir(fid, "d", 0o755, common::NO_ID).unwrap();
+        guest.client.walk(fid, 77, &["d"]).unwrap();
+        fid = 77;
+    }
+    // Only this fid knows the ones above.
+    guest.client.getattr(77, getattr::ALL).unwrap();
+    guest.client.clunk(77).unwrap();
+    let root = guest.root;
+    guest.client.getattr(root, getattr::ALL).unwrap();
+    remove_chain(&guest.path(""));
+}
+
+/// Removes a tree that is too deep for a path, from the top down.
+fn remove_chain(top: &Path) {
+    let aside = top.join("aside");
+    while top.join("d").exists() {
+        if top.join("d/d").exists() {
+            fs::rename(top.join("d/d"), &aside).unwrap();
+            fs::remove_dir(top.join("d")).unwrap();
+            fs::rename(&aside, top.join("d")).unwrap();
+        } else {
+            fs::remove_dir(top.join("d")).unwrap();
+        }
+    }
+}

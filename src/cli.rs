@@ -10,6 +10,7 @@ use clap::{ArgGroup, CommandFactory, FromArgMatches, Parser, ValueEnum};
 use log::LevelFilter;
 
 use crate::daemon;
+use crate::export::Multidevs;
 
 /// Where systemd's first socket is (sd_listen_fds(3)).
 const LISTEN_FDS_START: RawFd = 3;
@@ -65,6 +66,12 @@ pub struct Options {
     /// How many descriptors the daemon may have open [default: as many as it is allowed]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(64..))]
     pub rlimit_nofile: Option<u64>,
+
+    /// What to do if there is more than one file system below the directory, where inode numbers may
+    /// repeat: give every file a number of its own, forbid to leave the directory's own file
+    /// system, or only warn
+    #[arg(long, value_enum, value_name = "WHAT", default_value_t = Multidevs::Remap)]
+    pub multidevs: Multidevs,
 
     /// How a file is found again whose descriptor was given up because a guest looks at more files
     /// than --rlimit-nofile allows: by the kernel's file handles where the host allows it (as root,
@@ -221,7 +228,8 @@ mod tests {
     #[test]
     fn every_option_is_taken() {
         let words = "x --fd 7 --shared-dir /d --tag t --readonly --once --threads 2 \
-                     --rlimit-nofile 99 --inode-file-handles never --log-level debug";
+                     --rlimit-nofile 99 --inode-file-handles never --multidevs forbid \
+                     --log-level debug";
         let Command::Serve(options) = parse(words).unwrap() else {
             panic!("{words}")
         };
@@ -229,6 +237,7 @@ mod tests {
         assert_eq!(options.tag, "t");
         assert!(options.readonly && options.once);
         assert_eq!((options.threads, options.rlimit_nofile), (2, Some(99)));
+        assert_eq!(options.multidevs, Multidevs::Forbid);
         assert_eq!(options.inode_file_handles, FileHandles::Never);
         assert_eq!(options.log_level, LevelFilter::Debug);
         for words in ["x --help", "x --version", "x --print-capabilities"] {

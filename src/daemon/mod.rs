@@ -143,7 +143,7 @@ pub fn run(options: &Options) -> Result<(), Error> {
         (None, None) => unreachable!("the command line has one of them"),
     };
     let workers = Workers::new(options.threads.into()).map_err(host("worker threads"))?;
-    let server = Server::new(export, workers, descriptors);
+    let server = Server::new(export, workers, options.multidevs, descriptors);
 
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(host("epoll"))?;
     let reactor = Rc::new(Reactor(epoll));

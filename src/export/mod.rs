@@ -31,7 +31,7 @@ use nix::sys::stat::Mode;
 pub use identity::{Identity, Owner};
 pub use name::{Component, Name};
 pub use node::{FileKind, InodeId, InodeKey, Lookup, Node, Stat, errno_of, permissions};
-pub use qid::Qids;
+pub use qid::{Multidevs, Qids};
 
 /// A directory of the host as it is given to the guest.
 #[derive(Debug)]

@@ -2,6 +2,9 @@
 
 use std::collections::HashMap;
 
+use clap::ValueEnum;
+use foldhash::fast::RandomState;
+use nix::errno::Errno;
 use protocol::{Qid, QidKind};
 
 use super::node::{FileKind, InodeId, Stat};
@@ -12,21 +15,61 @@ const INODE_BITS: u32 = 48;
 /// devices is too large to be folded together.
 const FROM_TABLE: u64 = 1 << 63;
 
+/// What to do about more than one file system below the share, where the numbers of inodes may
+/// repeat. The names are those of QEMU's option.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Multidevs {
+    /// Every inode gets a path of its own.
+    Remap,
+    /// Only the share's own file system can be reached.
+    Forbid,
+    /// Paths are inode numbers, and the log says that they may repeat.
+    Warn,
+}
+
 /// Gives every inode of the export a `qid.path` of its own, over all file systems below it. The
 /// share's own file system has index 0: there the path is the inode number, and stays the same
 /// over a restart of the daemon.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Qids {
-    devices: HashMap<(u32, u32), u64>,
-    table: HashMap<InodeId, u64>,
+    policy: Multidevs,
+    root: (u32, u32),
+    devices: HashMap<(u32, u32), u64, RandomState>,
+    table: HashMap<InodeId, u64, RandomState>,
 }
 
 impl Qids {
     /// Paths for an export whose root is `root`.
-    pub fn new(root: InodeId) -> Qids {
-        let mut qids = Qids::default();
+    pub fn new(root: InodeId, policy: Multidevs) -> Qids {
+        let mut qids = Qids {
+            policy,
+            root: root.device,
+            devices: HashMap::default(),
+            table: HashMap::default(),
+        };
         qids.path(root);
         qids
+    }
+
+    /// Whether the guest may reach a file. Errors: ENODEV for one of another file system if that
+    /// is forbidden.
+    pub fn check(&mut self, id: InodeId) -> Result<(), Errno> {
+        if id.device == self.root {
+            return Ok(());
+        }
+        match self.policy {
+            Multidevs::Remap => Ok(()),
+            Multidevs::Forbid => Err(Errno::ENODEV),
+            Multidevs::Warn => {
+                if self.devices.insert(id.device, 0).is_none() {
+                    log::warn!(
+                        "there is more than one file system below the share: the guest may take \
+                         different files for the same; --multidevs remap tells them apart"
+                    );
+                }
+                Ok(())
+            }
+        }
     }
 
     /// The qid of the file that `stat` describes.
@@ -39,7 +82,11 @@ impl Qids {
     }
 
     /// The `qid.path` of an inode. Two inodes never share one while the daemon runs.
+    /// (They may with [`Multidevs::Warn`].)
     pub fn path(&mut self, id: InodeId) -> u64 {
+        if self.policy == Multidevs::Warn {
+            return id.inode;
+        }
         let next = self.devices.len() as u64;
         let device = *self.devices.entry(id.device).or_insert(next);
         if id.inode < 1 << INODE_BITS && device < 1 << (63 - INODE_BITS) {
@@ -60,15 +107,28 @@ pub fn kind(kind: FileKind) -> QidKind {
 }
 
 /// A number that changes with the file. The kernel moves the change time at every change of
-/// content or metadata. Never 0: that would turn the client's cache off.
+/// content or metadata; the rest tells changes apart that a coarse clock gives the same time.
+/// Never 0: that would turn the client's cache off.
 fn version(stat: &Stat) -> u32 {
-    let changed = &stat.0.stx_ctime;
-    let nanoseconds = (changed.tv_sec as u64)
-        .wrapping_mul(1_000_000_000)
-        .wrapping_add(changed.tv_nsec.into());
+    let s = &stat.0;
+    let time = |time: &libc::statx_timestamp| {
+        (time.tv_sec as u64)
+            .wrapping_mul(1_000_000_000)
+            .wrapping_add(time.tv_nsec.into())
+    };
+    let hash = [
+        time(&s.stx_ctime),
+        time(&s.stx_mtime),
+        s.stx_size,
+        u64::from(s.stx_nlink) << 32 | u64::from(s.stx_mode),
+        u64::from(s.stx_uid) << 32 | u64::from(s.stx_gid),
+    ]
+    .into_iter()
     // Multiplicative hashing spreads the low bits, where two changes differ, over the word.
-    let hash = nanoseconds.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;
-    (hash as u32).max(1)
+    .fold(0, |hash: u64, word| {
+        (hash.rotate_left(23) ^ word).wrapping_mul(0x9E37_79B9_7F4A_7C15)
+    });
+    ((hash >> 32) as u32).max(1)
 }
 
 #[cfg(test)]
@@ -84,13 +144,13 @@ mod tests {
 
     #[test]
     fn the_share_s_own_inodes_keep_their_numbers() {
-        let mut qids = Qids::new(id(1, 2));
+        let mut qids = Qids::new(id(1, 2), Multidevs::Remap);
         assert_eq!(qids.path(id(1, 77)), 77);
     }
 
     #[test]
     fn no_two_inodes_share_a_path() {
-        let mut qids = Qids::new(id(1, 2));
+        let mut qids = Qids::new(id(1, 2), Multidevs::Remap);
         let mut seen = std::collections::HashSet::new();
         for minor in 1..50 {
             for inode in [1, 2, (1 << 48) - 1, 1 << 48, 1 << 49, u64::MAX] {

@@ -339,11 +339,6 @@ impl Server {
         }
     }
 
-    /// Takes a file that was found into the session.
-    pub(super) fn admit(&self, node: Node, place: Option<Place>) -> Rc<Inode> {
-        self.session.inodes.admit(node, place)
-    }
-
     /// Gives descriptors up if there are too many. Called after new ones were made, when nothing
     /// is borrowed.
     pub(super) fn relieve(&self) {

@@ -22,10 +22,10 @@ use nix::errno::Errno;
 use protocol::{Header, Qid, kind};
 use vhost_user::{Handler, Request};
 
-use crate::export::{Export, Node, Qids, Stat};
+use crate::export::{Export, Multidevs, Node, Qids, Stat};
 use exchange::Exchange;
 use fid::{Fid, Fids, Target};
-use inodes::Inodes;
+use inodes::{Inode, Inodes, Place};
 use interrupt::Interrupts;
 use locks::Locks;
 use tags::Tags;
@@ -67,14 +67,19 @@ struct Session {
 impl Server {
     /// A server without a session yet, that blocks only on `workers` and keeps `descriptors` open
     /// at the most, as long as the guest's open files leave it the choice.
-    pub fn new(export: Export, workers: Workers, descriptors: usize) -> Rc<Server> {
+    pub fn new(
+        export: Export,
+        workers: Workers,
+        multidevs: Multidevs,
+        descriptors: usize,
+    ) -> Rc<Server> {
         let session = Session {
             msize: Cell::new(0),
             fids: Fids::default(),
             inodes: Inodes::new(descriptors),
             tags: Tags::new(),
             gate: RwLock::new(()),
-            qids: RefCell::new(Qids::new(export.root().id())),
+            qids: RefCell::new(Qids::new(export.root().id(), multidevs)),
             locks: Locks::default(),
             interrupts: Interrupts::default(),
         };
@@ -101,6 +106,13 @@ impl Server {
     /// The qid of the file that `stat` describes.
     fn qid(&self, stat: &Stat) -> Qid {
         self.session.qids.borrow_mut().qid(stat)
+    }
+
+    /// Takes a file that was found into the session. Errors: ENODEV if it is on a file system that
+    /// the guest may not reach.
+    fn admit(&self, node: Node, place: Option<Place>) -> Result<Rc<Inode>, Errno> {
+        self.session.qids.borrow_mut().check(node.id())?;
+        Ok(self.session.inodes.admit(node, place))
     }
 
     /// The node behind a fid.

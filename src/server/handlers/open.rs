@@ -68,7 +68,7 @@ impl Server {
                 directory: parent,
                 name: m.name.into(),
             }),
-        );
+        )?;
         fid.open(OpenFile::new(inode, handle, counted))?;
         self.relieve();
         Ok(Rlcreate {

@@ -55,7 +55,7 @@ impl Server {
         let export = &self.export;
         let (root, stat) =
             self.with_descriptors(|| self.blocking(|| export.directory_below(m.aname)))?;
-        let root = self.admit(root, None);
+        let root = self.admit(root, None)?;
         self.session
             .fids
             .insert(m.fid, Fid::walked(m.n_uname, root.clone(), root))?;

@@ -36,19 +36,23 @@ impl Server {
         if !m.names.is_empty() {
             let node = self.node_of(&fid)?;
             let walked = self.resolve(&node, &fid.root, &m.names)?;
-            let whole = walked.error.is_none();
+            let mut error = walked.error;
             for ((node, stat), name) in walked.files.into_iter().zip(m.names.iter()) {
-                qids.push(self.qid(&stat));
-                if whole {
-                    // The way up leads to no name.
-                    let place = (*name != b"..").then(|| Place {
-                        directory: end,
-                        name: (*name).into(),
-                    });
-                    end = self.admit(node, place);
+                // The way up leads to no name.
+                let place = (*name != b"..").then(|| Place {
+                    directory: end.clone(),
+                    name: (*name).into(),
+                });
+                match self.admit(node, place) {
+                    Ok(inode) => end = inode,
+                    Err(forbidden) => {
+                        error = Some(forbidden);
+                        break;
+                    }
                 }
+                qids.push(self.qid(&stat));
             }
-            match walked.error {
+            match error {
                 Some(error) if qids.is_empty() => return Err(error),
                 Some(_) => return Ok(Rwalk { qids }),
                 None => {}

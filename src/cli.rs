@@ -10,7 +10,8 @@ use clap::{ArgGroup, CommandFactory, FromArgMatches, Parser, ValueEnum};
 use log::LevelFilter;
 
 use crate::daemon;
-use crate::export::Multidevs;
+use crate::export::idmap::{IdMap, Translation};
+use crate::export::{Ids, Multidevs};
 
 /// Where systemd's first socket is (sd_listen_fds(3)).
 const LISTEN_FDS_START: RawFd = 3;
@@ -73,6 +74,17 @@ pub struct Options {
     #[arg(long, value_enum, value_name = "WHAT", default_value_t = Multidevs::Remap)]
     pub multidevs: Multidevs,
 
+    /// Let user ids differ between the guest and the host, as often as needed: map:GUEST:HOST:COUNT in
+    /// both directions, guest:GUEST:HOST:COUNT and host:HOST:GUEST:COUNT in one;
+    /// squash-guest:FIRST:HOST:COUNT and squash-host:FIRST:GUEST:COUNT to one id;
+    /// forbid-guest:FIRST:COUNT. Other ids are the same on both sides
+    #[arg(long, value_name = "RULE")]
+    pub translate_uid: Vec<Translation>,
+
+    /// The same for group ids
+    #[arg(long, value_name = "RULE")]
+    pub translate_gid: Vec<Translation>,
+
     /// How a file is found again whose descriptor was given up because a guest looks at more files
     /// than --rlimit-nofile allows: by the kernel's file handles where the host allows it (as root,
     /// on most file systems) and else by name, or by name alone
@@ -87,6 +99,21 @@ pub struct Options {
     /// Print what the program can do, as JSON for management software, and exit
     #[arg(long)]
     pub print_capabilities: bool,
+}
+
+impl Options {
+    /// How the ids of the guest and those of the host correspond. Errors: [`Failure::Usage`] for
+    /// rules that contradict each other, which [`command_line`] has ruled out.
+    pub fn ids(&self) -> Result<Ids, Failure> {
+        let map = |name, rules: &[_]| {
+            IdMap::new(rules)
+                .map_err(|error| Failure::Usage(format!("{name}: {error}; try --help")))
+        };
+        Ok(Ids {
+            uids: map("--translate-uid", &self.translate_uid)?,
+            gids: map("--translate-gid", &self.translate_gid)?,
+        })
+    }
 }
 
 /// Whether the kernel's file handles are used.
@@ -144,6 +171,7 @@ pub fn command_line(words: impl IntoIterator<Item = OsString>) -> Result<Command
             "{\n  \"type\": \"9p\",\n  \"features\": []\n}\n".into(),
         ));
     }
+    options.ids()?;
     if options.socket.is_none() && options.fd.is_none() {
         options.fd = Some(systemd_socket().ok_or_else(|| {
             Failure::Usage("no socket: give --socket PATH or --fd N; try --help".into())
@@ -257,6 +285,8 @@ mod tests {
             "x --socket /s --shared-dir /d --read-only",
             "x --socket /s --shared-dir /d --log-level loud",
             "x --socket",
+            "x --socket /s --shared-dir /d --translate-uid map:1:2",
+            "x --socket /s --shared-dir /d --translate-gid map:1:2:3 --translate-gid map:3:9:1",
         ] {
             let line = usage(words);
             assert!(

@@ -19,7 +19,7 @@ use nix::sys::stat::{Mode, umask};
 use vhost_user::{Connection, DeviceConfig, Poller, Source, Status};
 
 use crate::cli::{FileHandles, Options};
-use crate::export::Export;
+use crate::export::{Export, Identity};
 use crate::server::Server;
 use socket::Socket;
 
@@ -132,11 +132,16 @@ pub fn run(options: &Options) -> Result<(), Error> {
 
     let directory = options.shared_dir.clone().unwrap_or_default();
     let handles = options.inode_file_handles == FileHandles::Prefer;
-    let export =
-        Export::new(&directory, options.readonly, handles).map_err(|error| Error::Share {
+    let ids = options
+        .ids()
+        .map_err(|error| host("a translation of ids")(io::Error::other(error)))?;
+    let identity = Identity::of_process(ids).map_err(host("its capabilities"))?;
+    let export = Export::new(&directory, options.readonly, handles, identity).map_err(|error| {
+        Error::Share {
             path: directory.clone(),
             error,
-        })?;
+        }
+    })?;
     let socket = match (&options.socket, options.fd) {
         (_, Some(fd)) => Socket::inherited(fd)?,
         (Some(path), None) => Socket::bind(path)?,

@@ -8,7 +8,8 @@
 use nix::errno::Errno;
 use nix::unistd::{Gid, Uid, getegid, geteuid, setfsgid, setfsuid};
 
-use super::sys::{CAP_CHOWN, CAP_FSETID, CAP_SETUID, Capabilities};
+use super::idmap::IdMap;
+use super::sys::{CAP_CHOWN, CAP_FSETID, CAP_SETUID, CAP_SYS_RESOURCE, Capabilities};
 
 /// The daemon's own identity, and its means to act as another.
 #[derive(Debug)]
@@ -17,6 +18,16 @@ pub struct Identity {
     gid: Gid,
     /// The capabilities that every thread holds between requests, if the daemon may act for others.
     privileged: Option<Capabilities>,
+    ids: Ids,
+}
+
+/// How the ids of the guest and those of the host correspond.
+#[derive(Clone, Debug, Default)]
+pub struct Ids {
+    /// Users.
+    pub uids: IdMap,
+    /// Groups.
+    pub gids: IdMap,
 }
 
 /// The owner that a new file is to have.
@@ -31,14 +42,16 @@ pub struct Owner {
 impl Identity {
     /// Finds out what the process may do, and gives up what it must not use by accident: without
     /// CAP_FSETID the kernel clears the set-id bits of a file that is written, as it does for
-    /// any user. Threads started later inherit this.
-    pub fn of_process() -> Result<Identity, Errno> {
+    /// any user, and without CAP_SYS_RESOURCE quotas hold. Threads started later inherit this.
+    pub fn of_process(ids: Ids) -> Result<Identity, Errno> {
         let capabilities = Capabilities::of_thread()?;
         let may_impersonate = geteuid().is_root()
             && capabilities.effective(CAP_SETUID)
             && capabilities.effective(CAP_CHOWN);
         let privileged = if may_impersonate {
-            let base = capabilities.without_effective(CAP_FSETID);
+            let base = capabilities
+                .without_effective(CAP_FSETID)
+                .without_effective(CAP_SYS_RESOURCE);
             base.apply_to_thread()?;
             Some(base)
         } else {
@@ -48,7 +61,13 @@ impl Identity {
             uid: geteuid(),
             gid: getegid(),
             privileged,
+            ids,
         })
+    }
+
+    /// How the guest's ids and the host's correspond.
+    pub fn ids(&self) -> &Ids {
+        &self.ids
     }
 
     /// Runs `make`, which makes one file, so that the file belongs to `owner`. To be called on a
@@ -142,7 +161,7 @@ mod tests {
     #[test]
     fn a_new_file_belongs_to_its_owner_at_once() {
         on_a_thread(|| {
-            let identity = Identity::of_process().unwrap();
+            let identity = Identity::of_process(Ids::default()).unwrap();
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().join("file");
             let owner = Owner {
@@ -168,7 +187,7 @@ mod tests {
     #[test]
     fn nobody_in_particular_is_the_daemon() {
         on_a_thread(|| {
-            let identity = Identity::of_process().unwrap();
+            let identity = Identity::of_process(Ids::default()).unwrap();
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().join("file");
             let owner = Owner {
@@ -187,7 +206,7 @@ mod tests {
     #[test]
     fn set_id_bits_fall_on_write_and_stay_on_chmod() {
         on_a_thread(|| {
-            let identity = Identity::of_process().unwrap();
+            let identity = Identity::of_process(Ids::default()).unwrap();
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().join("file");
             std::fs::write(&path, "x").unwrap();

@@ -4,7 +4,7 @@
 //! - [`node`]: an inode held by a descriptor, and the lookup of a name below it.
 //! - [`handle`]: how an inode whose descriptor was given up is found again.
 //! - [`directory`], [`xattr`]: reading a directory, extended attributes.
-//! - [`identity`]: on whose behalf the daemon acts.
+//! - [`identity`]: on whose behalf the daemon acts; [`idmap`]: ids that differ on both sides.
 //! - [`qid`]: the protocol's names for inodes.
 //! - [`sys`]: system calls that the other crates lack, the only `unsafe` of the server.
 //!
@@ -13,6 +13,7 @@
 pub mod directory;
 pub mod handle;
 pub mod identity;
+pub mod idmap;
 pub mod name;
 pub mod node;
 pub mod qid;
@@ -28,7 +29,7 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2, readlink};
 use nix::sys::stat::Mode;
 
-pub use identity::{Identity, Owner};
+pub use identity::{Identity, Ids, Owner};
 pub use name::{Component, Name};
 pub use node::{FileKind, InodeId, InodeKey, Lookup, Node, Stat, errno_of, permissions};
 pub use qid::{Multidevs, Qids};
@@ -46,14 +47,19 @@ impl Export {
     /// Opens `directory`, which may be reached through symbolic links: it is the operator's word.
     /// With `handles`, inodes are found again by the kernel's file handles where that is allowed.
     /// Errors: those of open(2), ENOTDIR, EACCES if it cannot be read.
-    pub fn new(directory: &Path, readonly: bool, handles: bool) -> Result<Export, Errno> {
+    pub fn new(
+        directory: &Path,
+        readonly: bool,
+        handles: bool,
+        identity: Identity,
+    ) -> Result<Export, Errno> {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let (root, _) = Node::new(open(directory, flags, Mode::empty())?)?;
         root.reopen(OFlag::O_RDONLY)?;
         Ok(Export {
             root,
             readonly,
-            identity: Identity::of_process()?,
+            identity,
             traces: Traces::new(handles),
         })
     }
@@ -144,13 +150,18 @@ mod tests {
 
     use super::*;
 
+    fn export(directory: &Path) -> Export {
+        let identity = Identity::of_process(Ids::default()).unwrap();
+        Export::new(directory, false, true, identity).unwrap()
+    }
+
     #[test]
     fn an_attach_name_leads_to_a_directory_below() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir_all(dir.path().join("a/b")).unwrap();
         fs::write(dir.path().join("a/file"), "").unwrap();
         symlink("/etc", dir.path().join("a/link")).unwrap();
-        let export = Export::new(dir.path(), false, true).unwrap();
+        let export = export(dir.path());
         let id = |path: &[u8]| export.directory_below(path).map(|(node, _)| node.id());
         assert_eq!(id(b""), Ok(export.root().id()));
         assert_eq!(id(b"/"), Ok(export.root().id()));
@@ -167,7 +178,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir_all(dir.path().join("a/b")).unwrap();
         fs::write(dir.path().join("file"), "").unwrap();
-        let export = Export::new(dir.path(), false, true).unwrap();
+        let export = export(dir.path());
         let name = Name::for_new(b"file").unwrap();
         let (file, _) = export.root().child(&name, Lookup::Blocking).unwrap();
         assert_eq!(export.locate(&file).unwrap().0.id(), export.root().id());

@@ -256,6 +256,9 @@ pub const CAP_FSETID: u32 = 4;
 /// May take on any user id (capabilities(7)).
 pub const CAP_SETUID: u32 = 7;
 
+/// Ignores quotas and other limits (capabilities(7)).
+pub const CAP_SYS_RESOURCE: u32 = 24;
+
 impl Capabilities {
     /// Reads the calling thread's sets.
     pub fn of_thread() -> Result<Capabilities, Errno> {

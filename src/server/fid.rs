@@ -17,7 +17,7 @@ use crate::export::xattr::XattrName;
 /// takes only the guest's name for it away; the descriptor goes with the last request.
 #[derive(Debug)]
 pub struct Fid {
-    /// The user who attached: the owner of what is made through the fid.
+    /// The user who attached, by the host's id: the owner of what is made through the fid.
     pub user: u32,
     /// Where `..` stops.
     pub root: Rc<Inode>,

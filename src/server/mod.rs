@@ -22,7 +22,7 @@ use nix::errno::Errno;
 use protocol::{Header, Qid, kind};
 use vhost_user::{Handler, Request};
 
-use crate::export::{Export, Multidevs, Node, Qids, Stat};
+use crate::export::{Export, Multidevs, Node, Owner, Qids, Stat};
 use exchange::Exchange;
 use fid::{Fid, Fids, Target};
 use inodes::{Inode, Inodes, Place};
@@ -113,6 +113,13 @@ impl Server {
     fn admit(&self, node: Node, place: Option<Place>) -> Result<Rc<Inode>, Errno> {
         self.session.qids.borrow_mut().check(node.id())?;
         Ok(self.session.inodes.admit(node, place))
+    }
+
+    /// Who is to own what is made through a fid. Errors: EPERM for a group that the guest may not
+    /// use.
+    fn owner(&self, fid: &Fid, gid: u32) -> Result<Owner, Errno> {
+        let gid = self.export.identity().ids().gids.to_host(gid)?;
+        Ok(Owner { uid: fid.user, gid })
     }
 
     /// The node behind a fid.

@@ -24,13 +24,14 @@ impl Server {
         let node = self.node(m.fid)?;
         let stat = node.stat()?;
         let s = &stat.0;
+        let ids = self.export.identity().ids();
         let birth = s.stx_mask & libc::STATX_BTIME != 0;
         Ok(Rgetattr {
             valid: getattr::BASIC | if birth { getattr::BTIME } else { 0 },
             qid: self.qid(&stat),
             mode: s.stx_mode.into(),
-            uid: s.stx_uid,
-            gid: s.stx_gid,
+            uid: ids.uids.to_guest(s.stx_uid),
+            gid: ids.gids.to_guest(s.stx_gid),
             nlink: s.stx_nlink.into(),
             rdev: makedev(s.stx_rdev_major.into(), s.stx_rdev_minor.into()),
             size: s.stx_size,
@@ -102,8 +103,14 @@ fn change(
     m: &Tsetattr,
 ) -> Result<(), Errno> {
     let has = |bit| m.valid & bit != 0;
-    let uid = has(setattr::UID).then(|| Uid::from_raw(m.uid));
-    let gid = has(setattr::GID).then(|| Gid::from_raw(m.gid));
+    let ids = export.identity().ids();
+    let uid = has(setattr::UID)
+        .then(|| ids.uids.to_host(m.uid))
+        .transpose()?;
+    let gid = has(setattr::GID)
+        .then(|| ids.gids.to_host(m.gid))
+        .transpose()?;
+    let (uid, gid) = (uid.map(Uid::from_raw), gid.map(Gid::from_raw));
     // With neither this still moves the change time, all that a lone CTIME asks for.
     if uid.is_some() || gid.is_some() || m.valid == setattr::CTIME {
         let flags = AtFlags::AT_EMPTY_PATH | AtFlags::AT_SYMLINK_NOFOLLOW;

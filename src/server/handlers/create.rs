@@ -10,7 +10,7 @@ use nix::unistd::symlinkat;
 use protocol::{Qid, Rmkdir, Rmknod, Rreadlink, Rsymlink, Tmkdir, Tmknod, Treadlink, Tsymlink};
 
 use super::directory::symlink;
-use crate::export::{Lookup, Name, Node, Owner, permissions};
+use crate::export::{Lookup, Name, Node, permissions};
 use crate::server::Server;
 
 impl Server {
@@ -83,7 +83,7 @@ impl Server {
         let directory = node.directory()?;
         let name = Name::for_new(name)?;
         self.export.writable()?;
-        let owner = Owner { uid: fid.user, gid };
+        let owner = self.owner(&fid, gid)?;
         let identity = self.export.identity();
         let stat = self.blocking(|| {
             identity.creating(owner, || make(directory, &name))?;

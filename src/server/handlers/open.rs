@@ -51,10 +51,7 @@ impl Server {
         self.export.writable()?;
         let flags = host_flags(m.flags)?;
         let exclusive = m.flags & open::EXCL != 0;
-        let owner = Owner {
-            uid: fid.user,
-            gid: m.gid,
-        };
+        let owner = self.owner(&fid, m.gid)?;
         let export = &self.export;
         // Making the file is the first thing that takes a descriptor: without one, nothing is made.
         let (fd, node, stat) = self.with_descriptors(|| {

@@ -53,12 +53,13 @@ impl Server {
         }
         self.session.fids.check_free(m.fid)?;
         let export = &self.export;
+        let user = export.identity().ids().uids.to_host(m.n_uname)?;
         let (root, stat) =
             self.with_descriptors(|| self.blocking(|| export.directory_below(m.aname)))?;
         let root = self.admit(root, None)?;
         self.session
             .fids
-            .insert(m.fid, Fid::walked(m.n_uname, root.clone(), root))?;
+            .insert(m.fid, Fid::walked(user, root.clone(), root))?;
         self.relieve();
         Ok(Rattach {
             qid: self.qid(&stat),

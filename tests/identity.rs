@@ -1,0 +1,131 @@
+//! Whose files the guest's are on the host, when the daemon is run by root.
+
+mod common;
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+use common::{BINARY, Guest, NO_ID, no_change, refused};
+use nix::errno::Errno;
+use nix::unistd::{Gid, Uid, geteuid};
+use protocol::{getattr, open, setattr};
+use stub_guest::daemon::Launch;
+use stub_guest::{Attach, Result};
+
+/// A guest with these options, on a directory that everyone may write to; None unless root.
+fn guest(options: &[&str]) -> Option<Guest> {
+    if !geteuid().is_root() {
+        eprintln!("skipped: only root may act for others");
+        return None;
+    }
+    let launch = options.iter().fold(Launch::new(BINARY), Launch::arg);
+    let guest = Guest::on(launch);
+    fs::set_permissions(guest.path(""), fs::Permissions::from_mode(0o777)).unwrap();
+    Some(guest)
+}
+
+/// Attaches as another user of the guest.
+fn attach(guest: &mut Guest, fid: u32, uid: u32) -> Result<u32> {
+    let Attach { uname, aname, .. } = Attach::default();
+    guest.client.attach(fid, &uname, &aname, uid).map(|_| fid)
+}
+
+fn owner(guest: &Guest, name: &str) -> (u32, u32) {
+    let metadata = fs::symlink_metadata(guest.path(name)).unwrap();
+    (metadata.uid(), metadata.gid())
+}
+
+/// Makes a file, a directory and a link as the user of `root`, and returns whose they are.
+fn make_all(guest: &mut Guest, root: u32, gid: u32) -> [(u32, u32); 3] {
+    guest.client.mkdir(root, "directory", 0o755, gid).unwrap();
+    guest.client.symlink(root, "link", "target", gid).unwrap();
+    guest.client.walk::<&str>(root, 900, &[]).unwrap();
+    guest
+        .client
+        .lcreate(900, "file", open::RDWR, 0o644, gid)
+        .unwrap();
+    guest.client.clunk(900).unwrap();
+    let owners = ["file", "directory", "link"].map(|name| owner(guest, name));
+    for (name, flags) in [
+        ("file", 0),
+        ("link", 0),
+        ("directory", protocol::unlink::REMOVEDIR),
+    ] {
+        guest.client.unlinkat(root, name, flags).unwrap();
+    }
+    owners
+}
+
+#[test]
+fn what_a_user_makes_is_the_user_s() {
+    let Some(mut guest) = guest(&[]) else { return };
+    let alice = attach(&mut guest, 100, 1234).unwrap();
+    assert_eq!(make_all(&mut guest, alice, 777), [(1234, 777); 3]);
+    let root = attach(&mut guest, 101, 0).unwrap();
+    assert_eq!(make_all(&mut guest, root, 0), [(0, 0); 3]);
+}
+
+#[test]
+fn ids_are_translated_in_both_directions() {
+    let rules = [
+        "--translate-uid",
+        "map:0:100000:65536",
+        "--translate-gid",
+        "map:0:200000:65536",
+    ];
+    let Some(mut guest) = guest(&rules) else {
+        return;
+    };
+    let root = attach(&mut guest, 100, 0).unwrap();
+    assert_eq!(make_all(&mut guest, root, 5), [(100_000, 200_005); 3]);
+
+    guest.file("file", "");
+    let fid = guest.walk("file");
+    let mut change = no_change(fid);
+    (change.valid, change.uid, change.gid) = (setattr::UID | setattr::GID, 1000, 1001);
+    guest.client.setattr(change).unwrap();
+    assert_eq!(owner(&guest, "file"), (101_000, 201_001));
+    let seen = guest.client.getattr(fid, getattr::ALL).unwrap();
+    assert_eq!((seen.uid, seen.gid), (1000, 1001));
+    // What no rule names is the same on both sides.
+    std::os::unix::fs::chown(guest.path("file"), Some(9), Some(10)).unwrap();
+    let seen = guest.client.getattr(fid, getattr::ALL).unwrap();
+    assert_eq!((seen.uid, seen.gid), (9, 10));
+    // "Leave it as it is" is no id.
+    let mut change = no_change(fid);
+    (change.valid, change.uid, change.gid) = (setattr::UID | setattr::GID, NO_ID, 3);
+    guest.client.setattr(change).unwrap();
+    assert_eq!(owner(&guest, "file"), (9, 200_003));
+}
+
+#[test]
+fn root_can_be_squashed_and_users_forbidden() {
+    let rules = [
+        "--translate-uid",
+        "squash-guest:0:65534:1",
+        "--translate-uid",
+        "forbid-guest:1000:1000",
+        "--translate-gid",
+        "forbid-guest:27:1",
+    ];
+    let Some(mut guest) = guest(&rules) else {
+        return;
+    };
+    let root = attach(&mut guest, 100, 0).unwrap();
+    assert_eq!(make_all(&mut guest, root, 0), [(65_534, 0); 3]);
+    refused(attach(&mut guest, 101, 1500), Errno::EPERM);
+    refused(
+        guest.client.mkdir(root, "directory", 0o755, 27),
+        Errno::EPERM,
+    );
+    assert!(!guest.path("directory").exists());
+    guest.file("file", "");
+    let fid = guest.walk("file");
+    for (uid, gid) in [(1000, 0), (0, 27)] {
+        let mut change = no_change(fid);
+        (change.valid, change.uid, change.gid) = (setattr::UID | setattr::GID, uid, gid);
+        refused(guest.client.setattr(change), Errno::EPERM);
+    }
+    let own = (Uid::effective().as_raw(), Gid::effective().as_raw());
+    assert_eq!(owner(&guest, "file"), own);
+}

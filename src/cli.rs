@@ -11,7 +11,7 @@ use log::LevelFilter;
 
 use crate::daemon;
 use crate::export::idmap::{IdMap, Translation};
-use crate::export::{Ids, Multidevs};
+use crate::export::{Ids, Multidevs, Permissions};
 
 /// Where systemd's first socket is (sd_listen_fds(3)).
 const LISTEN_FDS_START: RawFd = 3;
@@ -73,6 +73,11 @@ pub struct Options {
     /// system, or only warn
     #[arg(long, value_enum, value_name = "WHAT", default_value_t = Multidevs::Remap)]
     pub multidevs: Multidevs,
+
+    /// Who decides what a user of the guest may do, if the daemon is run by root: the guest's kernel
+    /// alone, or the host as well, by the rights that its user of that id has
+    #[arg(long, value_enum, value_name = "WHO", default_value_t = Permissions::Guest)]
+    pub permissions: Permissions,
 
     /// Let user ids differ between the guest and the host, as often as needed: map:GUEST:HOST:COUNT in
     /// both directions, guest:GUEST:HOST:COUNT and host:HOST:GUEST:COUNT in one;

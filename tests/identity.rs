@@ -129,3 +129,123 @@ fn root_can_be_squashed_and_users_forbidden() {
     let own = (Uid::effective().as_raw(), Gid::effective().as_raw());
     assert_eq!(owner(&guest, "file"), own);
 }
+
+/// A share in which the host's user 1234 may do little, and that user's fid of its root.
+fn restricted() -> Option<(Guest, u32)> {
+    let mut guest = guest(&["--permissions", "host"])?;
+    guest.file("secret", "secret");
+    guest.dir("closed");
+    guest.file("closed/file", "");
+    guest.dir("readable");
+    guest.file("readable/file", "content");
+    guest.dir("sticky");
+    guest.file("sticky/file", "");
+    let mode = |name: &str, mode| {
+        let permissions = fs::Permissions::from_mode(mode);
+        fs::set_permissions(guest.path(name), permissions).unwrap();
+    };
+    guest.file("own", "");
+    std::os::unix::fs::chown(guest.path("own"), Some(1234), None).unwrap();
+    mode("secret", 0o600);
+    mode("closed", 0o700);
+    mode("readable", 0o755);
+    mode("readable/file", 0o644);
+    mode("sticky", 0o1777);
+    let alice = attach(&mut guest, 100, 1234).unwrap();
+    Some((guest, alice))
+}
+
+#[test]
+fn the_host_s_permissions_hold_if_they_are_to() {
+    let Some((mut guest, alice)) = restricted() else {
+        return;
+    };
+    let client = &mut guest.client;
+    let secret = client.walk_path(alice, "secret").unwrap();
+    refused(client.lopen(secret, open::RDONLY), Errno::EACCES);
+    let mut change = no_change(secret);
+    (change.valid, change.mode) = (setattr::MODE, 0o666);
+    refused(client.setattr(change), Errno::EPERM);
+    let mut change = no_change(secret);
+    (change.valid, change.size) = (setattr::SIZE, 0);
+    refused(client.setattr(change), Errno::EACCES);
+    let mut change = no_change(secret);
+    (change.valid, change.uid) = (setattr::UID, 1234);
+    refused(client.setattr(change), Errno::EPERM);
+    refused(
+        client
+            .walk(alice, 900, &["closed", "file"])
+            .and_then(|qids| {
+                assert_eq!(qids.len(), 1);
+                client.getattr(900, getattr::ALL)
+            }),
+        Errno::EBADF,
+    );
+    let readable = client.walk_path(alice, "readable").unwrap();
+    refused(client.mkdir(readable, "new", 0o755, NO_ID), Errno::EACCES);
+    refused(client.symlink(readable, "new", "x", NO_ID), Errno::EACCES);
+    refused(client.unlinkat(readable, "file", 0), Errno::EACCES);
+    refused(
+        client.renameat(readable, "file", alice, "file"),
+        Errno::EACCES,
+    );
+    let own = client.walk_path(alice, "own").unwrap();
+    refused(client.link(readable, own, "new"), Errno::EACCES);
+    let sticky = client.walk_path(alice, "sticky").unwrap();
+    refused(client.unlinkat(sticky, "file", 0), Errno::EPERM);
+    client.walk::<&str>(readable, 901, &[]).unwrap();
+    refused(
+        client.lcreate(901, "new", open::RDWR, 0o644, NO_ID),
+        Errno::EACCES,
+    );
+    let file = client.walk_path(readable, "file").unwrap();
+    refused(client.lopen(file, open::RDWR), Errno::EACCES);
+    client.lopen(file, open::RDONLY).unwrap();
+    assert_eq!(client.read(file, 0, 10).unwrap(), b"content");
+    // What is allowed is done as that user, and root of the guest is root.
+    assert_eq!(make_all(&mut guest, alice, 1234), [(1234, 1234); 3]);
+    let root = attach(&mut guest, 102, 0).unwrap();
+    assert_eq!(guest.client.read_file(root, "secret").unwrap(), b"secret");
+    guest.client.write_file(root, "closed/new", b"x").unwrap();
+    assert_eq!(owner(&guest, "closed/new").0, 0);
+}
+
+#[test]
+fn the_guest_s_kernel_alone_decides_by_default() {
+    let Some(mut guest) = guest(&[]) else { return };
+    guest.file("secret", "secret");
+    fs::set_permissions(guest.path("secret"), fs::Permissions::from_mode(0o600)).unwrap();
+    let alice = attach(&mut guest, 100, 1234).unwrap();
+    assert_eq!(guest.client.read_file(alice, "secret").unwrap(), b"secret");
+}
+
+#[test]
+fn the_groups_of_the_host_s_users_count() {
+    // Whoever is in a group besides the own one.
+    let listed = fs::read_to_string("/etc/group").unwrap();
+    let member = listed.lines().find_map(|line| {
+        let fields: Vec<&str> = line.split(':').collect();
+        let name = fields
+            .get(3)?
+            .split(',')
+            .next()
+            .filter(|name| !name.is_empty())?;
+        let user = nix::unistd::User::from_name(name).ok()??;
+        let gid: u32 = fields[2].parse().ok()?;
+        (!user.uid.is_root() && user.gid.as_raw() != gid).then(|| (user.uid.as_raw(), gid))
+    });
+    let Some((uid, gid)) = member else {
+        eprintln!("skipped: no user of this host is in a second group");
+        return;
+    };
+    let Some(mut guest) = guest(&["--permissions", "host"]) else {
+        return;
+    };
+    guest.file("shared", "shared");
+    std::os::unix::fs::chown(guest.path("shared"), Some(0), Some(gid)).unwrap();
+    fs::set_permissions(guest.path("shared"), fs::Permissions::from_mode(0o640)).unwrap();
+    let member = attach(&mut guest, 100, uid).unwrap();
+    assert_eq!(guest.client.read_file(member, "shared").unwrap(), b"shared");
+    let stranger = attach(&mut guest, 101, 54_321).unwrap();
+    refused(guest.client.read_file(stranger, "shared"), Errno::EACCES);
+}

@@ -19,7 +19,8 @@ use nix::sys::stat::{Mode, umask};
 use vhost_user::{Connection, DeviceConfig, Poller, Source, Status};
 
 use crate::cli::{FileHandles, Options};
-use crate::export::{Export, Identity};
+use crate::export::users::Users;
+use crate::export::{Export, Identity, Permissions};
 use crate::server::Server;
 use socket::Socket;
 
@@ -135,7 +136,11 @@ pub fn run(options: &Options) -> Result<(), Error> {
     let ids = options
         .ids()
         .map_err(|error| host("a translation of ids")(io::Error::other(error)))?;
-    let identity = Identity::of_process(ids).map_err(host("its capabilities"))?;
+    let users = match options.permissions {
+        Permissions::Guest => None,
+        Permissions::Host => Some(Users::of_host().map_err(host("the list of its users"))?),
+    };
+    let identity = Identity::of_process(ids, users).map_err(host("its capabilities"))?;
     let export = Export::new(&directory, options.readonly, handles, identity).map_err(|error| {
         Error::Share {
             path: directory.clone(),

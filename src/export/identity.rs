@@ -2,23 +2,39 @@
 //!
 //! Run by root, the daemon gives new files to the user and group that the guest names, by taking
 //! on the caller's file-system ids for the one call that makes the file: there is no moment in
-//! which the file belongs to someone else, and nothing to undo. Run by anyone else, everything
-//! belongs to that user.
+//! which the file belongs to someone else, and nothing to undo. Whether the caller may do what it
+//! asks for, the guest's kernel has decided, which alone knows all groups of its users; or, with
+//! [`Permissions::Host`], the host decides too. Run by anyone else, everything belongs to that
+//! user, and is done by that user's rights.
 
+use clap::ValueEnum;
 use nix::errno::Errno;
-use nix::unistd::{Gid, Uid, getegid, geteuid, setfsgid, setfsuid};
+use nix::unistd::{Gid, Uid, getegid, geteuid, getgroups, setfsgid, setfsuid};
 
 use super::idmap::IdMap;
-use super::sys::{CAP_CHOWN, CAP_FSETID, CAP_SETUID, CAP_SYS_RESOURCE, Capabilities};
+use super::sys::{self, CAP_CHOWN, CAP_FSETID, CAP_SETUID, CAP_SYS_RESOURCE, Capabilities};
+use super::users::Users;
 
 /// The daemon's own identity, and its means to act as another.
 #[derive(Debug)]
 pub struct Identity {
     uid: Uid,
     gid: Gid,
+    groups: Vec<u32>,
     /// The capabilities that every thread holds between requests, if the daemon may act for others.
     privileged: Option<Capabilities>,
+    /// The users of the host, if it is to decide what they may do.
+    users: Option<Users>,
     ids: Ids,
+}
+
+/// Who decides what a user of the guest may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Permissions {
+    /// The guest's kernel.
+    Guest,
+    /// The host as well, for its own users of these ids and their groups in /etc/group.
+    Host,
 }
 
 /// How the ids of the guest and those of the host correspond.
@@ -43,7 +59,8 @@ impl Identity {
     /// Finds out what the process may do, and gives up what it must not use by accident: without
     /// CAP_FSETID the kernel clears the set-id bits of a file that is written, as it does for
     /// any user, and without CAP_SYS_RESOURCE quotas hold. Threads started later inherit this.
-    pub fn of_process(ids: Ids) -> Result<Identity, Errno> {
+    /// `users` are given if the host is to decide what they may do.
+    pub fn of_process(ids: Ids, users: Option<Users>) -> Result<Identity, Errno> {
         let capabilities = Capabilities::of_thread()?;
         let may_impersonate = geteuid().is_root()
             && capabilities.effective(CAP_SETUID)
@@ -60,7 +77,9 @@ impl Identity {
         Ok(Identity {
             uid: geteuid(),
             gid: getegid(),
+            groups: getgroups()?.into_iter().map(Gid::as_raw).collect(),
             privileged,
+            users,
             ids,
         })
     }
@@ -70,6 +89,25 @@ impl Identity {
         &self.ids
     }
 
+    /// Whether [`Identity::acting`] makes a difference for this user.
+    pub fn is_other(&self, uid: u32) -> bool {
+        self.privileged.is_some()
+            && self.users.is_some()
+            && uid != protocol::NONUNAME
+            && uid != self.uid.as_raw()
+    }
+
+    /// Runs `call` with the rights that `uid` has on the host, if the host is to decide: the
+    /// user's ids and groups, and no capability over files. To be called on a worker. Errors:
+    /// EINVAL for an id that the host cannot represent.
+    pub fn acting<T>(&self, uid: u32, call: impl FnOnce() -> Result<T, Errno>) -> Result<T, Errno> {
+        if !self.is_other(uid) {
+            return call();
+        }
+        let _restore = self.impersonate(Owner { uid, gid: u32::MAX })?;
+        call()
+    }
+
     /// Runs `make`, which makes one file, so that the file belongs to `owner`. To be called on a
     /// worker: the ids are the thread's. Errors: EINVAL for an id that the host cannot represent.
     pub fn creating<T>(
@@ -77,71 +115,82 @@ impl Identity {
         owner: Owner,
         make: impl FnOnce() -> Result<T, Errno>,
     ) -> Result<T, Errno> {
-        let Some(base) = &self.privileged else {
-            return make();
-        };
-        let _restore = self.impersonate(owner, base)?;
+        let _restore = self.impersonate(owner)?;
         make()
     }
 
-    fn impersonate<'a>(
-        &'a self,
-        owner: Owner,
-        base: &'a Capabilities,
-    ) -> Result<Restore<'a>, Errno> {
-        let restore = Restore {
-            identity: self,
-            base,
+    /// Runs `change`, an explicit change of mode that the guest's kernel has allowed `uid`, with
+    /// the right to keep set-id bits. To be called on a worker.
+    pub fn changing_mode<T>(
+        &self,
+        uid: u32,
+        change: impl FnOnce() -> Result<T, Errno>,
+    ) -> Result<T, Errno> {
+        let Some(base) = self.privileged.filter(|_| !self.is_other(uid)) else {
+            return self.acting(uid, change);
         };
-        if owner.gid != u32::MAX {
-            setfsgid(Gid::from_raw(owner.gid));
-            // The call has no error: asking with an invalid id tells what is in force.
-            if setfsgid(Gid::from_raw(u32::MAX)).as_raw() != owner.gid {
-                return Err(Errno::EINVAL);
-            }
-        }
-        if owner.uid != protocol::NONUNAME {
-            setfsuid(Uid::from_raw(owner.uid));
-            if setfsuid(Uid::from_raw(u32::MAX)).as_raw() != owner.uid {
-                return Err(Errno::EINVAL);
-            }
-            // Leaving user 0 took the file capabilities away. The guest's kernel has checked the
-            // caller's permission; the host's directories need not grant it again.
-            base.apply_to_thread()?;
-        }
-        Ok(restore)
-    }
-
-    /// Runs `change`, an explicit change of mode that the guest's kernel has allowed, with the
-    /// right to keep set-id bits. To be called on a worker.
-    pub fn changing_mode<T>(&self, change: impl FnOnce() -> Result<T, Errno>) -> Result<T, Errno> {
-        let Some(base) = &self.privileged else {
-            return change();
-        };
-        let _restore = Restore {
-            identity: self,
-            base,
-        };
+        let _restore = Restore(self);
         base.with_effective(CAP_FSETID).apply_to_thread()?;
         change()
     }
+
+    /// Takes on another's ids, as far as they are given and the daemon may.
+    fn impersonate(&self, who: Owner) -> Result<Option<Restore<'_>>, Errno> {
+        let Some(base) = &self.privileged else {
+            return Ok(None);
+        };
+        let restore = Restore(self);
+        let mut gid = (who.gid != u32::MAX).then_some(who.gid);
+        let by_host = self.users.as_ref().filter(|_| self.is_other(who.uid));
+        if let Some(users) = by_host {
+            let groups = users.groups(who.uid);
+            sys::set_groups(groups.map_or(&[], |groups| &groups.supplementary))?;
+            // Whom the host does not know is in no group of its.
+            gid = gid.or(Some(groups.map_or(NOGROUP, |groups| groups.primary)));
+        }
+        if let Some(gid) = gid {
+            setfsgid(Gid::from_raw(gid));
+            // The call has no error: asking with an invalid id tells what is in force.
+            if setfsgid(Gid::from_raw(u32::MAX)).as_raw() != gid {
+                return Err(Errno::EINVAL);
+            }
+        }
+        if who.uid != protocol::NONUNAME {
+            setfsuid(Uid::from_raw(who.uid));
+            if setfsuid(Uid::from_raw(u32::MAX)).as_raw() != who.uid {
+                return Err(Errno::EINVAL);
+            }
+            // Leaving user 0 took the file capabilities away. If the guest's kernel has checked the
+            // caller's permission, the host's directories need not grant it again.
+            if by_host.is_none() {
+                base.apply_to_thread()?;
+            }
+        }
+        Ok(Some(restore))
+    }
 }
 
+/// The group of those that are in none (the kernel's overflow gid).
+const NOGROUP: u32 = 65534;
+
 /// Puts the thread back to the daemon's own identity, also when a panic passes.
-struct Restore<'a> {
-    identity: &'a Identity,
-    base: &'a Capabilities,
-}
+struct Restore<'a>(&'a Identity);
 
 impl Drop for Restore<'_> {
     fn drop(&mut self) {
-        setfsuid(self.identity.uid);
-        setfsgid(self.identity.gid);
+        let Restore(identity) = self;
+        setfsuid(identity.uid);
+        setfsgid(identity.gid);
+        let groups = match identity.users {
+            Some(_) => sys::set_groups(&identity.groups),
+            None => Ok(()),
+        };
         // Coming back to user 0 raised every permitted file capability, CAP_FSETID among them.
-        if let Err(error) = self.base.apply_to_thread() {
-            // Lowering capabilities that are permitted cannot fail; a thread in an unknown state
-            // must not serve anyone.
-            log::error!("cannot restore the capabilities of a worker: {error}");
+        let base = identity.privileged.unwrap_or_default();
+        if let Err(error) = groups.and_then(|()| base.apply_to_thread()) {
+            // Neither can fail for a thread that was allowed to do the opposite; one in an unknown
+            // state must not serve anyone.
+            log::error!("cannot restore the identity of a worker: {error}");
             std::process::abort();
         }
     }
@@ -161,7 +210,7 @@ mod tests {
     #[test]
     fn a_new_file_belongs_to_its_owner_at_once() {
         on_a_thread(|| {
-            let identity = Identity::of_process(Ids::default()).unwrap();
+            let identity = Identity::of_process(Ids::default(), None).unwrap();
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().join("file");
             let owner = Owner {
@@ -187,7 +236,7 @@ mod tests {
     #[test]
     fn nobody_in_particular_is_the_daemon() {
         on_a_thread(|| {
-            let identity = Identity::of_process(Ids::default()).unwrap();
+            let identity = Identity::of_process(Ids::default(), None).unwrap();
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().join("file");
             let owner = Owner {
@@ -206,7 +255,7 @@ mod tests {
     #[test]
     fn set_id_bits_fall_on_write_and_stay_on_chmod() {
         on_a_thread(|| {
-            let identity = Identity::of_process(Ids::default()).unwrap();
+            let identity = Identity::of_process(Ids::default(), None).unwrap();
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().join("file");
             std::fs::write(&path, "x").unwrap();
@@ -214,7 +263,7 @@ mod tests {
                 let mode = std::os::unix::fs::PermissionsExt::from_mode(0o6755);
                 std::fs::set_permissions(&path, mode).map_err(super::super::errno_of)
             };
-            identity.changing_mode(set_mode).unwrap();
+            identity.changing_mode(0, set_mode).unwrap();
             assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o7777, 0o6755);
             std::fs::OpenOptions::new()
                 .append(true)

@@ -4,7 +4,8 @@
 //! - [`node`]: an inode held by a descriptor, and the lookup of a name below it.
 //! - [`handle`]: how an inode whose descriptor was given up is found again.
 //! - [`directory`], [`xattr`]: reading a directory, extended attributes.
-//! - [`identity`]: on whose behalf the daemon acts; [`idmap`]: ids that differ on both sides.
+//! - [`identity`]: on whose behalf the daemon acts; [`idmap`]: ids that differ on both sides;
+//!   [`users`]: the groups of the host's users.
 //! - [`qid`]: the protocol's names for inodes.
 //! - [`sys`]: system calls that the other crates lack, the only `unsafe` of the server.
 //!
@@ -18,6 +19,7 @@ pub mod name;
 pub mod node;
 pub mod qid;
 pub mod sys;
+pub mod users;
 pub mod xattr;
 
 use std::os::fd::AsFd;
@@ -29,7 +31,7 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2, readlink};
 use nix::sys::stat::Mode;
 
-pub use identity::{Identity, Ids, Owner};
+pub use identity::{Identity, Ids, Owner, Permissions};
 pub use name::{Component, Name};
 pub use node::{FileKind, InodeId, InodeKey, Lookup, Node, Stat, errno_of, permissions};
 pub use qid::{Multidevs, Qids};
@@ -151,7 +153,7 @@ mod tests {
     use super::*;
 
     fn export(directory: &Path) -> Export {
-        let identity = Identity::of_process(Ids::default()).unwrap();
+        let identity = Identity::of_process(Ids::default(), None).unwrap();
         Export::new(directory, false, true, identity).unwrap()
     }
 

@@ -245,8 +245,16 @@ struct CapabilityHeader {
 /// `_LINUX_CAPABILITY_VERSION_3` of linux/capability.h: two words for each set.
 const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
 
+/// Makes these the calling thread's supplementary groups; the C library's function would change
+/// those of all threads. Errors: EPERM without CAP_SETGID.
+pub fn set_groups(groups: &[u32]) -> Result<(), Errno> {
+    // SAFETY: the pointer leads to as many ids as the length says.
+    let result = unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) };
+    Errno::result(result).map(drop)
+}
+
 /// The calling thread's capabilities.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Capabilities([CapabilityWords; 2]);
 
 /// May give files away (capabilities(7)).

@@ -103,6 +103,16 @@ impl Server {
         self.workers.offload(call)
     }
 
+    /// Runs what the fid's user must be permitted to do on a worker.
+    fn acting<T: Send>(
+        &self,
+        fid: &Fid,
+        call: impl FnOnce() -> Result<T, Errno> + Send,
+    ) -> Result<T, Errno> {
+        let (identity, user) = (self.export.identity(), fid.user);
+        self.blocking(|| identity.acting(user, call))
+    }
+
     /// The qid of the file that `stat` describes.
     fn qid(&self, stat: &Stat) -> Qid {
         self.session.qids.borrow_mut().qid(stat)

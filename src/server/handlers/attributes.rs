@@ -68,7 +68,8 @@ impl Server {
             _ => None,
         };
         let (export, node) = (&self.export, &*node);
-        self.blocking(|| change(export, node, writable, &m))?;
+        let user = fid.user;
+        self.acting(&fid, || change(export, user, node, writable, &m))?;
         Ok(Rsetattr {})
     }
 
@@ -98,6 +99,7 @@ impl Server {
 /// be written when the file's mode does not allow to open it again.
 fn change(
     export: &Export,
+    user: u32,
     node: &Node,
     writable: Option<BorrowedFd<'_>>,
     m: &Tsetattr,
@@ -117,7 +119,7 @@ fn change(
         fchownat(node, c"", uid, gid, flags)?;
     }
     if has(setattr::MODE) {
-        export.identity().changing_mode(|| {
+        export.identity().changing_mode(user, || {
             let flags = FchmodatFlags::FollowSymlink;
             fchmodat(
                 AT_FDCWD,

@@ -15,12 +15,13 @@ impl Server {
     /// Tlink gives the fid's file another name. Errors: EPERM for a directory, EEXIST, EXDEV,
     /// EROFS, ENOENT for a file that has lost its last name, those of link(2).
     pub(super) fn link(&self, m: Tlink<'_>) -> Result<Rlink, Errno> {
+        let fid = self.session.fids.get(m.dfid)?;
         let directory = self.directory(m.dfid)?;
         let node = self.node(m.fid)?;
         let name = Name::for_new(m.name)?;
         self.export.writable()?;
         let (directory, node) = (&*directory, &*node);
-        self.blocking(|| {
+        self.acting(&fid, || {
             let inode = node.proc_path();
             // The magic link leads to the inode; what it holds, a symbolic link's target too, is
             // not looked at.
@@ -39,18 +40,19 @@ impl Server {
     /// Trename moves the fid's file, wherever it is now, to a name in dfid. Errors: ENOENT if
     /// it has no name any more, EBUSY for the share's root, EROFS, those of rename(2).
     pub(super) fn rename(&self, m: Trename<'_>) -> Result<Rrename, Errno> {
-        let node = self.node(m.fid)?;
+        let fid = self.session.fids.get(m.fid)?;
+        let node = self.node_of(&fid)?;
         let to = self.session.fids.get(m.dfid)?.target()?.inode().clone();
         let directory = self.directory(m.dfid)?;
         let name = Name::for_rename(m.name)?;
         self.export.writable()?;
         let (export, node, directory) = (&self.export, &*node, &*directory);
         let (before, after) = (self.find_before_removal(), self.find_after_move());
-        let (replaced, moved) = self.blocking(|| {
+        let (replaced, moved) = self.acting(&fid, || {
             let (from, old) = export.locate(node)?;
             let replaced = before(directory, &name);
             renameat(&from, old.as_c_str(), directory, name.as_c_str())?;
-            Ok::<_, Errno>((replaced, after(directory, &name)))
+            Ok((replaced, after(directory, &name)))
         })?;
         self.keep_found(replaced);
         self.note_move(moved, &to, &name);
@@ -59,6 +61,7 @@ impl Server {
 
     /// Trenameat moves a name to another. Errors: those of rename(2), EROFS.
     pub(super) fn renameat(&self, m: Trenameat<'_>) -> Result<Rrenameat, Errno> {
+        let fid = self.session.fids.get(m.olddirfid)?;
         let from = self.directory(m.olddirfid)?;
         let to = self
             .session
@@ -73,10 +76,10 @@ impl Server {
         self.export.writable()?;
         let (from, directory) = (&*from, &*directory);
         let (before, after) = (self.find_before_removal(), self.find_after_move());
-        let (replaced, moved) = self.blocking(|| {
+        let (replaced, moved) = self.acting(&fid, || {
             let replaced = before(directory, &new);
             renameat(from, old.as_c_str(), directory, new.as_c_str())?;
-            Ok::<_, Errno>((replaced, after(directory, &new)))
+            Ok((replaced, after(directory, &new)))
         })?;
         self.keep_found(replaced);
         self.note_move(moved, &to, &new);
@@ -86,6 +89,7 @@ impl Server {
     /// Tunlinkat removes a name; with REMOVEDIR that of an empty directory. Errors: those of
     /// unlink(2) and rmdir(2), EINVAL for any other flag, EROFS.
     pub(super) fn unlinkat(&self, m: Tunlinkat<'_>) -> Result<Runlinkat, Errno> {
+        let fid = self.session.fids.get(m.dirfid)?;
         let directory = self.directory(m.dirfid)?;
         let name = Name::for_removal(m.name)?;
         let flag = match m.flags {
@@ -96,10 +100,10 @@ impl Server {
         self.export.writable()?;
         let directory = &*directory;
         let before = self.find_before_removal();
-        let removed = self.blocking(|| {
+        let removed = self.acting(&fid, || {
             let removed = before(directory, &name);
             unlinkat(directory, name.as_c_str(), flag)?;
-            Ok::<_, Errno>(removed)
+            Ok(removed)
         })?;
         self.keep_found(removed);
         Ok(Runlinkat {})
@@ -118,7 +122,7 @@ impl Server {
             _ => UnlinkatFlags::NoRemoveDir,
         };
         let export = &self.export;
-        self.blocking(|| {
+        self.acting(&fid, || {
             let (directory, name) = export.locate(node)?;
             unlinkat(&directory, name.as_c_str(), flag)
         })?;

@@ -27,9 +27,7 @@ impl Server {
         let node = self.hold(&inode)?;
         let (fd, stat) = {
             let node = &*node;
-            self.with_descriptors(|| {
-                self.blocking(|| Ok::<_, Errno>((node.reopen(flags)?, node.stat()?)))
-            })?
+            self.with_descriptors(|| self.acting(&fid, || Ok((node.reopen(flags)?, node.stat()?))))?
         };
         let counted = self.session.inodes.count_open();
         fid.open(OpenFile::new(inode, handle(&node, fd, flags), counted))?;
@@ -107,11 +105,13 @@ fn create(
                 return Ok((fd, node, stat));
             }
         }
-        match directory.child(name, Lookup::Blocking) {
+        let child = || directory.child(name, Lookup::Blocking);
+        match export.identity().acting(owner.uid, child) {
             Err(Errno::ENOENT) => {}
             Err(error) => return Err(error),
             Ok((node, _)) => {
-                let fd = node.reopen(flags)?;
+                let identity = export.identity();
+                let fd = identity.acting(owner.uid, || node.reopen(flags))?;
                 let stat = node.stat()?;
                 return Ok((fd, node, stat));
             }

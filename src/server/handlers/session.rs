@@ -81,7 +81,7 @@ impl Server {
     pub(super) fn clunk(&self, m: Tclunk) -> Result<Rclunk, Errno> {
         let fid = self.session.fids.remove(m.fid)?;
         if let Some(draft) = fid.draft() {
-            self.set_xattr(&draft)?;
+            self.set_xattr(&fid, &draft)?;
         } else if let (Ok(open), Some(fid)) = (fid.open_file(), Rc::into_inner(fid)) {
             // The last close of a file may wait for a server, or free a large one.
             drop(fid);
@@ -96,7 +96,7 @@ impl Server {
         Ok(Rclunk {})
     }
 
-    fn set_xattr(&self, draft: &XattrDraft) -> Result<(), Errno> {
+    fn set_xattr(&self, fid: &Fid, draft: &XattrDraft) -> Result<(), Errno> {
         let XattrDraft {
             inode,
             name,
@@ -109,7 +109,7 @@ impl Server {
             return Err(Errno::EINVAL);
         }
         let node = &*self.hold(inode)?;
-        self.blocking(|| match *size {
+        self.acting(fid, || match *size {
             0 => node.remove_xattr(name),
             _ => node.set_xattr(name, &value, *flags),
         })

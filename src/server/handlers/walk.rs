@@ -1,14 +1,12 @@
 //! Twalk: from a fid, by names, to another fid.
 
-use std::rc::Rc;
-
 use nix::errno::Errno;
 use protocol::{Qids, Rwalk, Twalk};
 
 use crate::export::{Component, Lookup, Node, Stat};
 use crate::server::Server;
 use crate::server::fid::Fid;
-use crate::server::inodes::{Inode, Place};
+use crate::server::inodes::Place;
 
 /// How far a walk came.
 #[derive(Default)]
@@ -35,7 +33,7 @@ impl Server {
         let mut end = start;
         if !m.names.is_empty() {
             let node = self.node_of(&fid)?;
-            let walked = self.resolve(&node, &fid.root, &m.names)?;
+            let walked = self.resolve(&fid, &node, &m.names)?;
             let mut error = walked.error;
             for ((node, stat), name) in walked.files.into_iter().zip(m.names.iter()) {
                 // The way up leads to no name.
@@ -69,14 +67,21 @@ impl Server {
     }
 
     /// As far as the kernel's caches reach the walk is made here; the rest, if any, on a worker.
-    fn resolve(&self, start: &Node, root: &Rc<Inode>, names: &[&[u8]]) -> Result<Walked, Errno> {
-        let root = &*self.hold(root)?;
+    fn resolve(&self, fid: &Fid, start: &Node, names: &[&[u8]]) -> Result<Walked, Errno> {
+        let root = &*self.hold(&fid.root)?;
+        // Another's rights are taken on by a worker only.
+        let here = !self.export.identity().is_other(fid.user);
         let mut walked = Walked::default();
         // A walk that came to nothing for want of a descriptor is tried again.
         self.with_descriptors(|| {
-            walked.go_on(start, root, names, Lookup::Cached);
-            if walked.error == Some(Errno::EAGAIN) {
-                self.blocking(|| walked.go_on(start, root, names, Lookup::Blocking));
+            if here {
+                walked.go_on(start, root, names, Lookup::Cached);
+            }
+            if !here || walked.error == Some(Errno::EAGAIN) {
+                self.acting(fid, || {
+                    walked.go_on(start, root, names, Lookup::Blocking);
+                    Ok(())
+                })?;
             }
             match walked.error {
                 Some(error @ (Errno::EMFILE | Errno::ENFILE)) => Err(error),

@@ -18,10 +18,10 @@ impl Server {
         let node = self.node_of(&fid)?;
         let node = &*node;
         let value = if m.name.is_empty() {
-            self.blocking(|| node.xattr_names())?
+            self.acting(&fid, || node.xattr_names())?
         } else {
             let name = XattrName::new(m.name)?;
-            self.blocking(|| node.xattr(&name))?
+            self.acting(&fid, || node.xattr(&name))?
         };
         let size = value.len() as u64;
         let value = Fid::xattr_value(fid.user, fid.root.clone(), value);

@@ -11,6 +11,8 @@ use nix::unistd::{Gid, Uid, geteuid};
 use protocol::{getattr, open, setattr};
 use stub_guest::daemon::Launch;
 use stub_guest::{Attach, Result};
+use vhost_user_9p::export::Node;
+use vhost_user_9p::export::xattr::XattrName;
 
 /// A guest with these options, on a directory that everyone may write to; None unless root.
 fn guest(options: &[&str]) -> Option<Guest> {
@@ -248,4 +250,46 @@ fn the_groups_of_the_host_s_users_count() {
     assert_eq!(guest.client.read_file(member, "shared").unwrap(), b"shared");
     let stranger = attach(&mut guest, 101, 54_321).unwrap();
     refused(guest.client.read_file(stranger, "shared"), Errno::EACCES);
+}
+
+#[test]
+fn the_ids_in_access_control_lists_are_translated_too() {
+    let rules = ["--translate-uid", "map:0:100000:65536"];
+    let Some(mut guest) = guest(&rules) else {
+        return;
+    };
+    let list = |user: u32| {
+        let mut value = vec![2, 0, 0, 0];
+        for (tag, permissions, id) in [
+            (0x01u16, 6u16, NO_ID),
+            (0x02, 6, user),
+            (0x04, 4, NO_ID),
+            (0x10, 6, NO_ID),
+            (0x20, 0, NO_ID),
+        ] {
+            value.extend(tag.to_le_bytes());
+            value.extend(permissions.to_le_bytes());
+            value.extend(id.to_le_bytes());
+        }
+        value
+    };
+    let path = guest.file("file", "");
+    let (name, value) = ("system.posix_acl_access", list(1000));
+    let fid = guest.walk("file");
+    guest.client.walk::<&str>(fid, 900, &[]).unwrap();
+    guest
+        .client
+        .xattrcreate(900, name, value.len() as u64, 0)
+        .unwrap();
+    guest.client.write(900, 0, &value).unwrap();
+    if let Err(error) = guest.client.clunk(900) {
+        refused::<()>(Err(error), Errno::EOPNOTSUPP);
+        eprintln!("skipped: this file system has no access control lists");
+        return;
+    }
+    let (node, _) = Node::new(fs::File::open(path).unwrap().into()).unwrap();
+    let stored = node.xattr(&XattrName::new(name.as_bytes()).unwrap());
+    assert_eq!(stored.unwrap(), list(101_000));
+    let size = guest.client.xattrwalk(fid, 901, name).unwrap();
+    assert_eq!(guest.client.read(901, 0, size as u32).unwrap(), value);
 }

@@ -4,6 +4,7 @@
 //! - [`node`]: an inode held by a descriptor, and the lookup of a name below it.
 //! - [`handle`]: how an inode whose descriptor was given up is found again.
 //! - [`directory`], [`xattr`]: reading a directory, extended attributes.
+//! - [`acl`]: the ids in access control lists.
 //! - [`identity`]: on whose behalf the daemon acts; [`idmap`]: ids that differ on both sides;
 //!   [`users`]: the groups of the host's users.
 //! - [`qid`]: the protocol's names for inodes.
@@ -11,6 +12,7 @@
 //!
 //! All of it is called on workers as well as on the loop, except [`Qids`], which is the loop's.
 
+pub mod acl;
 pub mod directory;
 pub mod handle;
 pub mod identity;

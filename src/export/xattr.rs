@@ -28,6 +28,11 @@ impl XattrName {
             .map_err(|_| Errno::EINVAL)
     }
 
+    /// The name without its NUL.
+    pub fn as_bytes(&self) -> &[u8] {
+        self.0.as_bytes()
+    }
+
     fn as_c_str(&self) -> &CStr {
         &self.0
     }

@@ -7,6 +7,7 @@ use protocol::{
     Rattach, Rauth, Rclunk, Rflush, Rversion, Tattach, Tauth, Tclunk, Tflush, Tversion,
 };
 
+use crate::export::acl;
 use crate::server::fid::{Fid, XattrDraft};
 use crate::server::{MAX_MSIZE, MIN_MSIZE, Server};
 
@@ -104,10 +105,11 @@ impl Server {
             size,
             value,
         } = draft;
-        let value = value.take();
+        let mut value = value.take();
         if value.len() != *size {
             return Err(Errno::EINVAL);
         }
+        acl::to_host(name.as_bytes(), &mut value, self.export.identity().ids())?;
         let node = &*self.hold(inode)?;
         self.acting(fid, || match *size {
             0 => node.remove_xattr(name),

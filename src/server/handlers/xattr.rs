@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use nix::errno::Errno;
 use protocol::{Rxattrcreate, Rxattrwalk, Txattrcreate, Txattrwalk, xattr};
 
+use crate::export::acl;
 use crate::export::xattr::{XATTR_SIZE_MAX, XattrName};
 use crate::server::Server;
 use crate::server::fid::{Fid, XattrDraft};
@@ -21,7 +22,9 @@ impl Server {
             self.acting(&fid, || node.xattr_names())?
         } else {
             let name = XattrName::new(m.name)?;
-            self.acting(&fid, || node.xattr(&name))?
+            let mut value = self.acting(&fid, || node.xattr(&name))?;
+            acl::to_guest(m.name, &mut value, self.export.identity().ids());
+            value
         };
         let size = value.len() as u64;
         let value = Fid::xattr_value(fid.user, fid.root.clone(), value);

@@ -11,7 +11,7 @@ use log::LevelFilter;
 
 use crate::daemon;
 use crate::export::idmap::{IdMap, Translation};
-use crate::export::{Ids, Multidevs, Permissions};
+use crate::export::{HostModes, Ids, Multidevs, Permissions, SecurityModel};
 
 /// Where systemd's first socket is (sd_listen_fds(3)).
 const LISTEN_FDS_START: RawFd = 3;
@@ -54,6 +54,19 @@ pub struct Options {
     /// Refuse every change with EROFS
     #[arg(long)]
     pub readonly: bool,
+
+    /// Where owner, mode and kind of the guest's files are on the host, as with QEMU's option of
+    /// this name: a share can be served by either
+    #[arg(long, value_name = "MODEL", value_enum, default_value_t)]
+    pub security_model: SecurityModel,
+
+    /// The mode, in octal, of the files that a mapped model makes on the host [default: 600]
+    #[arg(long, value_name = "MODE", value_parser = host_mode)]
+    pub fmode: Option<u32>,
+
+    /// The mode, in octal, of the directories that a mapped model makes on the host [default: 700]
+    #[arg(long, value_name = "MODE", value_parser = host_mode)]
+    pub dmode: Option<u32>,
 
     /// End when the first front-end has disconnected, instead of waiting for the next one
     #[arg(long)]
@@ -119,6 +132,36 @@ impl Options {
             gids: map("--translate-gid", &self.translate_gid)?,
         })
     }
+
+    /// The modes of what a mapped model makes on the host.
+    pub fn host_modes(&self) -> HostModes {
+        let default = HostModes::default();
+        HostModes {
+            file: self.fmode.unwrap_or(default.file),
+            directory: self.dmode.unwrap_or(default.directory),
+        }
+    }
+
+    /// Errors: [`Failure::Usage`] for options that the security model has no use for.
+    fn check_model(&self) -> Result<(), Failure> {
+        let mapped = self.security_model.is_mapped();
+        for (option, mode) in [("--fmode", self.fmode), ("--dmode", self.dmode)] {
+            if mode.is_some() && !mapped {
+                return Err(Failure::Usage(format!(
+                    "{option} is for the mapped models: give --security-model mapped-xattr or \
+                     mapped-file; try --help"
+                )));
+            }
+        }
+        if self.permissions == Permissions::Host && mapped {
+            return Err(Failure::Usage(
+                "--permissions host is not for the mapped models, in which the host knows no \
+                 users: give --security-model passthrough or none; try --help"
+                    .into(),
+            ));
+        }
+        Ok(())
+    }
 }
 
 /// Whether the kernel's file handles are used.
@@ -177,6 +220,7 @@ pub fn command_line(words: impl IntoIterator<Item = OsString>) -> Result<Command
         ));
     }
     options.ids()?;
+    options.check_model()?;
     if options.socket.is_none() && options.fd.is_none() {
         options.fd = Some(systemd_socket().ok_or_else(|| {
             Failure::Usage("no socket: give --socket PATH or --fd N; try --help".into())
@@ -195,6 +239,13 @@ fn systemd_socket() -> Option<RawFd> {
 fn log_level(text: &str) -> Result<LevelFilter, String> {
     text.parse()
         .map_err(|_| "one of off, error, warn, info, debug, trace is expected".into())
+}
+
+fn host_mode(text: &str) -> Result<u32, String> {
+    match u32::from_str_radix(text, 8) {
+        Ok(mode) if mode <= 0o777 => Ok(mode),
+        _ => Err("permissions in octal are expected, 0 to 777".into()),
+    }
 }
 
 fn tag(text: &str) -> Result<String, String> {
@@ -262,7 +313,7 @@ mod tests {
     fn every_option_is_taken() {
         let words = "x --fd 7 --shared-dir /d --tag t --readonly --once --threads 2 \
                      --rlimit-nofile 99 --inode-file-handles never --multidevs forbid \
-                     --log-level debug";
+                     --log-level debug --security-model mapped-xattr --fmode 0640 --dmode 750";
         let Command::Serve(options) = parse(words).unwrap() else {
             panic!("{words}")
         };
@@ -273,8 +324,29 @@ mod tests {
         assert_eq!(options.multidevs, Multidevs::Forbid);
         assert_eq!(options.inode_file_handles, FileHandles::Never);
         assert_eq!(options.log_level, LevelFilter::Debug);
+        assert_eq!(options.security_model, SecurityModel::MappedXattr);
+        let modes = options.host_modes();
+        assert_eq!((modes.file, modes.directory), (0o640, 0o750));
         for words in ["x --help", "x --version", "x --print-capabilities"] {
             assert!(matches!(parse(words), Ok(Command::Print(_))), "{words}");
+        }
+    }
+
+    #[test]
+    fn qemu_s_names_of_the_models_are_taken() {
+        for (name, model) in [
+            ("passthrough", SecurityModel::Passthrough),
+            ("none", SecurityModel::None),
+            ("mapped", SecurityModel::MappedXattr),
+            ("mapped-xattr", SecurityModel::MappedXattr),
+            ("mapped-file", SecurityModel::MappedFile),
+        ] {
+            let words = format!("x --fd 7 --shared-dir /d --security-model {name}");
+            let Command::Serve(options) = parse(&words).unwrap() else {
+                panic!("{words}")
+            };
+            assert_eq!(options.security_model, model);
+            assert_eq!(options.host_modes(), HostModes::default());
         }
     }
 
@@ -289,6 +361,12 @@ mod tests {
             "x --socket /s --shared-dir /d --threads 0",
             "x --socket /s --shared-dir /d --read-only",
             "x --socket /s --shared-dir /d --log-level loud",
+            "x --socket /s --shared-dir /d --security-model mapped-inode",
+            "x --socket /s --shared-dir /d --security-model mapped-file --fmode 800",
+            "x --socket /s --shared-dir /d --security-model mapped-file --dmode 1777",
+            "x --socket /s --shared-dir /d --fmode 600",
+            "x --socket /s --shared-dir /d --security-model none --dmode 700",
+            "x --socket /s --shared-dir /d --security-model mapped-xattr --permissions host",
             "x --socket",
             "x --socket /s --shared-dir /d --translate-uid map:1:2",
             "x --socket /s --shared-dir /d --translate-gid map:1:2:3 --translate-gid map:3:9:1",

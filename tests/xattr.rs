@@ -2,54 +2,10 @@
 
 mod common;
 
-use std::ffi::CString;
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
-
-use common::{Guest, pattern, refused};
+use common::{Guest, host_set, host_value, pattern, refused};
 use nix::errno::Errno;
 use protocol::{open, xattr};
 use stub_guest::Result;
-
-/// getxattr(2) on the host; None: there is none.
-fn host_value(path: &Path, name: &str) -> Option<Vec<u8>> {
-    let (path, name) = (
-        CString::new(path.as_os_str().as_bytes()).unwrap(),
-        CString::new(name).unwrap(),
-    );
-    let mut value = vec![0u8; 70_000];
-    // SAFETY: both strings end with a NUL, and the buffer has the length that is given.
-    let length = unsafe {
-        libc::lgetxattr(
-            path.as_ptr(),
-            name.as_ptr(),
-            value.as_mut_ptr().cast(),
-            value.len(),
-        )
-    };
-    let length = usize::try_from(length).ok()?;
-    value.truncate(length);
-    Some(value)
-}
-
-/// lsetxattr(2) on the host. False: its file system knows no such attributes.
-fn host_set(path: &Path, name: &str, value: &[u8]) -> bool {
-    let (path, name) = (
-        CString::new(path.as_os_str().as_bytes()).unwrap(),
-        CString::new(name).unwrap(),
-    );
-    // SAFETY: both strings end with a NUL, and the value has the length that is given.
-    let result = unsafe {
-        libc::lsetxattr(
-            path.as_ptr(),
-            name.as_ptr(),
-            value.as_ptr().cast(),
-            value.len(),
-            0,
-        )
-    };
-    result == 0
-}
 
 /// A guest with a file that has an attribute, unless the file system under the temporary
 /// directory has no user attributes.

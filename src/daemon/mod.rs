@@ -40,6 +40,17 @@ pub enum Error {
         /// Why.
         error: Errno,
     },
+    /// The file system cannot hold what the security model keeps.
+    #[error(
+        "cannot keep attributes in the file system of {path}: {error}; give --security-model \
+         mapped-file"
+    )]
+    Model {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        error: Errno,
+    },
     /// There is no socket.
     #[error(transparent)]
     Socket(#[from] socket::Error),
@@ -141,12 +152,16 @@ pub fn run(options: &Options) -> Result<(), Error> {
         Permissions::Host => Some(Users::of_host().map_err(host("the list of its users"))?),
     };
     let identity = Identity::of_process(ids, users).map_err(host("its capabilities"))?;
-    let export = Export::new(&directory, options.readonly, handles, identity).map_err(|error| {
-        Error::Share {
+    let export = Export::new(&directory, options.readonly, handles, identity)
+        .map_err(|error| Error::Share {
             path: directory.clone(),
             error,
-        }
-    })?;
+        })?
+        .with_model(options.security_model, options.host_modes())
+        .map_err(|error| Error::Model {
+            path: directory.clone(),
+            error,
+        })?;
     let socket = match (&options.socket, options.fd) {
         (_, Some(fd)) => Socket::inherited(fd)?,
         (Some(path), None) => Socket::bind(path)?,

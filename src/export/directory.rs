@@ -11,6 +11,8 @@ use super::sys;
 
 /// Length of `struct linux_dirent64` before the name: d_ino, d_off, d_reclen, d_type.
 const RECORD_HEADER: usize = 19;
+/// Where d_type is.
+const KIND: usize = 18;
 
 /// An open directory. Requests may come in any order and at once: the position belongs to one
 /// of them at a time.
@@ -78,12 +80,38 @@ pub fn entries(mut records: &[u8]) -> impl Iterator<Item = Entry<'_>> {
         let entry = Entry {
             inode: word(header, 0),
             next: word(header, 8),
-            kind: header[18],
+            kind: header[KIND],
             name: name.to_bytes(),
         };
         records = &records[length..];
         Some(entry)
     })
+}
+
+/// Goes through what [`DirectoryStream::read`] has filled and takes entries out or changes their
+/// kinds, as `keep` says of a name and its `DT_*`; returns how many bytes are left.
+pub fn edit(records: &mut [u8], mut keep: impl FnMut(&CStr, u8) -> Option<u8>) -> usize {
+    let (mut from, mut to) = (0, 0);
+    while let Some(record) = record_at(records, from) {
+        let length = record.len();
+        let kind = CStr::from_bytes_until_nul(&record[RECORD_HEADER..])
+            .ok()
+            .and_then(|name| keep(name, record[KIND]));
+        if let Some(kind) = kind {
+            record[KIND] = kind;
+            records.copy_within(from..from + length, to);
+            to += length;
+        }
+        from += length;
+    }
+    to
+}
+
+fn record_at(records: &mut [u8], at: usize) -> Option<&mut [u8]> {
+    let rest = records.get_mut(at..)?;
+    let header: &[u8; RECORD_HEADER] = rest.first_chunk()?;
+    let length = usize::from(u16::from_ne_bytes([header[16], header[17]]));
+    rest.get_mut(..length.max(RECORD_HEADER))
 }
 
 fn word(header: &[u8; RECORD_HEADER], at: usize) -> u64 {
@@ -148,6 +176,35 @@ mod tests {
             .collect();
         let expected: Vec<Vec<u8>> = all[20..].iter().map(|(_, name)| name.clone()).collect();
         assert_eq!(again, expected);
+    }
+
+    #[test]
+    fn what_is_taken_out_leaves_the_rest_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["a", "longer-than-that", "b", "hidden", "last"] {
+            std::fs::write(dir.path().join(name), "").unwrap();
+        }
+        let mut buffer = vec![0; 4096];
+        let length = stream(dir.path()).read(0, &mut buffer).unwrap();
+        let all: Vec<(Vec<u8>, u64, u64)> = entries(&buffer[..length])
+            .map(|entry| (entry.name.to_vec(), entry.inode, entry.next))
+            .collect();
+        let left = edit(&mut buffer[..length], |name, kind| match name.to_bytes() {
+            b"hidden" | b"." => None,
+            b"b" => Some(libc::DT_LNK),
+            _ => Some(kind),
+        });
+        let mut expected = all;
+        expected.retain(|entry| !matches!(&entry.0[..], b"hidden" | b"."));
+        let edited: Vec<(Vec<u8>, u64, u64)> = entries(&buffer[..left])
+            .map(|entry| (entry.name.to_vec(), entry.inode, entry.next))
+            .collect();
+        assert_eq!(edited, expected);
+        for entry in entries(&buffer[..left]) {
+            assert_eq!(entry.kind == libc::DT_LNK, entry.name == b"b", "{entry:?}");
+        }
+        assert_eq!(edit(&mut buffer[..left], |_, _| None), 0);
+        assert_eq!(edit(&mut [0; 8], |_, kind| Some(kind)), 0);
     }
 
     #[test]

@@ -2,6 +2,8 @@
 //!
 //! - [`name`]: a guest's bytes, checked to be one component of a path.
 //! - [`node`]: an inode held by a descriptor, and the lookup of a name below it.
+//! - [`tree`]: what can be done to the files below it, as the guest sees them.
+//! - [`model`]: where owner, mode and kind of the guest's files are on the host.
 //! - [`handle`]: how an inode whose descriptor was given up is found again.
 //! - [`directory`], [`xattr`]: reading a directory, extended attributes.
 //! - [`acl`]: the ids in access control lists.
@@ -17,10 +19,12 @@ pub mod directory;
 pub mod handle;
 pub mod identity;
 pub mod idmap;
+pub mod model;
 pub mod name;
 pub mod node;
 pub mod qid;
 pub mod sys;
+pub mod tree;
 pub mod users;
 pub mod xattr;
 
@@ -34,6 +38,8 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2, readlink};
 use nix::sys::stat::Mode;
 
 pub use identity::{Identity, Ids, Owner, Permissions};
+use model::Model;
+pub use model::{Change, HostModes, NewFile, SecurityModel};
 pub use name::{Component, Name};
 pub use node::{FileKind, InodeId, InodeKey, Lookup, Node, Stat, errno_of, permissions};
 pub use qid::{Multidevs, Qids};
@@ -45,6 +51,7 @@ pub struct Export {
     readonly: bool,
     identity: Identity,
     traces: Traces,
+    model: Model,
 }
 
 impl Export {
@@ -65,7 +72,20 @@ impl Export {
             readonly,
             identity,
             traces: Traces::new(handles),
+            model: Model::new(SecurityModel::default(), HostModes::default()),
         })
+    }
+
+    /// The same directory under a security model; `modes` matter to the mapped ones. Errors:
+    /// EOPNOTSUPP if the model needs extended attributes that the file system does not have.
+    pub fn with_model(mut self, model: SecurityModel, modes: HostModes) -> Result<Export, Errno> {
+        self.model = Model::new(model, modes);
+        self.model.supported(&self.root)?;
+        if self.model.by_name() {
+            // A file that was found by its handle does not know its name.
+            self.traces = Traces::new(false);
+        }
+        Ok(self)
     }
 
     /// The share's top directory.
@@ -96,18 +116,20 @@ impl Export {
     /// Resolves a path below the root, as `aname` of Tattach gives it: empty and `/` mean the
     /// root, and no symbolic link is followed. Errors: ENOENT, ENOTDIR, ELOOP, ENAMETOOLONG.
     pub fn directory_below(&self, path: &[u8]) -> Result<(Node, Stat), Errno> {
-        let (mut node, mut stat) =
-            Node::new(self.root.as_fd().try_clone_to_owned().map_err(errno_of)?)?;
+        let (mut node, _) = Node::new(self.root.as_fd().try_clone_to_owned().map_err(errno_of)?)?;
+        let mut stat = self.stat(&node)?;
         for bytes in path
             .split(|byte| *byte == b'/')
             .filter(|bytes| !bytes.is_empty())
         {
             match Component::new(bytes)? {
                 Component::Current => {}
-                Component::Parent => (node, stat) = node.parent(&self.root)?,
-                Component::Name(name) => (node, stat) = node.child(&name, Lookup::Blocking)?,
+                Component::Parent => (node, stat) = self.parent(&node, &self.root)?,
+                Component::Name(name) => {
+                    (node, stat) = self.child(&node, &name, Lookup::Blocking)?;
+                }
             }
-            match node.kind() {
+            match stat.kind() {
                 FileKind::Directory => {}
                 FileKind::Symlink => return Err(Errno::ELOOP),
                 FileKind::Regular | FileKind::Special => return Err(Errno::ENOTDIR),

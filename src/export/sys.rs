@@ -107,6 +107,20 @@ pub fn getxattr(path: &CStr, name: &CStr, into: &mut [u8]) -> Result<usize, Errn
     Errno::result(result).map(|length| length as usize)
 }
 
+/// `lgetxattr`: as [`getxattr`], but a symbolic link at the end of `path` is not followed.
+pub fn lgetxattr(path: &CStr, name: &CStr, into: &mut [u8]) -> Result<usize, Errno> {
+    // SAFETY: both strings end in NUL, `into` is writable for its length.
+    let result = unsafe {
+        libc::lgetxattr(
+            path.as_ptr(),
+            name.as_ptr(),
+            into.as_mut_ptr().cast(),
+            into.len(),
+        )
+    };
+    Errno::result(result).map(|length| length as usize)
+}
+
 /// The list of names, each ended by a NUL. `into` empty asks for the size.
 pub fn listxattr(path: &CStr, into: &mut [u8]) -> Result<usize, Errno> {
     // SAFETY: the string ends in NUL, `into` is writable for its length.

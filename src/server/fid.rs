@@ -78,6 +78,9 @@ pub struct File {
     pub writable: bool,
     /// Whether the file system has not yet refused `RWF_NOWAIT`: reads, then writes.
     pub nowait: [Cell<bool>; 2],
+    /// Up to which [`Export::set_id_given`](crate::export::Export::set_id_given) a write has
+    /// taken the file's set-id bits away.
+    pub set_id_dropped: Cell<u64>,
 }
 
 impl File {
@@ -87,6 +90,7 @@ impl File {
             fd,
             writable,
             nowait: [Cell::new(true), Cell::new(true)],
+            set_id_dropped: Cell::new(0),
         }
     }
 }

@@ -113,6 +113,16 @@ impl Server {
         self.blocking(|| identity.acting(user, call))
     }
 
+    /// What the file is for the guest now: here if the kernel knows, else a worker finds out.
+    fn stat(&self, node: &Node) -> Result<Stat, Errno> {
+        let export = &self.export;
+        if export.stat_is_immediate() {
+            export.stat(node)
+        } else {
+            self.with_descriptors(|| self.blocking(|| export.stat(node)))
+        }
+    }
+
     /// The qid of the file that `stat` describes.
     fn qid(&self, stat: &Stat) -> Qid {
         self.session.qids.borrow_mut().qid(stat)

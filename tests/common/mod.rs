@@ -1,8 +1,10 @@
 //! What the integration tests share: a daemon with a guest that has mounted it.
 #![allow(dead_code, reason = "each test binary uses the part that it needs")]
 
+use std::ffi::CString;
 use std::fmt::Debug;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -144,4 +146,44 @@ pub fn is_root() -> bool {
 /// Whether a qid is a directory's.
 pub fn is_dir(qid: Qid) -> bool {
     qid.kind == protocol::QidKind::DIR
+}
+
+/// lgetxattr(2) on the host; None: there is none.
+pub fn host_value(path: &Path, name: &str) -> Option<Vec<u8>> {
+    let (path, name) = (
+        CString::new(path.as_os_str().as_bytes()).unwrap(),
+        CString::new(name).unwrap(),
+    );
+    let mut value = vec![0u8; 70_000];
+    // SAFETY: both strings end with a NUL, and the buffer has the length that is given.
+    let length = unsafe {
+        libc::lgetxattr(
+            path.as_ptr(),
+            name.as_ptr(),
+            value.as_mut_ptr().cast(),
+            value.len(),
+        )
+    };
+    let length = usize::try_from(length).ok()?;
+    value.truncate(length);
+    Some(value)
+}
+
+/// lsetxattr(2) on the host. False: its file system knows no such attributes.
+pub fn host_set(path: &Path, name: &str, value: &[u8]) -> bool {
+    let (path, name) = (
+        CString::new(path.as_os_str().as_bytes()).unwrap(),
+        CString::new(name).unwrap(),
+    );
+    // SAFETY: both strings end with a NUL, and the value has the length that is given.
+    let result = unsafe {
+        libc::lsetxattr(
+            path.as_ptr(),
+            name.as_ptr(),
+            value.as_ptr().cast(),
+            value.len(),
+            0,
+        )
+    };
+    result == 0
 }

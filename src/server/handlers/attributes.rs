@@ -1,16 +1,14 @@
 //! Tgetattr, Tsetattr and Tstatfs: what is known of a file and its file system.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, AtFlags};
-use nix::sys::stat::{FchmodatFlags, fchmodat, makedev};
+use nix::sys::stat::makedev;
 use nix::sys::statfs::fstatfs;
-use nix::unistd::{Gid, Uid, fchownat, ftruncate, truncate};
 use protocol::{Rgetattr, Rsetattr, Rstatfs, Tgetattr, Time, Tsetattr, Tstatfs, getattr, setattr};
 
 use crate::export::name::NAME_MAX;
-use crate::export::{Export, FileKind, Node, permissions, sys};
+use crate::export::{Change, Ids};
 use crate::server::Server;
 use crate::server::fid::Handle;
 
@@ -22,7 +20,7 @@ impl Server {
     /// is looked at by its descriptor.
     pub(super) fn getattr(&self, m: Tgetattr) -> Result<Rgetattr, Errno> {
         let node = self.node(m.fid)?;
-        let stat = node.stat()?;
+        let stat = self.stat(&node)?;
         let s = &stat.0;
         let ids = self.export.identity().ids();
         let birth = s.stx_mask & libc::STATX_BTIME != 0;
@@ -67,9 +65,11 @@ impl Server {
             Some(Handle::File(file)) if file.writable => Some(file.fd.as_fd()),
             _ => None,
         };
-        let (export, node) = (&self.export, &*node);
-        let user = fid.user;
-        self.acting(&fid, || change(export, user, node, writable, &m))?;
+        let change = change(&m, self.export.identity().ids())?;
+        let (export, node, user) = (&self.export, &*node, fid.user);
+        self.acting(&fid, || {
+            export.set_attributes(node, writable, &change, user)
+        })?;
         Ok(Rsetattr {})
     }
 
@@ -94,56 +94,28 @@ impl Server {
     }
 }
 
-/// Applies a Tsetattr. Owner before mode, because a change of owner clears the set-id bits; size
-/// before times, because it moves them. `writable` is the fid's own descriptor, which may still
-/// be written when the file's mode does not allow to open it again.
-fn change(
-    export: &Export,
-    user: u32,
-    node: &Node,
-    writable: Option<BorrowedFd<'_>>,
-    m: &Tsetattr,
-) -> Result<(), Errno> {
+/// What a Tsetattr asks for, in the host's ids. Errors: EINVAL for a size or a time that no file
+/// has, EPERM for an id that the guest may not use.
+fn change(m: &Tsetattr, ids: &Ids) -> Result<Change, Errno> {
     let has = |bit| m.valid & bit != 0;
-    let ids = export.identity().ids();
-    let uid = has(setattr::UID)
-        .then(|| ids.uids.to_host(m.uid))
-        .transpose()?;
-    let gid = has(setattr::GID)
-        .then(|| ids.gids.to_host(m.gid))
-        .transpose()?;
-    let (uid, gid) = (uid.map(Uid::from_raw), gid.map(Gid::from_raw));
-    // With neither this still moves the change time, all that a lone CTIME asks for.
-    if uid.is_some() || gid.is_some() || m.valid == setattr::CTIME {
-        let flags = AtFlags::AT_EMPTY_PATH | AtFlags::AT_SYMLINK_NOFOLLOW;
-        fchownat(node, c"", uid, gid, flags)?;
-    }
-    if has(setattr::MODE) {
-        export.identity().changing_mode(user, || {
-            let flags = FchmodatFlags::FollowSymlink;
-            fchmodat(
-                AT_FDCWD,
-                node.proc_path().as_c_str(),
-                permissions(m.mode),
-                flags,
-            )
-        })?;
-    }
-    if has(setattr::SIZE) {
-        let size = i64::try_from(m.size).map_err(|_| Errno::EINVAL)?;
-        match (node.kind(), writable) {
-            (FileKind::Regular, Some(fd)) => ftruncate(fd, size)?,
-            (FileKind::Regular, None) => truncate(node.proc_path().as_c_str(), size)?,
-            (FileKind::Directory, _) => return Err(Errno::EISDIR),
-            _ => return Err(Errno::EINVAL),
-        }
-    }
-    if has(setattr::ATIME) || has(setattr::MTIME) {
+    let uid = has(setattr::UID).then(|| ids.uids.to_host(m.uid));
+    let gid = has(setattr::GID).then(|| ids.gids.to_host(m.gid));
+    let size = has(setattr::SIZE).then(|| i64::try_from(m.size).map_err(|_| Errno::EINVAL));
+    let times = if has(setattr::ATIME) || has(setattr::MTIME) {
         let atime = new_time(has(setattr::ATIME), has(setattr::ATIME_SET), m.atime)?;
         let mtime = new_time(has(setattr::MTIME), has(setattr::MTIME_SET), m.mtime)?;
-        sys::set_times(node.as_fd(), &[atime, mtime])?;
-    }
-    Ok(())
+        Some([atime, mtime])
+    } else {
+        None
+    };
+    Ok(Change {
+        uid: uid.transpose()?,
+        gid: gid.transpose()?,
+        mode: has(setattr::MODE).then_some(m.mode),
+        size: size.transpose()?,
+        times,
+        touch: m.valid == setattr::CTIME,
+    })
 }
 
 /// A time for utimensat(2): left alone, the host's now, or a given one.

@@ -1,24 +1,19 @@
 //! Tmkdir, Tmknod, Tsymlink and Treadlink: files that are not opened when they are made.
 
 use std::ffi::CString;
-use std::os::unix::ffi::OsStringExt;
 
 use nix::errno::Errno;
-use nix::fcntl::readlinkat;
-use nix::sys::stat::{SFlag, makedev, mkdirat, mknodat};
-use nix::unistd::symlinkat;
+use nix::sys::stat::makedev;
 use protocol::{Qid, Rmkdir, Rmknod, Rreadlink, Rsymlink, Tmkdir, Tmknod, Treadlink, Tsymlink};
 
-use super::directory::symlink;
-use crate::export::{Lookup, Name, Node, permissions};
+use crate::export::{Name, NewFile};
 use crate::server::Server;
 
 impl Server {
     /// Tmkdir makes a directory. Errors: EEXIST, EROFS, those of mkdir(2).
     pub(super) fn mkdir(&self, m: Tmkdir<'_>) -> Result<Rmkdir, Errno> {
-        let qid = self.make(m.dfid, m.name, m.gid, |directory, name| {
-            mkdirat(directory, name.as_c_str(), permissions(m.mode))
-        })?;
+        let directory = NewFile::Directory { mode: m.mode };
+        let qid = self.make(m.dfid, m.name, m.gid, &directory)?;
         Ok(Rmkdir { qid })
     }
 
@@ -27,23 +22,20 @@ impl Server {
     pub(super) fn mknod(&self, m: Tmknod<'_>) -> Result<Rmknod, Errno> {
         let kind = match m.mode & libc::S_IFMT {
             // Some clients leave the type of a regular file away.
-            0 | libc::S_IFREG => SFlag::S_IFREG,
-            libc::S_IFIFO => SFlag::S_IFIFO,
-            libc::S_IFSOCK => SFlag::S_IFSOCK,
-            libc::S_IFCHR => SFlag::S_IFCHR,
-            libc::S_IFBLK => SFlag::S_IFBLK,
+            0 => libc::S_IFREG,
+            kind @ (libc::S_IFREG
+            | libc::S_IFIFO
+            | libc::S_IFSOCK
+            | libc::S_IFCHR
+            | libc::S_IFBLK) => kind,
             _ => return Err(Errno::EINVAL),
         };
-        let device = makedev(m.major.into(), m.minor.into());
-        let qid = self.make(m.dfid, m.name, m.gid, |directory, name| {
-            mknodat(
-                directory,
-                name.as_c_str(),
-                kind,
-                permissions(m.mode),
-                device,
-            )
-        })?;
+        let file = NewFile::Node {
+            kind,
+            mode: m.mode,
+            device: makedev(m.major.into(), m.minor.into()),
+        };
+        let qid = self.make(m.dfid, m.name, m.gid, &file)?;
         Ok(Rmknod { qid })
     }
 
@@ -51,9 +43,8 @@ impl Server {
     /// Errors: ENOENT for an empty target or one with a NUL, EROFS, those of symlink(2).
     pub(super) fn symlink(&self, m: Tsymlink<'_>) -> Result<Rsymlink, Errno> {
         let target = CString::new(m.target).map_err(|_| Errno::ENOENT)?;
-        let qid = self.make(m.dfid, m.name, m.gid, |directory, name| {
-            symlinkat(target.as_c_str(), directory, name.as_c_str())
-        })?;
+        let link = NewFile::Symlink { target: &target };
+        let qid = self.make(m.dfid, m.name, m.gid, &link)?;
         Ok(Rsymlink { qid })
     }
 
@@ -64,33 +55,22 @@ impl Server {
         target: &'a mut Vec<u8>,
     ) -> Result<Rreadlink<'a>, Errno> {
         let node = self.node(m.fid)?;
-        let link = symlink(&node)?;
-        *target = self.blocking(|| readlinkat(link, c""))?.into_vec();
+        let (export, node) = (&self.export, &*node);
+        *target = self.blocking(|| export.readlink(node))?;
         Ok(Rreadlink { target })
     }
 
     /// Makes one file in the directory `dfid`, owned by the fid's user and `gid`, and returns its
     /// qid.
-    fn make(
-        &self,
-        dfid: u32,
-        name: &[u8],
-        gid: u32,
-        make: impl FnOnce(&Node, &Name) -> Result<(), Errno> + Send,
-    ) -> Result<Qid, Errno> {
+    fn make(&self, dfid: u32, name: &[u8], gid: u32, file: &NewFile<'_>) -> Result<Qid, Errno> {
         let fid = self.session.fids.get(dfid)?;
         let node = self.node_of(&fid)?;
         let directory = node.directory()?;
         let name = Name::for_new(name)?;
         self.export.writable()?;
         let owner = self.owner(&fid, gid)?;
-        let identity = self.export.identity();
-        let stat = self.blocking(|| {
-            identity.creating(owner, || make(directory, &name))?;
-            directory
-                .child(&name, Lookup::Blocking)
-                .map(|(_, stat)| stat)
-        })?;
+        let export = &self.export;
+        let stat = self.blocking(|| export.make(directory, &name, file, owner))?;
         Ok(self.qid(&stat))
     }
 }

@@ -3,8 +3,8 @@
 use nix::errno::Errno;
 use protocol::{DirEntry, Qid, QidKind, Rreaddir, Treaddir};
 
+use crate::export::InodeId;
 use crate::export::directory::entries;
-use crate::export::{FileKind, InodeId, Node};
 use crate::server::Server;
 use crate::server::exchange::Exchange;
 use crate::server::fid::Handle;
@@ -28,8 +28,8 @@ impl Server {
 
         let mut records = vec![0; count.saturating_add(RECORD_SLACK).min(MAX_RECORDS)];
         let length = {
-            let records = &mut records;
-            self.blocking(|| stream.read(m.offset, records))?
+            let (export, records) = (&self.export, &mut records);
+            self.blocking(|| export.read_directory(stream, m.offset, records))?
         };
         let (directory, root) = (open.inode.key().id, fid.root.key().id);
         let mut payload = Vec::with_capacity(count.min(length * 2));
@@ -75,14 +75,5 @@ impl Server {
             version: 0,
             path: self.session.qids.borrow_mut().path(id),
         }
-    }
-}
-
-/// EINVAL unless the node is a symbolic link.
-pub(super) fn symlink(node: &Node) -> Result<&Node, Errno> {
-    if node.kind() == FileKind::Symlink {
-        Ok(node)
-    } else {
-        Err(Errno::EINVAL)
     }
 }

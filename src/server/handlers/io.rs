@@ -11,7 +11,7 @@ use vhost_user::{Readable, Writable};
 use crate::export::errno_of;
 use crate::server::Server;
 use crate::server::exchange::Exchange;
-use crate::server::fid::{Content, File, Handle, XattrDraft};
+use crate::server::fid::{Content, File, Handle, OpenFile, XattrDraft};
 
 impl Server {
     /// Tread: up to count bytes from offset on, fewer only at the end. They go from the file
@@ -48,7 +48,10 @@ impl Server {
         let count = m.count as usize;
         let done = match content {
             Content::File(open) => match &open.handle {
-                Handle::File(file) => self.write_file(file, m.offset, from, count)?,
+                Handle::File(file) => {
+                    self.drop_set_id(&open, file)?;
+                    self.write_file(file, m.offset, from, count)?
+                }
                 Handle::Directory(_) => return Err(Errno::EISDIR),
             },
             Content::XattrDraft(draft) => write_draft(&draft, m.offset, from, count)?,
@@ -90,6 +93,18 @@ impl Server {
             )
         };
         self.transfer(&file.nowait[0], count, read)
+    }
+
+    /// Before the first write to an open file, and the first after a chmod that may have given
+    /// set-id bits again. Where the host's kernel takes them away this is one comparison.
+    fn drop_set_id(&self, open: &OpenFile, file: &File) -> Result<(), Errno> {
+        let given = self.export.set_id_given();
+        if file.writable && file.set_id_dropped.get() != given {
+            let (export, node) = (&self.export, &*self.hold_open(open)?);
+            self.blocking(|| export.drop_set_id(node))?;
+            file.set_id_dropped.set(given);
+        }
+        Ok(())
     }
 
     fn write_file(

@@ -1,8 +1,7 @@
 //! Tlink, Trename, Trenameat, Tunlinkat and Tremove: what happens to names.
 
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, AtFlags, renameat};
-use nix::unistd::{UnlinkatFlags, linkat, unlinkat};
+use nix::unistd::UnlinkatFlags;
 use protocol::{
     Rlink, Rremove, Rrename, Rrenameat, Runlinkat, Tlink, Tremove, Trename, Trenameat, Tunlinkat,
     unlink,
@@ -20,20 +19,8 @@ impl Server {
         let node = self.node(m.fid)?;
         let name = Name::for_new(m.name)?;
         self.export.writable()?;
-        let (directory, node) = (&*directory, &*node);
-        self.acting(&fid, || {
-            let inode = node.proc_path();
-            // The magic link leads to the inode; what it holds, a symbolic link's target too, is
-            // not looked at.
-            let flags = AtFlags::AT_SYMLINK_FOLLOW;
-            linkat(
-                AT_FDCWD,
-                inode.as_c_str(),
-                directory,
-                name.as_c_str(),
-                flags,
-            )
-        })?;
+        let (export, directory, node) = (&self.export, &*directory, &*node);
+        self.acting(&fid, || export.link(node, directory, &name))?;
         Ok(Rlink {})
     }
 
@@ -51,7 +38,7 @@ impl Server {
         let (replaced, moved) = self.acting(&fid, || {
             let (from, old) = export.locate(node)?;
             let replaced = before(directory, &name);
-            renameat(&from, old.as_c_str(), directory, name.as_c_str())?;
+            export.rename(&from, &old, directory, &name)?;
             Ok((replaced, after(directory, &name)))
         })?;
         self.keep_found(replaced);
@@ -74,11 +61,11 @@ impl Server {
         let old = Name::for_rename(m.oldname)?;
         let new = Name::for_rename(m.newname)?;
         self.export.writable()?;
-        let (from, directory) = (&*from, &*directory);
+        let (export, from, directory) = (&self.export, &*from, &*directory);
         let (before, after) = (self.find_before_removal(), self.find_after_move());
         let (replaced, moved) = self.acting(&fid, || {
             let replaced = before(directory, &new);
-            renameat(from, old.as_c_str(), directory, new.as_c_str())?;
+            export.rename(from, &old, directory, &new)?;
             Ok((replaced, after(directory, &new)))
         })?;
         self.keep_found(replaced);
@@ -98,11 +85,11 @@ impl Server {
             _ => return Err(Errno::EINVAL),
         };
         self.export.writable()?;
-        let directory = &*directory;
+        let (export, directory) = (&self.export, &*directory);
         let before = self.find_before_removal();
         let removed = self.acting(&fid, || {
             let removed = before(directory, &name);
-            unlinkat(directory, name.as_c_str(), flag)?;
+            export.unlink(directory, &name, flag)?;
             Ok(removed)
         })?;
         self.keep_found(removed);
@@ -124,7 +111,7 @@ impl Server {
         let export = &self.export;
         self.acting(&fid, || {
             let (directory, name) = export.locate(node)?;
-            unlinkat(&directory, name.as_c_str(), flag)
+            export.unlink(&directory, &name, flag)
         })?;
         Ok(Rremove {})
     }

@@ -5,7 +5,7 @@ use nix::fcntl::OFlag;
 use protocol::{Rlcreate, Rlopen, Tlcreate, Tlopen, open};
 
 use crate::export::directory::DirectoryStream;
-use crate::export::{Export, FileKind, Lookup, Name, Node, Owner, Stat};
+use crate::export::{FileKind, Name, Node};
 use crate::server::Server;
 use crate::server::fid::{File, Handle, OpenFile};
 use crate::server::inodes::Place;
@@ -26,8 +26,8 @@ impl Server {
         }
         let node = self.hold(&inode)?;
         let (fd, stat) = {
-            let node = &*node;
-            self.with_descriptors(|| self.acting(&fid, || Ok((node.reopen(flags)?, node.stat()?))))?
+            let (export, node) = (&self.export, &*node);
+            self.with_descriptors(|| self.acting(&fid, || export.open(node, flags)))?
         };
         let counted = self.session.inodes.count_open();
         fid.open(OpenFile::new(inode, handle(&node, fd, flags), counted))?;
@@ -53,7 +53,7 @@ impl Server {
         let export = &self.export;
         // Making the file is the first thing that takes a descriptor: without one, nothing is made.
         let (fd, node, stat) = self.with_descriptors(|| {
-            self.blocking(|| create(export, directory, &name, flags, exclusive, m.mode, owner))
+            self.blocking(|| export.create(directory, &name, flags, exclusive, m.mode, owner))
         })?;
         let handle = handle(&node, fd, flags);
         let counted = self.session.inodes.count_open();
@@ -78,46 +78,6 @@ fn handle(node: &Node, fd: OwnedFd, flags: OFlag) -> Handle {
         FileKind::Directory => Handle::Directory(DirectoryStream::new(fd)),
         _ => Handle::File(File::new(fd, flags & OFlag::O_ACCMODE != OFlag::O_RDONLY)),
     }
-}
-
-fn create(
-    export: &Export,
-    directory: &Node,
-    name: &Name,
-    flags: OFlag,
-    exclusive: bool,
-    mode: u32,
-    owner: Owner,
-) -> Result<(OwnedFd, Node, Stat), Errno> {
-    /// How often a file may vanish between "it exists" and the opening of it.
-    const TRIES: usize = 16;
-    for _ in 0..TRIES {
-        // Always exclusive on the host: what exists is pinned and looked at before it is opened,
-        // so that no link is followed and no fifo blocks.
-        match export
-            .identity()
-            .creating(owner, || directory.create(name, flags, mode))
-        {
-            Err(Errno::EEXIST) if !exclusive => {}
-            Err(error) => return Err(error),
-            Ok(fd) => {
-                let (node, stat) = Node::of_open_file(&fd)?;
-                return Ok((fd, node, stat));
-            }
-        }
-        let child = || directory.child(name, Lookup::Blocking);
-        match export.identity().acting(owner.uid, child) {
-            Err(Errno::ENOENT) => {}
-            Err(error) => return Err(error),
-            Ok((node, _)) => {
-                let identity = export.identity();
-                let fd = identity.acting(owner.uid, || node.reopen(flags))?;
-                let stat = node.stat()?;
-                return Ok((fd, node, stat));
-            }
-        }
-    }
-    Err(Errno::EAGAIN)
 }
 
 /// From the protocol's open flags, which have their own values on every host, to this host's.

@@ -110,10 +110,10 @@ impl Server {
             return Err(Errno::EINVAL);
         }
         acl::to_host(name.as_bytes(), &mut value, self.export.identity().ids())?;
-        let node = &*self.hold(inode)?;
+        let (export, node) = (&self.export, &*self.hold(inode)?);
         self.acting(fid, || match *size {
-            0 => node.remove_xattr(name),
-            _ => node.set_xattr(name, &value, *flags),
+            0 => export.remove_xattr(node, name),
+            _ => export.set_xattr(node, name, &value, *flags),
         })
     }
 }

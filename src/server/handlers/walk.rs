@@ -3,7 +3,7 @@
 use nix::errno::Errno;
 use protocol::{Qids, Rwalk, Twalk};
 
-use crate::export::{Component, Lookup, Node, Stat};
+use crate::export::{Component, Export, Lookup, Node, Stat};
 use crate::server::Server;
 use crate::server::fid::Fid;
 use crate::server::inodes::Place;
@@ -71,15 +71,16 @@ impl Server {
         let root = &*self.hold(&fid.root)?;
         // Another's rights are taken on by a worker only.
         let here = !self.export.identity().is_other(fid.user);
+        let export = &self.export;
         let mut walked = Walked::default();
         // A walk that came to nothing for want of a descriptor is tried again.
         self.with_descriptors(|| {
             if here {
-                walked.go_on(start, root, names, Lookup::Cached);
+                walked.go_on(export, start, root, names, Lookup::Cached);
             }
             if !here || walked.error == Some(Errno::EAGAIN) {
                 self.acting(fid, || {
-                    walked.go_on(start, root, names, Lookup::Blocking);
+                    walked.go_on(export, start, root, names, Lookup::Blocking);
                     Ok(())
                 })?;
             }
@@ -94,11 +95,18 @@ impl Server {
 
 impl Walked {
     /// Walks those of `names` that are not behind it yet.
-    fn go_on(&mut self, start: &Node, root: &Node, names: &[&[u8]], lookup: Lookup) {
+    fn go_on(
+        &mut self,
+        export: &Export,
+        start: &Node,
+        root: &Node,
+        names: &[&[u8]],
+        lookup: Lookup,
+    ) {
         self.error = None;
         for name in &names[self.files.len()..] {
             let from = self.files.last().map_or(start, |(node, _)| node);
-            match step(from, root, name, lookup) {
+            match step(export, from, root, name, lookup) {
                 Ok(file) => self.files.push(file),
                 Err(error) => {
                     self.error = Some(error);
@@ -109,13 +117,19 @@ impl Walked {
     }
 }
 
-fn step(from: &Node, root: &Node, name: &[u8], lookup: Lookup) -> Result<(Node, Stat), Errno> {
+fn step(
+    export: &Export,
+    from: &Node,
+    root: &Node,
+    name: &[u8],
+    lookup: Lookup,
+) -> Result<(Node, Stat), Errno> {
     from.directory()?;
     match (Component::new(name)?, lookup) {
-        (Component::Name(name), lookup) => from.child(&name, lookup),
+        (Component::Name(name), lookup) => export.child(from, &name, lookup),
         (Component::Current, _) => Err(Errno::ENOENT),
         // Finding the way up takes many calls.
         (Component::Parent, Lookup::Cached) => Err(Errno::EAGAIN),
-        (Component::Parent, Lookup::Blocking) => from.parent(root),
+        (Component::Parent, Lookup::Blocking) => export.parent(from, root),
     }
 }

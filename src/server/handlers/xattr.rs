@@ -17,12 +17,12 @@ impl Server {
         let fid = self.session.fids.get(m.fid)?;
         self.session.fids.check_free(m.newfid)?;
         let node = self.node_of(&fid)?;
-        let node = &*node;
+        let (export, node) = (&self.export, &*node);
         let value = if m.name.is_empty() {
-            self.acting(&fid, || node.xattr_names())?
+            self.acting(&fid, || export.xattr_names(node))?
         } else {
             let name = XattrName::new(m.name)?;
-            let mut value = self.acting(&fid, || node.xattr(&name))?;
+            let mut value = self.acting(&fid, || export.xattr(node, &name))?;
             acl::to_guest(m.name, &mut value, self.export.identity().ids());
             value
         };

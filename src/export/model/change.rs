@@ -1,0 +1,62 @@
+//! What a Tsetattr asks for, and those parts of it that are the same in every model.
+
+use std::os::fd::{AsFd, BorrowedFd};
+
+use nix::errno::Errno;
+use nix::fcntl::AtFlags;
+use nix::unistd::{Gid, Uid, fchownat, ftruncate, truncate};
+
+use crate::export::node::{FileKind, Node};
+use crate::export::sys;
+
+/// Which attributes of a file are to change.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Change {
+    /// The new owner.
+    pub uid: Option<u32>,
+    /// The new group.
+    pub gid: Option<u32>,
+    /// The new permissions; type bits do not count.
+    pub mode: Option<u32>,
+    /// The new size in bytes.
+    pub size: Option<i64>,
+    /// Access and modification time, as utimensat(2) takes them.
+    pub times: Option<[libc::timespec; 2]>,
+    /// Whether the change time is to move though nothing else changes.
+    pub touch: bool,
+}
+
+impl Change {
+    /// Sets the times, on the host in every model. Errors: those of utimensat(2).
+    pub(super) fn set_times(&self, node: &Node) -> Result<(), Errno> {
+        match &self.times {
+            Some(times) => sys::set_times(node.as_fd(), times),
+            None => Ok(()),
+        }
+    }
+}
+
+/// chown(2) of the very inode, symbolic links included. With neither id this still moves the
+/// change time.
+pub(super) fn chown(node: &Node, uid: Option<u32>, gid: Option<u32>) -> Result<(), Errno> {
+    let flags = AtFlags::AT_EMPTY_PATH | AtFlags::AT_SYMLINK_NOFOLLOW;
+    let (uid, gid) = (uid.map(Uid::from_raw), gid.map(Gid::from_raw));
+    fchownat(node, c"", uid, gid, flags)
+}
+
+/// Sets the size of a file that is of this kind for the guest. `writable` is the fid's own
+/// descriptor, which may still be written when the file's mode does not allow to open it again.
+/// Errors: EISDIR, EINVAL for what has no size to set, those of truncate(2).
+pub(super) fn resize(
+    node: &Node,
+    kind: FileKind,
+    writable: Option<BorrowedFd<'_>>,
+    size: i64,
+) -> Result<(), Errno> {
+    match (kind, writable) {
+        (FileKind::Regular, Some(fd)) => ftruncate(fd, size),
+        (FileKind::Regular, None) => truncate(node.proc_path().as_c_str(), size),
+        (FileKind::Directory, _) => Err(Errno::EISDIR),
+        (FileKind::Symlink | FileKind::Special, _) => Err(Errno::EINVAL),
+    }
+}

@@ -1,0 +1,148 @@
+//! The models passthrough and none: a file of the guest is that file of the host.
+
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, readlinkat, renameat};
+use nix::sys::stat::{FchmodatFlags, SFlag, fchmodat, mkdirat, mknodat};
+use nix::unistd::{UnlinkatFlags, linkat, symlinkat, unlinkat};
+
+use super::change::{Change, chown, resize};
+use super::{NewFile, Xattrs};
+use crate::export::identity::{Identity, Owner};
+use crate::export::name::Name;
+use crate::export::node::{Lookup, Node, Stat, permissions};
+
+/// The two models; they differ in what becomes of an owner that the host does not allow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Host {
+    /// passthrough: the file is not made.
+    Passthrough,
+    /// none: it belongs to the daemon.
+    None,
+}
+
+impl Host {
+    /// The guest's extended attributes.
+    pub fn xattrs(self) -> Xattrs {
+        match self {
+            Host::Passthrough => Xattrs::All,
+            Host::None => Xattrs::NoAcls,
+        }
+    }
+
+    /// Runs `make`, which makes one file, as the one who is to own it.
+    fn creating<T>(
+        self,
+        identity: &Identity,
+        owner: Owner,
+        make: impl Fn() -> Result<T, Errno>,
+    ) -> Result<T, Errno> {
+        match identity.creating(owner, &make) {
+            // Also the answer to an id that the host's user namespace does not have.
+            Err(Errno::EINVAL) if self == Host::None => make(),
+            result => result,
+        }
+    }
+
+    /// Makes a regular file and opens it.
+    pub fn create(
+        self,
+        identity: &Identity,
+        directory: &Node,
+        name: &Name,
+        flags: OFlag,
+        mode: u32,
+        owner: Owner,
+    ) -> Result<(OwnedFd, Node, Stat), Errno> {
+        let fd = self.creating(identity, owner, || directory.create(name, flags, mode))?;
+        let (node, stat) = Node::of_open_file(&fd)?;
+        Ok((fd, node, stat))
+    }
+
+    /// Makes any other file.
+    pub fn make(
+        self,
+        identity: &Identity,
+        directory: &Node,
+        name: &Name,
+        file: &NewFile<'_>,
+        owner: Owner,
+    ) -> Result<Stat, Errno> {
+        let name_there = name.as_c_str();
+        self.creating(identity, owner, || match file {
+            NewFile::Directory { mode } => mkdirat(directory, name_there, permissions(*mode)),
+            NewFile::Node { kind, mode, device } => {
+                let kind = SFlag::from_bits_truncate(*kind);
+                mknodat(directory, name_there, kind, permissions(*mode), *device)
+            }
+            NewFile::Symlink { target } => symlinkat(*target, directory, name_there),
+        })?;
+        directory
+            .child(name, Lookup::Blocking)
+            .map(|(_, stat)| stat)
+    }
+}
+
+/// Changes attributes. Owner before mode, because a change of owner clears the set-id bits; size
+/// before times, because it moves them.
+pub(in crate::export) fn set_attributes(
+    identity: &Identity,
+    node: &Node,
+    writable: Option<BorrowedFd<'_>>,
+    change: &Change,
+    user: u32,
+) -> Result<(), Errno> {
+    if change.uid.is_some() || change.gid.is_some() || change.touch {
+        chown(node, change.uid, change.gid)?;
+    }
+    if let Some(mode) = change.mode {
+        identity.changing_mode(user, || {
+            let (path, follow) = (node.proc_path(), FchmodatFlags::FollowSymlink);
+            fchmodat(AT_FDCWD, path.as_c_str(), permissions(mode), follow)
+        })?;
+    }
+    if let Some(size) = change.size {
+        resize(node, node.kind(), writable, size)?;
+    }
+    change.set_times(node)
+}
+
+/// The target of a symbolic link.
+pub(in crate::export) fn readlink(node: &Node) -> Result<Vec<u8>, Errno> {
+    Ok(readlinkat(node, c"")?.into_vec())
+}
+
+/// Gives a pinned file another name.
+pub(in crate::export) fn link(node: &Node, directory: &Node, name: &Name) -> Result<(), Errno> {
+    // The magic link leads to the inode; what it holds, a symbolic link's target too, is not
+    // looked at.
+    let (inode, flags) = (node.proc_path(), AtFlags::AT_SYMLINK_FOLLOW);
+    linkat(
+        AT_FDCWD,
+        inode.as_c_str(),
+        directory,
+        name.as_c_str(),
+        flags,
+    )
+}
+
+/// Moves a name to another.
+pub(in crate::export) fn rename(
+    from: &Node,
+    old: &Name,
+    to: &Node,
+    new: &Name,
+) -> Result<(), Errno> {
+    renameat(from, old.as_c_str(), to, new.as_c_str())
+}
+
+/// Removes a name.
+pub(in crate::export) fn unlink(
+    directory: &Node,
+    name: &Name,
+    flag: UnlinkatFlags,
+) -> Result<(), Errno> {
+    unlinkat(directory, name.as_c_str(), flag)
+}

@@ -1,0 +1,495 @@
+//! What both mapped models have in common: files of the guest that are the daemon's on the host.
+//!
+//! Everything that is not a directory is a regular file on the host: the content of a symbolic
+//! link's is its target, that of a device's, fifo's or socket's is nothing. Where the attributes
+//! are kept is the business of a [`Store`].
+
+use std::ffi::CStr;
+use std::fmt::Debug;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::sys::stat::mkdirat;
+use nix::unistd::UnlinkatFlags;
+
+use super::attributes::without_set_id;
+use super::change::{chown, resize};
+use super::{Attributes, Change, HostModes, NewFile, Xattrs, host};
+use crate::export::Export;
+use crate::export::directory::{self, DirectoryStream};
+use crate::export::identity::Owner;
+use crate::export::name::Name;
+use crate::export::node::{FileKind, Lookup, Node, Stat, errno_of, permissions};
+
+/// Longest target of a symbolic link, without its NUL (limits.h: PATH_MAX).
+const TARGET_MAX: u64 = 4095;
+
+/// Where a mapped model keeps what the guest has set. Only [`Mapped`] calls it.
+pub(super) trait Store: Debug + Send + Sync {
+    /// Whether attributes go with names. Then no name changes while another call is under way.
+    fn by_name(&self) -> bool;
+
+    /// Whether the file system of `root` has what the store needs. Errors: EOPNOTSUPP.
+    fn supported(&self, root: &Node) -> Result<(), Errno>;
+
+    /// The guest's extended attributes.
+    fn xattrs(&self) -> Xattrs;
+
+    /// What is kept of a pinned file, which was just found at `at` if that is known: nothing
+    /// where the guest has set nothing.
+    fn load(&self, tree: &Export, node: &Node, at: Option<Place<'_>>) -> Result<Attributes, Errno>;
+
+    /// Makes a directory ready to get a new name.
+    fn prepare(&self, directory: &Node) -> Result<(), Errno>;
+
+    /// Keeps the attributes of a file just made, in place of whatever was kept there.
+    fn init(&self, node: &Node, at: Place<'_>, attributes: &Attributes) -> Result<(), Errno>;
+
+    /// Keeps some attributes of a pinned file beside those that were kept before.
+    fn update(&self, tree: &Export, node: &Node, changes: &Attributes) -> Result<(), Errno>;
+
+    /// Gives a file another name.
+    fn link(&self, tree: &Export, node: &Node, to: Place<'_>) -> Result<(), Errno>;
+
+    /// Moves a name to another.
+    fn rename(&self, tree: &Export, from: Place<'_>, to: Place<'_>) -> Result<(), Errno>;
+
+    /// Removes a name.
+    fn unlink(&self, tree: &Export, at: Place<'_>, flag: UnlinkatFlags) -> Result<(), Errno>;
+
+    /// Whether a name, in whatever directory, is the store's own and does not exist for the guest.
+    fn hides(&self, name: &[u8]) -> bool;
+
+    /// Whether a file that was found by an innocent name is the store's own all the same.
+    fn owns(&self, tree: &Export, node: &Node, directory: &Node) -> Result<bool, Errno>;
+
+    /// How many of a directory's links come from what is hidden in it.
+    fn hidden_links(&self, directory: &Node) -> u32;
+
+    /// A way from the names in a directory to the modes that are kept.
+    fn modes_in<'a>(&'a self, directory: BorrowedFd<'a>) -> Result<ModeOf<'a>, Errno>;
+}
+
+/// The mode that is kept of the file with this name.
+pub(super) type ModeOf<'a> = Box<dyn Fn(&CStr) -> Option<u32> + 'a>;
+
+/// A directory and a name in it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place<'a> {
+    pub directory: &'a Node,
+    pub name: &'a Name,
+}
+
+/// A mapped model at work.
+#[derive(Debug)]
+pub(in crate::export) struct Mapped {
+    store: Box<dyn Store>,
+    modes: HostModes,
+    /// Held by whoever looks at files that go by their names, alone by whoever changes names.
+    names: Option<RwLock<()>>,
+    /// Rises when a file gets a set-id bit by chmod; never 0.
+    set_id_given: AtomicU64,
+}
+
+impl Mapped {
+    pub(super) fn new(store: impl Store + 'static, modes: HostModes) -> Mapped {
+        Mapped {
+            names: store.by_name().then(RwLock::default),
+            store: Box::new(store),
+            modes,
+            set_id_given: AtomicU64::new(1),
+        }
+    }
+
+    pub(super) fn by_name(&self) -> bool {
+        self.names.is_some()
+    }
+
+    pub(super) fn supported(&self, root: &Node) -> Result<(), Errno> {
+        self.store.supported(root)
+    }
+
+    pub(in crate::export) fn xattrs(&self) -> Xattrs {
+        self.store.xattrs()
+    }
+
+    pub(in crate::export) fn set_id_given(&self) -> u64 {
+        self.set_id_given.load(Ordering::Acquire)
+    }
+
+    fn looking(&self) -> Option<RwLockReadGuard<'_, ()>> {
+        let names = self.names.as_ref()?;
+        Some(names.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn changing(&self) -> Option<RwLockWriteGuard<'_, ()>> {
+        let names = self.names.as_ref()?;
+        Some(names.write().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// ENOENT for what is not the guest's.
+    fn visible(&self, name: &Name) -> Result<(), Errno> {
+        if self.store.hides(name.as_bytes()) {
+            return Err(Errno::ENOENT);
+        }
+        Ok(())
+    }
+
+    /// What the guest sees of a file.
+    pub(in crate::export) fn stat(&self, tree: &Export, node: &Node) -> Result<Stat, Errno> {
+        let _looking = self.looking();
+        self.view(tree, node, None)
+    }
+
+    fn view(&self, tree: &Export, node: &Node, at: Option<Place<'_>>) -> Result<Stat, Errno> {
+        let attributes = self.store.load(tree, node, at)?;
+        self.lay_over(node, attributes)
+    }
+
+    fn lay_over(&self, node: &Node, attributes: Attributes) -> Result<Stat, Errno> {
+        let mut stat = attributes.seen_in(node.stat()?);
+        // A directory has one link from its parent, one from itself, and one from each directory
+        // in it; file systems that count otherwise say 1.
+        if node.kind() == FileKind::Directory && stat.0.stx_nlink > 2 {
+            stat.0.stx_nlink -= self.store.hidden_links(node);
+        }
+        Ok(stat)
+    }
+
+    pub(in crate::export) fn child(
+        &self,
+        tree: &Export,
+        directory: &Node,
+        name: &Name,
+    ) -> Result<(Node, Stat), Errno> {
+        self.visible(name)?;
+        let _looking = self.looking();
+        let (node, _) = directory.child(name, Lookup::Blocking)?;
+        if self.store.owns(tree, &node, directory)? {
+            return Err(Errno::ENOENT);
+        }
+        let stat = self.view(tree, &node, Some(Place { directory, name }))?;
+        Ok((node, stat))
+    }
+
+    pub(in crate::export) fn open(
+        &self,
+        tree: &Export,
+        node: &Node,
+        flags: OFlag,
+    ) -> Result<(OwnedFd, Stat), Errno> {
+        let stat = self.stat(tree, node)?;
+        match stat.kind() {
+            FileKind::Regular | FileKind::Directory => {}
+            FileKind::Symlink => return Err(Errno::ELOOP),
+            FileKind::Special => return Err(Errno::ENXIO),
+        }
+        if !flags.contains(OFlag::O_TRUNC) {
+            return Ok((node.reopen(flags)?, stat));
+        }
+        let fd = node.reopen(flags)?;
+        self.drop_set_id(tree, node)?;
+        Ok((fd, self.stat(tree, node)?))
+    }
+
+    pub(in crate::export) fn create(
+        &self,
+        tree: &Export,
+        directory: &Node,
+        name: &Name,
+        flags: OFlag,
+        mode: u32,
+        owner: Owner,
+    ) -> Result<(OwnedFd, Node, Stat), Errno> {
+        self.visible(name)?;
+        let _changing = self.changing();
+        let mode = libc::S_IFREG | mode & 0o7777;
+        let attributes = self.new_attributes(tree, directory, mode, owner)?;
+        self.make_file(directory, name, flags, attributes, b"")
+    }
+
+    pub(in crate::export) fn make(
+        &self,
+        tree: &Export,
+        directory: &Node,
+        name: &Name,
+        file: &NewFile<'_>,
+        owner: Owner,
+    ) -> Result<Stat, Errno> {
+        self.visible(name)?;
+        let _changing = self.changing();
+        let attributes = |mode| self.new_attributes(tree, directory, mode, owner);
+        let make_file = |attributes, content| {
+            let flags = OFlag::O_WRONLY;
+            let (_, _, stat) = self.make_file(directory, name, flags, attributes, content)?;
+            Ok(stat)
+        };
+        match *file {
+            NewFile::Directory { mode } => {
+                let attributes = attributes(libc::S_IFDIR | mode & 0o7777)?;
+                self.make_directory(directory, name, attributes)
+            }
+            NewFile::Node { kind, mode, device } => {
+                let mut attributes = attributes(kind | mode & 0o7777)?;
+                if matches!(kind, libc::S_IFCHR | libc::S_IFBLK) {
+                    // As mknod(2): the kernel's device numbers have 32 bits.
+                    u32::try_from(device).map_err(|_| Errno::EINVAL)?;
+                    attributes.rdev = Some(device);
+                }
+                make_file(attributes, b"")
+            }
+            NewFile::Symlink { target } => {
+                // As symlink(2).
+                match target.to_bytes().len() as u64 {
+                    0 => return Err(Errno::ENOENT),
+                    1..=TARGET_MAX => {}
+                    _ => return Err(Errno::ENAMETOOLONG),
+                }
+                make_file(attributes(libc::S_IFLNK | 0o777)?, target.to_bytes())
+            }
+        }
+    }
+
+    /// What a new file starts with. As on the host, a directory with the set-group-id bit gives
+    /// its group to what is made in it, and the bit to directories (inode_init_owner in Linux).
+    fn new_attributes(
+        &self,
+        tree: &Export,
+        directory: &Node,
+        mode: u32,
+        owner: Owner,
+    ) -> Result<Attributes, Errno> {
+        let mut attributes = Attributes {
+            uid: (owner.uid != protocol::NONUNAME).then_some(owner.uid),
+            gid: (owner.gid != u32::MAX).then_some(owner.gid),
+            mode: Some(mode),
+            rdev: None,
+        };
+        let above = self.view(tree, directory, None)?.0;
+        if u32::from(above.stx_mode) & libc::S_ISGID != 0 {
+            attributes.gid = Some(above.stx_gid);
+            if mode & libc::S_IFMT == libc::S_IFDIR {
+                attributes.mode = Some(mode | libc::S_ISGID);
+            }
+        }
+        Ok(attributes)
+    }
+
+    fn make_file(
+        &self,
+        directory: &Node,
+        name: &Name,
+        flags: OFlag,
+        attributes: Attributes,
+        content: &[u8],
+    ) -> Result<(OwnedFd, Node, Stat), Errno> {
+        self.store.prepare(directory)?;
+        let mut file = File::from(directory.create(name, flags, self.modes.file)?);
+        let finish = || {
+            file.write_all(content).map_err(errno_of)?;
+            let fd = OwnedFd::from(file);
+            let (node, _) = Node::of_open_file(&fd)?;
+            let stat = self.keep(&node, Place { directory, name }, attributes)?;
+            Ok((fd, node, stat))
+        };
+        finish().inspect_err(|_| undo(directory, name, UnlinkatFlags::NoRemoveDir))
+    }
+
+    fn make_directory(
+        &self,
+        directory: &Node,
+        name: &Name,
+        attributes: Attributes,
+    ) -> Result<Stat, Errno> {
+        self.store.prepare(directory)?;
+        mkdirat(
+            directory,
+            name.as_c_str(),
+            permissions(self.modes.directory),
+        )?;
+        let finish = || {
+            let (node, _) = directory.child(name, Lookup::Blocking)?;
+            self.keep(&node, Place { directory, name }, attributes)
+        };
+        finish().inspect_err(|_| undo(directory, name, UnlinkatFlags::RemoveDir))
+    }
+
+    fn keep(&self, node: &Node, at: Place<'_>, attributes: Attributes) -> Result<Stat, Errno> {
+        self.store.init(node, at, &attributes)?;
+        self.lay_over(node, attributes)
+    }
+
+    pub(in crate::export) fn readlink(&self, tree: &Export, node: &Node) -> Result<Vec<u8>, Errno> {
+        match self.stat(tree, node)?.kind() {
+            FileKind::Symlink if node.kind() == FileKind::Symlink => host::readlink(node),
+            FileKind::Symlink => {
+                let mut target = Vec::new();
+                File::from(node.reopen(OFlag::O_RDONLY)?)
+                    .take(TARGET_MAX)
+                    .read_to_end(&mut target)
+                    .map_err(errno_of)?;
+                Ok(target)
+            }
+            _ => Err(Errno::EINVAL),
+        }
+    }
+
+    pub(in crate::export) fn link(
+        &self,
+        tree: &Export,
+        node: &Node,
+        directory: &Node,
+        name: &Name,
+    ) -> Result<(), Errno> {
+        self.visible(name)?;
+        let _changing = self.changing();
+        self.store.link(tree, node, Place { directory, name })
+    }
+
+    pub(in crate::export) fn rename(
+        &self,
+        tree: &Export,
+        from: &Node,
+        old: &Name,
+        to: &Node,
+        new: &Name,
+    ) -> Result<(), Errno> {
+        self.visible(old)?;
+        self.visible(new)?;
+        let _changing = self.changing();
+        let place = |directory, name| Place { directory, name };
+        self.store.rename(tree, place(from, old), place(to, new))
+    }
+
+    pub(in crate::export) fn unlink(
+        &self,
+        tree: &Export,
+        directory: &Node,
+        name: &Name,
+        flag: UnlinkatFlags,
+    ) -> Result<(), Errno> {
+        self.visible(name)?;
+        let _changing = self.changing();
+        self.store.unlink(tree, Place { directory, name }, flag)
+    }
+
+    /// In the order of the host's models; what the kernel does there to the set-id bits is done
+    /// here.
+    pub(in crate::export) fn set_attributes(
+        &self,
+        tree: &Export,
+        node: &Node,
+        writable: Option<BorrowedFd<'_>>,
+        change: &Change,
+    ) -> Result<(), Errno> {
+        let _changing = self.changing();
+        let before = self.view(tree, node, None)?;
+        let mode = u32::from(before.0.stx_mode);
+        let mut changes = Attributes {
+            uid: change.uid,
+            gid: change.gid,
+            ..Attributes::default()
+        };
+        if let Some(permissions) = change.mode {
+            let new = mode & libc::S_IFMT | permissions & 0o7777;
+            changes.mode = Some(new);
+            if without_set_id(new) != new {
+                self.set_id_given.fetch_add(1, Ordering::Release);
+            }
+        } else if change.uid.is_some() || change.gid.is_some() {
+            changes.mode = dropped(mode);
+        }
+        if changes != Attributes::default() {
+            self.store.update(tree, node, &changes)?;
+        }
+        if change.touch {
+            chown(node, None, None)?;
+        }
+        if let Some(size) = change.size {
+            resize(node, before.kind(), writable, size)?;
+            self.drop_set_id_locked(tree, node)?;
+        }
+        change.set_times(node)
+    }
+
+    /// Takes the set-id bits away from a file that is written.
+    pub(in crate::export) fn drop_set_id(&self, tree: &Export, node: &Node) -> Result<(), Errno> {
+        let _changing = self.changing();
+        self.drop_set_id_locked(tree, node)
+    }
+
+    fn drop_set_id_locked(&self, tree: &Export, node: &Node) -> Result<(), Errno> {
+        let mode = self.view(tree, node, None)?.0.stx_mode.into();
+        match dropped(mode) {
+            None => Ok(()),
+            mode => {
+                let changes = Attributes {
+                    mode,
+                    ..Attributes::default()
+                };
+                self.store.update(tree, node, &changes)
+            }
+        }
+    }
+
+    /// Whole entries as the guest sees them: without what is hidden, and of the kind that the
+    /// file has for the guest.
+    pub(in crate::export) fn read_directory(
+        &self,
+        stream: &DirectoryStream,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<usize, Errno> {
+        let _looking = self.looking();
+        let mode_of = self.store.modes_in(stream.as_fd())?;
+        let mut offset = offset;
+        loop {
+            let length = stream.read(offset, buffer)?;
+            let records = &mut buffer[..length];
+            let Some(last) = directory::entries(records).last() else {
+                return Ok(0);
+            };
+            offset = last.next;
+            let left = directory::edit(records, |name, kind| match kind {
+                _ if self.store.hides(name.to_bytes()) => None,
+                // A file system that does not say leaves the guest to ask.
+                libc::DT_REG => Some(mode_of(name).map_or(kind, kind_of_entry)),
+                kind => Some(kind),
+            });
+            // Nothing would mean the end.
+            if left > 0 {
+                return Ok(left);
+            }
+        }
+    }
+}
+
+/// The mode after the set-id bits have fallen, if there were any.
+fn dropped(mode: u32) -> Option<u32> {
+    let left = without_set_id(mode);
+    (left != mode).then_some(left)
+}
+
+/// `DT_*` of a regular file of the host for which this mode is kept.
+fn kind_of_entry(mode: u32) -> u8 {
+    match mode & libc::S_IFMT {
+        libc::S_IFLNK => libc::DT_LNK,
+        libc::S_IFCHR => libc::DT_CHR,
+        libc::S_IFBLK => libc::DT_BLK,
+        libc::S_IFIFO => libc::DT_FIFO,
+        libc::S_IFSOCK => libc::DT_SOCK,
+        _ => libc::DT_REG,
+    }
+}
+
+/// Takes a new file away again whose attributes cannot be kept.
+fn undo(directory: &Node, name: &Name, flag: UnlinkatFlags) {
+    if let Err(error) = host::unlink(directory, name, flag) {
+        log::warn!("{name:?}, which could not be finished, stays behind: {error}");
+    }
+}

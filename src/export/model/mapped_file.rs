@@ -1,0 +1,446 @@
+//! The model mapped-file: attributes in text files beside the host files.
+//!
+//! What is kept of `DIR/NAME` is in `DIR/.virtfs_metadata/NAME`, and of the share's root in
+//! `.virtfs_metadata_root` there; hard links of a file share one by hard links. A line for each
+//! attribute, the numbers decimal and as a C int prints:
+//!
+//! ```text
+//! virtfs.uid=1000
+//! virtfs.gid=1000
+//! virtfs.mode=25008
+//! virtfs.rdev=2049
+//! ```
+//!
+//! Attributes go with names here: whatever is done to a name is done to its metadata as well. The
+//! guest can neither see nor reach these files. (hw/9pfs/9p-local.c in QEMU.)
+
+use std::ffi::{CStr, CString};
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat2, renameat};
+use nix::sys::stat::{FileStat, Mode, fstatat, major, minor, mkdirat};
+use nix::unistd::{UnlinkatFlags, linkat, unlinkat};
+
+use super::change::chown;
+use super::mapped::{ModeOf, Place, Store};
+use super::metadata::{LONGEST, Orphans, format, parse};
+use super::{Attributes, Xattrs, host};
+use crate::export::directory::{DirectoryStream, entries};
+use crate::export::name::Name;
+use crate::export::node::{FileKind, Lookup, Node, errno_of};
+use crate::export::{Export, InodeId};
+
+/// Holds the metadata of the files beside it.
+const DIRECTORY: &CStr = c".virtfs_metadata";
+/// Holds the metadata of the share's root, in it.
+const ROOT: &CStr = c".virtfs_metadata_root";
+
+/// Attributes in text files.
+#[derive(Debug, Default)]
+pub(super) struct MappedFile {
+    orphans: Mutex<Orphans>,
+}
+
+/// Where a pinned file is now.
+// It lives on the stack for the length of one lookup.
+#[allow(clippy::large_enum_variant)]
+enum Found {
+    Root,
+    Named(Node, Name),
+    /// It has lost the name by which it was found.
+    Nowhere,
+}
+
+impl MappedFile {
+    fn orphans(&self) -> MutexGuard<'_, Orphans> {
+        self.orphans.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is kept of a name that is to go, and may still be held.
+    fn farewell(&self, node: &Node, attributes: Attributes) {
+        if attributes != Attributes::default() {
+            self.orphans().insert(*node.key(), attributes);
+        }
+    }
+}
+
+impl Store for MappedFile {
+    fn by_name(&self) -> bool {
+        true
+    }
+
+    fn supported(&self, _: &Node) -> Result<(), Errno> {
+        Ok(())
+    }
+
+    fn xattrs(&self) -> Xattrs {
+        Xattrs::User
+    }
+
+    fn load(&self, tree: &Export, node: &Node, at: Option<Place<'_>>) -> Result<Attributes, Errno> {
+        if let Some(at) = at {
+            return load(at);
+        }
+        match find(tree, node)? {
+            Found::Root => read(tree.root(), ROOT),
+            Found::Named(directory, name) => load(Place {
+                directory: &directory,
+                name: &name,
+            }),
+            Found::Nowhere => Ok(self.orphans().get(node.key()).unwrap_or_default()),
+        }
+    }
+
+    fn prepare(&self, directory: &Node) -> Result<(), Errno> {
+        match mkdirat(directory, DIRECTORY, Mode::S_IRWXU) {
+            Err(Errno::EEXIST) => Ok(()),
+            result => result,
+        }
+    }
+
+    fn init(&self, node: &Node, at: Place<'_>, attributes: &Attributes) -> Result<(), Errno> {
+        self.orphans().forget(node.key());
+        let metadata = metadata(at.directory)?.ok_or(Errno::ENOTDIR)?;
+        replace(&metadata, at.name.as_c_str(), attributes)
+    }
+
+    fn update(&self, tree: &Export, node: &Node, changes: &Attributes) -> Result<(), Errno> {
+        if let Some(kept) = self.orphans().get_mut(node.key()) {
+            *kept = changes.over(*kept);
+        }
+        match find(tree, node)? {
+            Found::Root => {
+                let attributes = changes.over(read(tree.root(), ROOT)?);
+                write(tree.root(), ROOT, &attributes)?;
+            }
+            Found::Named(directory, name) => {
+                let at = Place {
+                    directory: &directory,
+                    name: &name,
+                };
+                let attributes = changes.over(load(at)?);
+                self.prepare(&directory)?;
+                let metadata = metadata(&directory)?.ok_or(Errno::ENOTDIR)?;
+                let shared = look(&metadata, name.as_c_str())?.is_some_and(|at| at.st_nlink > 1);
+                if shared && node.stat()?.0.stx_nlink == 1 {
+                    // The host has put another file here, the metadata is also another's.
+                    replace(&metadata, name.as_c_str(), &attributes)?;
+                } else {
+                    write(&metadata, name.as_c_str(), &attributes)?;
+                }
+            }
+            Found::Nowhere => {
+                let mut orphans = self.orphans();
+                if orphans.get(node.key()).is_none() {
+                    orphans.insert(*node.key(), *changes);
+                }
+            }
+        }
+        // The file itself was not touched, but its change time has to move.
+        chown(node, None, None)
+    }
+
+    fn link(&self, tree: &Export, node: &Node, to: Place<'_>) -> Result<(), Errno> {
+        self.prepare(to.directory)?;
+        host::link(node, to.directory, to.name)?;
+        let carry = || match find(tree, node)? {
+            Found::Named(directory, name) => {
+                let from = Place {
+                    directory: &directory,
+                    name: &name,
+                };
+                link_metadata(from, to)
+            }
+            Found::Root | Found::Nowhere => {
+                let kept = self.orphans().get(node.key()).unwrap_or_default();
+                let metadata = metadata(to.directory)?.ok_or(Errno::ENOTDIR)?;
+                replace(&metadata, to.name.as_c_str(), &kept)
+            }
+        };
+        carry().inspect_err(|_| {
+            let _ = host::unlink(to.directory, to.name, UnlinkatFlags::NoRemoveDir);
+        })
+    }
+
+    fn rename(&self, tree: &Export, from: Place<'_>, to: Place<'_>) -> Result<(), Errno> {
+        let (moved, _) = from.directory.child(from.name, Lookup::Blocking)?;
+        let replaced = match to.directory.child(to.name, Lookup::Blocking) {
+            Ok((node, _)) => Some((node, load(to)?)),
+            Err(Errno::ENOENT) => None,
+            Err(error) => return Err(error),
+        };
+        if self.owns(tree, &moved, from.directory)? {
+            return Err(Errno::ENOENT);
+        }
+        if let Some((node, _)) = &replaced {
+            if self.owns(tree, node, to.directory)? {
+                return Err(Errno::ENOENT);
+            }
+            // Two names of one file: nothing happens, or only their case changes.
+            if node.id() == moved.id() {
+                return host::rename(from.directory, from.name, to.directory, to.name);
+            }
+            if node.kind() == FileKind::Directory {
+                self.strip(node)?;
+            }
+        }
+        self.prepare(to.directory)?;
+        host::rename(from.directory, from.name, to.directory, to.name)?;
+        if let Err(error) = move_metadata(from, to) {
+            if replaced.is_none() {
+                let _ = host::rename(to.directory, to.name, from.directory, from.name);
+            }
+            return Err(error);
+        }
+        if let Some((node, attributes)) = replaced {
+            self.farewell(&node, attributes);
+        }
+        Ok(())
+    }
+
+    fn unlink(&self, tree: &Export, at: Place<'_>, flag: UnlinkatFlags) -> Result<(), Errno> {
+        let (node, _) = at.directory.child(at.name, Lookup::Blocking)?;
+        if self.owns(tree, &node, at.directory)? {
+            return Err(Errno::ENOENT);
+        }
+        let attributes = load(at)?;
+        if matches!(flag, UnlinkatFlags::RemoveDir) && node.kind() == FileKind::Directory {
+            self.strip(&node)?;
+        }
+        host::unlink(at.directory, at.name, flag)?;
+        self.farewell(&node, attributes);
+        match metadata(at.directory)? {
+            Some(metadata) => remove(&metadata, at.name.as_c_str()),
+            None => Ok(()),
+        }
+    }
+
+    fn hides(&self, name: &[u8]) -> bool {
+        // FAT, and what else knows no extended attributes, may not tell case apart.
+        [DIRECTORY, ROOT]
+            .iter()
+            .any(|own| name.eq_ignore_ascii_case(own.to_bytes()))
+    }
+
+    fn owns(&self, tree: &Export, node: &Node, directory: &Node) -> Result<bool, Errno> {
+        // Such file systems have other ways as well to call a file by another name (VIRTFS~1).
+        let own = match node.kind() {
+            FileKind::Directory => DIRECTORY,
+            FileKind::Regular if directory.id() == tree.root().id() => ROOT,
+            _ => return Ok(false),
+        };
+        Ok(look(directory, own)?.is_some_and(|stat| id(&stat) == node.id()))
+    }
+
+    fn hidden_links(&self, directory: &Node) -> u32 {
+        match look(directory, DIRECTORY) {
+            Ok(Some(stat)) if stat.st_mode & libc::S_IFMT == libc::S_IFDIR => 1,
+            _ => 0,
+        }
+    }
+
+    fn modes_in<'a>(&'a self, directory: BorrowedFd<'a>) -> Result<ModeOf<'a>, Errno> {
+        Ok(match metadata(directory)? {
+            Some(metadata) => Box::new(move |name| read(&metadata, name).ok()?.mode),
+            None => Box::new(|_| None),
+        })
+    }
+}
+
+impl MappedFile {
+    /// Takes what is hidden out of a directory in which there is nothing else, so that it can be
+    /// removed. Errors: ENOTEMPTY if there is something else.
+    fn strip(&self, directory: &Node) -> Result<(), Errno> {
+        let mut hidden = Vec::new();
+        each_name(directory.reopen(OFlag::O_RDONLY)?, |name| {
+            if !self.hides(name.to_bytes()) {
+                return Err(Errno::ENOTEMPTY);
+            }
+            hidden.push(name.to_owned());
+            Ok(())
+        })?;
+        for name in hidden {
+            match open_below(directory, &name, OFlag::O_RDONLY | OFlag::O_DIRECTORY)? {
+                Some(metadata) => {
+                    let mut files = Vec::new();
+                    each_name(metadata.try_clone().map_err(errno_of)?, |name| {
+                        files.push(name.to_owned());
+                        Ok(())
+                    })?;
+                    for file in files {
+                        remove(&metadata, &file)?;
+                    }
+                    unlinkat(directory, name.as_c_str(), UnlinkatFlags::RemoveDir)?;
+                }
+                None => remove(directory, &name)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Finds where a pinned file is now.
+fn find(tree: &Export, node: &Node) -> Result<Found, Errno> {
+    if node.id() == tree.root().id() {
+        return Ok(Found::Root);
+    }
+    match tree.locate(node) {
+        Ok((directory, name)) => Ok(Found::Named(directory, name)),
+        Err(Errno::ENOENT) => Ok(Found::Nowhere),
+        Err(error) => Err(error),
+    }
+}
+
+/// Pins the metadata directory beside the files of `directory`, if there is one.
+fn metadata(directory: impl AsFd) -> Result<Option<OwnedFd>, Errno> {
+    open_below(directory, DIRECTORY, OFlag::O_PATH | OFlag::O_DIRECTORY)
+}
+
+/// What is kept of a name.
+fn load(at: Place<'_>) -> Result<Attributes, Errno> {
+    let path = [DIRECTORY.to_bytes(), at.name.as_bytes()].join(&b'/');
+    let path = CString::new(path).map_err(|_| Errno::EINVAL)?;
+    read(at.directory, &path)
+}
+
+/// Opens what the host may have put anywhere, without following a link or waiting for a fifo.
+/// None: there is no such thing.
+fn open_below(directory: impl AsFd, path: &CStr, flags: OFlag) -> Result<Option<OwnedFd>, Errno> {
+    let mut how = OpenHow::new()
+        .flags(flags | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC)
+        .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
+    if flags.contains(OFlag::O_CREAT) {
+        how = how.mode(Mode::S_IRUSR | Mode::S_IWUSR);
+    }
+    match openat2(directory, path, how) {
+        Ok(fd) => Ok(Some(fd)),
+        Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP | Errno::ENXIO) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The attributes in a metadata file, none if it is none.
+fn read(directory: impl AsFd, path: &CStr) -> Result<Attributes, Errno> {
+    let Some(fd) = open_below(directory, path, OFlag::O_RDONLY | OFlag::O_NONBLOCK)? else {
+        return Ok(Attributes::default());
+    };
+    let file = File::from(fd);
+    if !file.metadata().map_err(errno_of)?.is_file() {
+        return Ok(Attributes::default());
+    }
+    let mut text = [0; LONGEST];
+    let length = file.read_at(&mut text, 0).map_err(errno_of)?;
+    Ok(parse(&text[..length]))
+}
+
+/// Writes a metadata file in place: hard links share it.
+fn write(directory: impl AsFd, path: &CStr, attributes: &Attributes) -> Result<(), Errno> {
+    write_with(directory, path, attributes, OFlag::O_CREAT)
+}
+
+/// Makes a new metadata file in place of any other.
+fn replace(directory: impl AsFd, path: &CStr, attributes: &Attributes) -> Result<(), Errno> {
+    remove(&directory, path)?;
+    if *attributes == Attributes::default() {
+        return Ok(());
+    }
+    write_with(directory, path, attributes, OFlag::O_CREAT | OFlag::O_EXCL)
+}
+
+fn write_with(
+    directory: impl AsFd,
+    path: &CStr,
+    attributes: &Attributes,
+    flags: OFlag,
+) -> Result<(), Errno> {
+    let flags = flags | OFlag::O_WRONLY | OFlag::O_NONBLOCK;
+    // Something is there that is no metadata file.
+    let file = File::from(open_below(directory, path, flags)?.ok_or(Errno::EIO)?);
+    if !file.metadata().map_err(errno_of)?.is_file() {
+        return Err(Errno::EIO);
+    }
+    let text = format(attributes);
+    file.write_all_at(text.as_bytes(), 0)
+        .and_then(|()| file.set_len(text.len() as u64))
+        .map_err(errno_of)
+}
+
+/// Removes a metadata file, if there is one.
+fn remove(directory: impl AsFd, name: &CStr) -> Result<(), Errno> {
+    match unlinkat(directory, name, UnlinkatFlags::NoRemoveDir) {
+        Err(Errno::ENOENT) => Ok(()),
+        result => result,
+    }
+}
+
+/// Lets a second name of a file share the metadata of the first.
+fn link_metadata(from: Place<'_>, to: Place<'_>) -> Result<(), Errno> {
+    let there = metadata(to.directory)?.ok_or(Errno::ENOTDIR)?;
+    let (old, new) = (from.name.as_c_str(), to.name.as_c_str());
+    remove(&there, new)?;
+    match metadata(from.directory)? {
+        None => Ok(()),
+        Some(here) => match linkat(here, old, there, new, AtFlags::empty()) {
+            Err(Errno::ENOENT) => Ok(()),
+            result => result,
+        },
+    }
+}
+
+/// Lets metadata follow a file that was moved.
+fn move_metadata(from: Place<'_>, to: Place<'_>) -> Result<(), Errno> {
+    let there = metadata(to.directory)?.ok_or(Errno::ENOTDIR)?;
+    let (old, new) = (from.name.as_c_str(), to.name.as_c_str());
+    let Some(here) = metadata(from.directory)? else {
+        return remove(&there, new);
+    };
+    match renameat(&here, old, &there, new) {
+        // Nothing happens if both are one file.
+        Ok(()) => remove(&here, old),
+        Err(Errno::ENOENT) => remove(&there, new),
+        Err(error) => Err(error),
+    }
+}
+
+/// What a name in a directory is, if it is there.
+fn look(directory: impl AsFd, name: &CStr) -> Result<Option<FileStat>, Errno> {
+    match fstatat(directory, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+        Ok(stat) => Ok(Some(stat)),
+        Err(Errno::ENOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn id(stat: &FileStat) -> InodeId {
+    InodeId {
+        // A device number of the kernel has 12 and 20 bits.
+        device: (major(stat.st_dev) as u32, minor(stat.st_dev) as u32),
+        inode: stat.st_ino,
+    }
+}
+
+/// Hands every name in a directory to `f`, but `.` and `..`, until it fails.
+fn each_name(
+    directory: OwnedFd,
+    mut f: impl FnMut(&CStr) -> Result<(), Errno>,
+) -> Result<(), Errno> {
+    let stream = DirectoryStream::new(directory);
+    let mut records = vec![0; 32 * 1024];
+    let mut offset = 0;
+    loop {
+        let length = stream.read(offset, &mut records)?;
+        if length == 0 {
+            return Ok(());
+        }
+        for entry in entries(&records[..length]) {
+            offset = entry.next;
+            if !matches!(entry.name, b"." | b"..") {
+                f(&CString::new(entry.name).map_err(|_| Errno::EINVAL)?)?;
+            }
+        }
+    }
+}

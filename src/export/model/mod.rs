@@ -1,0 +1,147 @@
+//! Security models: what the owner, mode and kind of a guest's file are on the host.
+//!
+//! The models and what they leave on the host are those of QEMU's 9p server, so that a share can
+//! be served by either (docs/system/devices/virtio-9p.rst and hw/9pfs there).
+//!
+//! | model | owner, mode and kind of a file | links and devices of the guest |
+//! |---|---|---|
+//! | passthrough | the host file's own | the same on the host |
+//! | none | the host file's own; an owner that the host refuses at creation is let go | the same |
+//! | mapped-xattr | extended attributes `user.virtfs.*` of the host file | regular files |
+//! | mapped-file | a text file in `.virtfs_metadata` beside the host file | regular files |
+//!
+//! In the first two (`host`) the daemon acts on behalf of the guest's user. In the mapped ones
+//! (`mapped`, which keeps in `mapped_xattr` or `mapped_file` what the guest has set) it acts as
+//! itself: what it makes on the host has the modes of [`HostModes`], and the guest's view is laid
+//! over what the host says (`attributes`).
+
+mod attributes;
+mod change;
+pub(super) mod host;
+mod mapped;
+mod mapped_file;
+mod mapped_xattr;
+mod metadata;
+mod xattrs;
+
+use std::ffi::CStr;
+
+use clap::ValueEnum;
+use nix::errno::Errno;
+
+use attributes::Attributes;
+pub use change::Change;
+use host::Host;
+use mapped::Mapped;
+use mapped_file::MappedFile;
+use mapped_xattr::MappedXattr;
+pub use xattrs::Xattrs;
+
+use super::node::Node;
+
+/// Where owner, mode and kind of the guest's files are kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum SecurityModel {
+    /// In the host's files themselves; run by root, the daemon gives them to their owners
+    #[default]
+    Passthrough,
+    /// As passthrough, but what cannot be given to its owner is the daemon's; no ACLs
+    None,
+    /// In extended attributes user.virtfs.* of the host's files, which all belong to the daemon
+    #[value(alias = "mapped")]
+    MappedXattr,
+    /// In files below .virtfs_metadata, where the host's file system has no extended attributes
+    MappedFile,
+}
+
+impl SecurityModel {
+    /// Whether owner, mode and kind are not those of the host's files.
+    pub fn is_mapped(self) -> bool {
+        matches!(self, SecurityModel::MappedXattr | SecurityModel::MappedFile)
+    }
+}
+
+/// The modes of what a mapped model makes on the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostModes {
+    /// Of files.
+    pub file: u32,
+    /// Of directories.
+    pub directory: u32,
+}
+
+impl Default for HostModes {
+    /// The daemon's own, and nobody else's.
+    fn default() -> HostModes {
+        HostModes {
+            file: 0o600,
+            directory: 0o700,
+        }
+    }
+}
+
+/// What is to be made and not opened.
+#[derive(Clone, Copy, Debug)]
+pub enum NewFile<'a> {
+    /// A directory.
+    Directory {
+        /// Its permissions.
+        mode: u32,
+    },
+    /// A device, a fifo, a socket or an empty regular file.
+    Node {
+        /// `S_IF*`.
+        kind: u32,
+        /// Its permissions.
+        mode: u32,
+        /// A device's number.
+        device: u64,
+    },
+    /// A symbolic link.
+    Symlink {
+        /// Its content.
+        target: &'a CStr,
+    },
+}
+
+/// A model at work.
+#[derive(Debug)]
+pub(super) enum Model {
+    Host(Host),
+    Mapped(Mapped),
+}
+
+impl Model {
+    pub(super) fn new(model: SecurityModel, modes: HostModes) -> Model {
+        match model {
+            SecurityModel::Passthrough => Model::Host(Host::Passthrough),
+            SecurityModel::None => Model::Host(Host::None),
+            SecurityModel::MappedXattr => Model::Mapped(Mapped::new(MappedXattr, modes)),
+            SecurityModel::MappedFile => Model::Mapped(Mapped::new(MappedFile::default(), modes)),
+        }
+    }
+
+    /// Whether the file system of `root` has what the model needs. Errors: EOPNOTSUPP.
+    pub(super) fn supported(&self, root: &Node) -> Result<(), Errno> {
+        match self {
+            Model::Host(_) => Ok(()),
+            Model::Mapped(mapped) => mapped.supported(root),
+        }
+    }
+
+    /// Whether a file must be found by its name for the guest to see what it is.
+    pub(super) fn by_name(&self) -> bool {
+        match self {
+            Model::Host(_) => false,
+            Model::Mapped(mapped) => mapped.by_name(),
+        }
+    }
+
+    /// Which extended attributes the guest has.
+    pub(super) fn xattrs(&self) -> Xattrs {
+        match self {
+            Model::Host(host) => host.xattrs(),
+            Model::Mapped(mapped) => mapped.xattrs(),
+        }
+    }
+}

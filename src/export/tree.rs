@@ -1,0 +1,232 @@
+//! What can be done to the files of the export, as the guest sees them under its security model.
+//!
+//! Handlers do everything to files through these, in their one closure on a worker, and never ask
+//! which model it is. Errors, where nothing else is said: those of the system call that the method
+//! is named after.
+
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::unistd::UnlinkatFlags;
+
+use super::Export;
+use super::directory::DirectoryStream;
+use super::identity::Owner;
+use super::model::{Change, Model, NewFile, host};
+use super::name::Name;
+use super::node::{FileKind, Lookup, Node, Stat};
+use super::xattr::XattrName;
+
+impl Export {
+    /// Whether [`Export::stat`] has its answer in the kernel's caches: then it need not go to a
+    /// worker.
+    pub fn stat_is_immediate(&self) -> bool {
+        matches!(self.model, Model::Host(_))
+    }
+
+    /// What the file is for the guest now, also when it has no name any more.
+    pub fn stat(&self, node: &Node) -> Result<Stat, Errno> {
+        match &self.model {
+            Model::Host(_) => node.stat(),
+            Model::Mapped(mapped) => mapped.stat(self, node),
+        }
+    }
+
+    /// Looks one name up below a directory, as [`Node::child`]. Errors: EAGAIN with
+    /// [`Lookup::Cached`] wherever more than the kernel's caches is needed.
+    pub fn child(
+        &self,
+        directory: &Node,
+        name: &Name,
+        lookup: Lookup,
+    ) -> Result<(Node, Stat), Errno> {
+        match &self.model {
+            Model::Host(_) => directory.child(name, lookup),
+            Model::Mapped(_) if lookup == Lookup::Cached => Err(Errno::EAGAIN),
+            Model::Mapped(mapped) => mapped.child(self, directory, name),
+        }
+    }
+
+    /// The directory above this one, as far as `root`, as [`Node::parent`].
+    pub fn parent(&self, directory: &Node, root: &Node) -> Result<(Node, Stat), Errno> {
+        let (parent, stat) = directory.parent(root)?;
+        match &self.model {
+            Model::Host(_) => Ok((parent, stat)),
+            Model::Mapped(mapped) => {
+                let stat = mapped.stat(self, &parent)?;
+                Ok((parent, stat))
+            }
+        }
+    }
+
+    /// Opens a file for reading or writing. Errors: ELOOP for a symbolic link, ENXIO for a device,
+    /// fifo or socket: they belong to the guest's kernel.
+    pub fn open(&self, node: &Node, flags: OFlag) -> Result<(OwnedFd, Stat), Errno> {
+        match &self.model {
+            Model::Host(_) => Ok((node.reopen(flags)?, node.stat()?)),
+            Model::Mapped(mapped) => mapped.open(self, node, flags),
+        }
+    }
+
+    /// Makes a regular file and opens it; unless `exclusive`, one that exists is opened.
+    pub fn create(
+        &self,
+        directory: &Node,
+        name: &Name,
+        flags: OFlag,
+        exclusive: bool,
+        mode: u32,
+        owner: Owner,
+    ) -> Result<(OwnedFd, Node, Stat), Errno> {
+        /// How often a file may vanish between "it exists" and the opening of it.
+        const TRIES: usize = 16;
+        for _ in 0..TRIES {
+            // Always exclusive on the host: what exists is pinned and looked at before it is
+            // opened, so that no link is followed and no fifo blocks.
+            let created = match &self.model {
+                Model::Host(host) => {
+                    host.create(&self.identity, directory, name, flags, mode, owner)
+                }
+                Model::Mapped(mapped) => mapped.create(self, directory, name, flags, mode, owner),
+            };
+            match created {
+                Err(Errno::EEXIST) if !exclusive => {}
+                result => return result,
+            }
+            let existing = self.identity.acting(owner.uid, || {
+                let (node, _) = self.child(directory, name, Lookup::Blocking)?;
+                let (fd, stat) = self.open(&node, flags)?;
+                Ok((fd, node, stat))
+            });
+            match existing {
+                Err(Errno::ENOENT) => {}
+                result => return result,
+            }
+        }
+        Err(Errno::EAGAIN)
+    }
+
+    /// Makes a file that is not opened: mkdir(2), mknod(2), symlink(2).
+    pub fn make(
+        &self,
+        directory: &Node,
+        name: &Name,
+        file: &NewFile<'_>,
+        owner: Owner,
+    ) -> Result<Stat, Errno> {
+        match &self.model {
+            Model::Host(host) => host.make(&self.identity, directory, name, file, owner),
+            Model::Mapped(mapped) => mapped.make(self, directory, name, file, owner),
+        }
+    }
+
+    /// The target of a symbolic link. Errors: EINVAL for any other file.
+    pub fn readlink(&self, node: &Node) -> Result<Vec<u8>, Errno> {
+        match &self.model {
+            Model::Host(_) if node.kind() != FileKind::Symlink => Err(Errno::EINVAL),
+            Model::Host(_) => host::readlink(node),
+            Model::Mapped(mapped) => mapped.readlink(self, node),
+        }
+    }
+
+    /// Gives a pinned file another name. Errors: ENOENT if it has lost its last one.
+    pub fn link(&self, node: &Node, directory: &Node, name: &Name) -> Result<(), Errno> {
+        match &self.model {
+            Model::Host(_) => host::link(node, directory, name),
+            Model::Mapped(mapped) => mapped.link(self, node, directory, name),
+        }
+    }
+
+    /// Moves a name to another.
+    pub fn rename(&self, from: &Node, old: &Name, to: &Node, new: &Name) -> Result<(), Errno> {
+        match &self.model {
+            Model::Host(_) => host::rename(from, old, to, new),
+            Model::Mapped(mapped) => mapped.rename(self, from, old, to, new),
+        }
+    }
+
+    /// Removes a name; with `RemoveDir` that of an empty directory.
+    pub fn unlink(&self, directory: &Node, name: &Name, flag: UnlinkatFlags) -> Result<(), Errno> {
+        match &self.model {
+            Model::Host(_) => host::unlink(directory, name, flag),
+            Model::Mapped(mapped) => mapped.unlink(self, directory, name, flag),
+        }
+    }
+
+    /// Changes attributes; what comes before the one that fails is done. `writable` is the fid's
+    /// own descriptor, which may still be written when the file's mode does not allow to open it
+    /// again, and `user` asks for it. Errors: those of chown(2), chmod(2), truncate(2) and
+    /// utimensat(2).
+    pub fn set_attributes(
+        &self,
+        node: &Node,
+        writable: Option<BorrowedFd<'_>>,
+        change: &Change,
+        user: u32,
+    ) -> Result<(), Errno> {
+        match &self.model {
+            Model::Host(_) => host::set_attributes(&self.identity, node, writable, change, user),
+            Model::Mapped(mapped) => mapped.set_attributes(self, node, writable, change),
+        }
+    }
+
+    /// A number that rises when a file may have got a set-id bit that a write must take away
+    /// ([`Export::drop_set_id`]); whoever has looked at 0 or at an older one has to look again. It
+    /// stays 0 where the host's kernel sees to it.
+    pub fn set_id_given(&self) -> u64 {
+        match &self.model {
+            Model::Host(_) => 0,
+            Model::Mapped(mapped) => mapped.set_id_given(),
+        }
+    }
+
+    /// Takes the set-id bits from a file that is going to be written.
+    pub fn drop_set_id(&self, node: &Node) -> Result<(), Errno> {
+        match &self.model {
+            Model::Host(_) => Ok(()),
+            Model::Mapped(mapped) => mapped.drop_set_id(self, node),
+        }
+    }
+
+    /// Reads whole entries of an open directory, as [`DirectoryStream::read`].
+    pub fn read_directory(
+        &self,
+        stream: &DirectoryStream,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<usize, Errno> {
+        match &self.model {
+            Model::Host(_) => stream.read(offset, buffer),
+            Model::Mapped(mapped) => mapped.read_directory(stream, offset, buffer),
+        }
+    }
+
+    /// The value of an extended attribute. Errors: EOPNOTSUPP for one that the guest cannot have,
+    /// those of getxattr(2).
+    pub fn xattr(&self, node: &Node, name: &XattrName) -> Result<Vec<u8>, Errno> {
+        self.model.xattrs().get(node, name)
+    }
+
+    /// The names of all extended attributes, each ended by a NUL. Errors: those of listxattr(2).
+    pub fn xattr_names(&self, node: &Node) -> Result<Vec<u8>, Errno> {
+        self.model.xattrs().list(node)
+    }
+
+    /// Sets an extended attribute. Errors: EOPNOTSUPP for one that the guest cannot have, EACCES
+    /// for one of the model's own, those of setxattr(2).
+    pub fn set_xattr(
+        &self,
+        node: &Node,
+        name: &XattrName,
+        value: &[u8],
+        flags: u32,
+    ) -> Result<(), Errno> {
+        self.model.xattrs().set(node, name, value, flags)
+    }
+
+    /// Removes an extended attribute. Errors: as [`Export::set_xattr`], those of removexattr(2).
+    pub fn remove_xattr(&self, node: &Node, name: &XattrName) -> Result<(), Errno> {
+        self.model.xattrs().remove(node, name)
+    }
+}

@@ -266,6 +266,26 @@ fn the_host_may_move_what_has_a_file_handle() {
 }
 
 #[test]
+fn many_requests_at_once_share_the_fewest_descriptors() {
+    for way in WAYS {
+        let mut guest = Guest::on(
+            Launch::new(BINARY)
+                .arg("--rlimit-nofile=64")
+                .arg("--inode-file-handles")
+                .arg(way),
+        );
+        let numbers = FIRST..FIRST + 1000;
+        guest.dir("directory");
+        let inodes = make_files(&guest.path("directory"), numbers.clone());
+        let directory = guest.walk("directory");
+        walk_all(&mut guest, directory, numbers.clone());
+        for _ in 0..3 {
+            check_all(&mut guest, numbers.clone(), &inodes, FIRST);
+        }
+    }
+}
+
+#[test]
 fn open_files_are_as_many_as_there_are_descriptors_and_then_emfile() {
     for way in WAYS {
         let mut guest = guest(way);

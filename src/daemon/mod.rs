@@ -375,5 +375,5 @@ fn set_limit(limit: Option<u64>) -> Result<u64, Error> {
 /// How many of all descriptors the guest's files may have: some are the daemon's own, and each
 /// request under way may need some for a moment.
 fn descriptor_budget(limit: u64) -> usize {
-    usize::try_from(limit - (limit / 4).min(256)).unwrap_or(usize::MAX)
+    usize::try_from(limit - (limit / 4).clamp(32, 256)).unwrap_or(usize::MAX)
 }

@@ -111,12 +111,19 @@ impl Traces {
             .chain(above)
             .find(|node| node.kind() == FileKind::Directory && node.key().mount == mount)?;
         let descriptor = directory.reopen(OFlag::O_RDONLY).ok()?;
-        let handle = handle.ok().filter(|handle| {
+        let way_back = handle.and_then(|handle| {
             let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
-            sys::open_by_handle(descriptor.as_fd(), handle, flags)
-                .and_then(Node::new)
-                .is_ok_and(|(found, _)| found.key().same_inode(node.key()))
+            let (found, _) =
+                sys::open_by_handle(descriptor.as_fd(), &handle, flags).and_then(Node::new)?;
+            let same = found.key().same_inode(node.key());
+            Ok(same.then_some(handle))
         });
+        let handle = match way_back {
+            Ok(handle) => handle,
+            // Says nothing of the mount.
+            Err(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM) => return None,
+            Err(_) => None,
+        };
         if handle.is_none() {
             self.by_name.store(true, Ordering::Relaxed);
         }

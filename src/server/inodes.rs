@@ -10,6 +10,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::rc::{Rc, Weak};
 
+use coroutine::WaitQueue;
 use foldhash::fast::RandomState;
 use nix::errno::Errno;
 
@@ -25,6 +26,8 @@ pub struct Inode {
     pin: RefCell<Pin>,
     /// Where it was seen last.
     place: RefCell<Option<Place>>,
+    /// How many were seen last in this directory.
+    children: Cell<usize>,
     /// Since the last look for descriptors to give up.
     used: Cell<bool>,
     inodes: Weak<Inodes>,
@@ -45,8 +48,16 @@ pub struct Place {
     pub name: Box<[u8]>,
 }
 
+impl Place {
+    /// The directory, which has one child less.
+    fn left(self) -> Rc<Inode> {
+        let children = &self.directory.children;
+        children.set(children.get() - 1);
+        self.directory
+    }
+}
+
 /// All inodes of a session, found by what they are. They live by the fids that stand for them.
-#[derive(Debug)]
 pub struct Inodes {
     this: Weak<Inodes>,
     table: RefCell<HashMap<InodeKey, Weak<Inode>, RandomState>>,
@@ -62,7 +73,11 @@ pub struct Inodes {
     /// none the last time.
     crowd: Cell<usize>,
     relieving: Cell<bool>,
+    relieved: WaitQueue,
 }
+
+/// As long as it lives, some request gives descriptors up; others wait for that.
+struct Relieving<'a>(&'a Inodes);
 
 /// Counts one descriptor of an open file.
 #[derive(Debug)]
@@ -101,8 +116,10 @@ impl Inode {
 
     /// Remembers where it is now.
     pub fn moved_to(&self, place: Place) {
+        let children = &place.directory.children;
+        children.set(children.get() + 1);
         // The old one may be the last to know of a directory: not dropped while it is borrowed.
-        let _old = self.place.replace(Some(place));
+        let _old = self.place.replace(Some(place)).map(Place::left);
     }
 }
 
@@ -113,9 +130,9 @@ impl Drop for Inode {
         }
         // A chain of directories, each known only by the one below, ends without recursion: it may
         // be deeper than the stack.
-        let mut above = self.place.take().map(|place| place.directory);
+        let mut above = self.place.take().map(Place::left);
         while let Some(inode) = above.and_then(Rc::into_inner) {
-            above = inode.place.take().map(|place| place.directory);
+            above = inode.place.take().map(Place::left);
         }
     }
 }
@@ -133,6 +150,7 @@ impl Inodes {
             budget,
             crowd: Cell::new(budget),
             relieving: Cell::new(false),
+            relieved: WaitQueue::new(),
         })
     }
 
@@ -151,6 +169,7 @@ impl Inodes {
                     key,
                     pin: RefCell::new(Pin::Held(Rc::new(node))),
                     place: RefCell::default(),
+                    children: Cell::new(0),
                     used: Cell::new(true),
                     inodes: self.this.clone(),
                 });
@@ -228,8 +247,9 @@ impl Inodes {
         self.held_count.get() + self.open.get()
     }
 
-    /// Some of the inodes that nobody has used since the last look, and no request uses now.
-    fn idle(&self, wanted: usize) -> Vec<Rc<Inode>> {
+    /// Some of the inodes that nobody has used since the last look, and no request uses now. With
+    /// `leaves` no directories in which others were seen.
+    fn idle(&self, wanted: usize, leaves: bool) -> Vec<Rc<Inode>> {
         let mut held = self.held.borrow_mut();
         let mut idle = Vec::new();
         // Twice around: those that were used lately are passed over once.
@@ -246,7 +266,8 @@ impl Inodes {
                 // Held again, it has a second entry.
                 Pin::GivenUp(_) => continue,
             };
-            if inode.used.replace(false) || in_use {
+            let needed = leaves && inode.children.get() > 0;
+            if needed || inode.used.replace(false) || in_use {
                 held.push_back(Rc::downgrade(&inode));
             } else {
                 idle.push(inode);
@@ -258,6 +279,23 @@ impl Inodes {
     /// Takes back those that were idle but have to stay.
     fn keep(&self, inode: &Rc<Inode>) {
         self.held.borrow_mut().push_back(Rc::downgrade(inode));
+    }
+}
+
+impl std::fmt::Debug for Inodes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Inodes")
+            .field("held", &self.held_count.get())
+            .field("given_up", &self.given_up.get())
+            .field("open", &self.open.get())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drop for Relieving<'_> {
+    fn drop(&mut self) {
+        self.0.relieving.set(false);
+        self.0.relieved.wake_all();
     }
 }
 
@@ -274,8 +312,11 @@ impl Server {
         match inode.held() {
             Some(node) => Ok(node),
             None => {
-                let node = self.with_descriptors(|| self.find(inode))?;
-                let node = self.session.inodes.hold(inode, node);
+                let node = self.with_descriptors(|| match inode.held() {
+                    // Another request was faster, while this one waited for a descriptor.
+                    Some(node) => Ok(node),
+                    None => Ok(self.session.inodes.hold(inode, self.find(inode)?)),
+                })?;
                 self.relieve();
                 Ok(node)
             }
@@ -342,39 +383,52 @@ impl Server {
     /// Gives descriptors up if there are too many. Called after new ones were made, when nothing
     /// is borrowed.
     pub(super) fn relieve(&self) {
-        if self.session.inodes.crowded() {
+        let inodes = &self.session.inodes;
+        // Whoever comes while this is being done has nothing to wait for.
+        if inodes.crowded() && !inodes.relieving.get() {
             self.give_up_descriptors();
         }
     }
 
-    /// Runs `open`, which makes descriptors, and once more if there were none left but some could
-    /// be given up.
+    /// Runs `open`, which makes descriptors, and again if there were none left but some could be
+    /// given up.
     pub(super) fn with_descriptors<T>(
         &self,
         mut open: impl FnMut() -> Result<T, Errno>,
     ) -> Result<T, Errno> {
-        match open() {
-            Err(Errno::EMFILE | Errno::ENFILE) if self.give_up_descriptors() => open(),
-            result => result,
+        /// What was given up may have gone to another request before this one came to it.
+        const TRIES: usize = 16;
+        for _ in 1..TRIES {
+            match open() {
+                Err(Errno::EMFILE | Errno::ENFILE) if self.give_up_descriptors() => {}
+                result => return result,
+            }
         }
+        open()
     }
 
-    /// Whether any was given up.
+    /// Whether it is worth to try again: some were given up, by this request or another meanwhile.
     fn give_up_descriptors(&self) -> bool {
         /// At least so many in one go, for each takes a few calls on a worker.
         const BATCH: usize = 16;
         let inodes = &self.session.inodes;
-        if inodes.relieving.replace(true) {
-            return false;
+        if inodes.relieving.get() {
+            inodes.relieved.wait();
+            return true;
         }
+        inodes.relieving.set(true);
+        let _relieving = Relieving(inodes);
         let batch = BATCH.max(inodes.budget / 8);
-        let idle = inodes.idle(batch);
+        // What is found by its name needs its directory, which goes last.
+        let mut idle = inodes.idle(batch, self.export.traces().by_name());
+        if idle.is_empty() {
+            idle = inodes.idle(batch, false);
+        }
         let given_up = self.give_up(&idle);
         inodes.crowd.set(match given_up {
             0 => inodes.descriptors() + batch,
             _ => inodes.budget,
         });
-        inodes.relieving.set(false);
         log::debug!("{given_up} of {} idle descriptors given up", idle.len());
         given_up > 0
     }

@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 # Serves a directory with the daemon and starts a guest on it: run.sh qemu|uml [checks|posix]
 #   checks    checks.sh in the guest and host-checks.sh on the host, in a fresh directory
-#   posix     pjdfstest and fsx (posix.sh) in a fresh directory
+#   posix     pjdfstest and fsx (posix.sh) in a fresh directory, beside the host's own (host-posix.sh)
 #   if not    a shell in the guest if there is a terminal, else tour.sh; on the directory SHARE
 # What the guest and the daemon said is kept in $GUEST/*.log. From the environment:
 #   DAEMON    the daemon, if not target/release/vhost-user-9p
 #   SHARE     the directory, if not fixtures/share
-#   LIMIT     how many seconds the guest may take, if not 900
+#   LIMIT     how many seconds the guest may take, if not 900 (posix: four hours)
+#   OPERATIONS, TESTS   how many operations fsx does in each cache mode, if not 1000000; which of
+#             pjdfstest's tests to run, and then no fsx, if not all (see posix.sh)
 #   BACKEND, GUEST, GUEST_ACCEL   see start.sh
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -14,7 +16,8 @@ top=$(realpath "$here/../..")
 front_end=${1:?usage: run.sh qemu|uml [checks|posix]} job=${2:-tour}
 export GUEST=${GUEST:-$top/target/guest}
 binary=${DAEMON:-$top/target/release/vhost-user-9p}
-limit=${LIMIT:-900}
+limit=${LIMIT:-$([ "$job" = posix ] && echo 14400 || echo 900)}
+export OPERATIONS=${OPERATIONS:-1000000} TESTS=${TESTS:-}
 log=$GUEST/$front_end-$job.log
 daemon_log=$GUEST/$front_end-$job.daemon.log
 guest='' daemon='' note=''
@@ -127,8 +130,12 @@ if [ "$job" = checks ]; then
     mkdir "$share"
     "$here/host-checks.sh" prepare "$share"
 elif [ "$job" = posix ]; then
+    [ "$(id -u)" = 0 ] || die "run it as root: the suites change owners and users"
     share=$run/share
+    rm -f "$GUEST/$front_end-posix".*
+    chmod 711 "$run" # the host's other users pass through it
     mkdir "$share"
+    "$here/host-posix.sh" control "$share"
 else
     share=$(realpath "${SHARE:-$top/fixtures/share}")
     [ -d "$share" ] || die "SHARE is no directory: $share"
@@ -169,6 +176,7 @@ checks)
 posix)
     watch_guest
     [ -z "$daemon" ] || end_daemon
+    "$here/host-posix.sh" compare "$share" "$GUEST/$front_end-posix" | tee -a "$log"
     say "passed in $SECONDS s: $front_end, ${BACKEND:-$binary}"
     ;;
 *) die "no such job: $job" ;;

@@ -5,8 +5,8 @@
 #                 and BACKEND=hostfs User-mode Linux's hostfs; then it is the shared directory
 #   INITRAMFS     a file to write: the prepared one with today's scripts
 # GUEST is what prepare.sh has made, UML_KERNEL what uml-kernel.sh printed; GUEST_ACCEL is QEMU's
-# accelerator, tcg if not given; NOTE is the file that the tour writes;
-# OPERATIONS how many fsx does in each cache mode, if not 20000.
+# accelerator, tcg if not given; NOTE is the file that the tour writes; OPERATIONS and TESTS are for
+# posix.sh.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 front_end=$1 job=$2 owners=$3 shared=$4 initramfs=$5
@@ -14,13 +14,13 @@ tag=host
 memory=512M
 share=$tag
 [ "${BACKEND:-}" != hostfs ] || share=$shared
-arguments=(quiet panic=-1 "job=$job" "share=$share" "owners=$owners" "note=${NOTE:-}" "operations=${OPERATIONS:-20000}")
+arguments=(quiet panic=-1 "job=$job" "share=$share" "owners=$owners" "note=${NOTE:-}" "operations=${OPERATIONS:-}" "tests=${TESTS:-}")
 
 # The kernel unpacks archives one after the other: the scripts go behind what was prepared.
 {
     cat "$GUEST/initramfs.cpio"
     cd "$here"
-    printf '%s\n' init mount.sh tree.sh checks.sh posix.sh tour.sh |
+    printf '%s\n' init mount.sh tree.sh checks.sh posix.sh posix-config.sh tour.sh |
         "$GUEST/root/usr/bin/busybox" cpio -o -H newc -R 0:0 2>/dev/null
     if [ "$job" = posix ]; then
         cd "$GUEST/posix"

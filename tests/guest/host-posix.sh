@@ -1,0 +1,137 @@
+#!/usr/bin/env bash
+# The host's side of posix.sh: the same programs with the same seeds, in the same directory, by the
+# host's own system calls. What they find there is the control.
+#   host-posix.sh control SHARE           runs them below SHARE, and makes SHARE/guest for the guest's part
+#   host-posix.sh compare SHARE KEPT      prints how the guest's results differ, and exits non-zero if a
+#                                         test failed in the guest alone that is not the client's own doing.
+#                                         KEPT.failed gets the names of what failed there, KEPT.guest and
+#                                         KEPT.host what pjdfstest said
+# From the environment: GUEST, OPERATIONS, TESTS as in run.sh.
+set -euo pipefail
+export LC_ALL=C
+here=$(cd "$(dirname "$0")" && pwd)
+mode=$1 share=$2 kept=${3:-}
+programs=${GUEST:?}/posix/bin
+operations=${OPERATIONS:?}
+# shellcheck source=tests/guest/posix-config.sh
+. "$here/posix-config.sh"
+
+# What fails by the Linux client's own doing, whatever the server answers.
+client_decides() {
+    case $1 in
+    link::link_count_max)
+        echo "the C library's pathconf guesses the limit from the host's magic number in statfs and the name 9p"
+        ;;
+    utimensat::subsecond)
+        echo "fs/9p/vfs_super.c sets no s_time_gran: notify_change cuts times to seconds before v9fs_vfs_setattr_dotl sends them"
+        ;;
+    *) return 1 ;;
+    esac
+}
+
+control() {
+    local mode
+    mkdir "$share/guest" "$share/host"
+    chmod 755 "$share"
+    scratch=$(mktemp -d /dev/shm/vhost-user-9p.XXXXXX)
+    trap 'rm -rf "$scratch"' EXIT
+    mkdir "$scratch/other"
+    posix_config "$scratch" daemon:daemon nobody:"$(id -gn nobody)" "$scratch/other"
+    # shellcheck disable=SC2034,SC2086 # for pjdfstest_all; several names
+    {
+        local read_only=on_tmpfs
+        pjdfstest_all "$programs/pjdfstest" "$scratch" "$share" ${TESTS//,/ } >"$share/host/pjdfstest" 2>&1 || true
+    }
+    echo "the host's own $(findmnt -n -o FSTYPE -T "$share") has been looked at by pjdfstest"
+    [ -z "${TESTS:-}" ] || return 0
+    for mode in none mmap; do
+        "$programs/fsx" -q -f "$scratch/$(fsx_config $mode)" -N "$operations" -S 42 -P "$scratch" \
+            "$share/host/fsx-$mode" >"$scratch/fsx.log" 2>&1 || {
+            cat "$scratch/fsx.log"
+            echo "$0: fsx fails on the host's own file system"
+            exit 1
+        }
+    done
+    ln "$share/host/fsx-mmap" "$share/host/fsx-loose"
+    echo "the host's own: fsx, $operations operations with and without mappings"
+}
+
+# on_tmpfs PROGRAM -c CONFIGURATION -p DIRECTORY ...: with a file system that only it sees, which may
+# be mounted read-only. That of the share is the machine's own.
+on_tmpfs() {
+    # shellcheck disable=SC2016 # the inner shell fills it in
+    unshare --mount sh -c 'mount -t tmpfs -o mode=755 none "$5" && exec "$@"' on_tmpfs "$@"
+}
+
+plain() {
+    sed 's/\x1b\[[0-9;]*m//g'
+}
+
+# results FILE: "NAME RESULT" of each test, sorted. Those with a run of their own are skipped in the
+# other.
+results() {
+    plain <"$1" | sed -nE 's/^([a-z_0-9:]+) +(ok|skipped|FAILED)$/\1 \2/p' |
+        awk '$2 != "skipped" || !($1 in result) { result[$1] = $2 } END { for (name in result) print name, result[name] }' |
+        sort
+}
+
+# reasons FILE: why tests were skipped, beside those with a run of their own
+reasons() {
+    plain <"$1" | awk '
+        / skipped$/ { skipped = 1; next }
+        skipped && /^\t/ { sub(/^\t/, ""); if (!/allow_remount/) why[$0]++; next }
+        { skipped = 0 }
+        END { for (reason in why) printf "  %d skipped: %s\n", why[reason], reason }'
+}
+
+# totals SIDE
+totals() {
+    awk -v side="$1" '{ count[$2]++ }
+        END { printf "%s: %d tests, %d ok, %d failed, %d skipped\n", side, NR, count["ok"], count["FAILED"], count["skipped"] }'
+}
+
+compare() {
+    local name guest host mode unexpected=0
+    [ "$(grep -c Summary "$share/guest/pjdfstest")" = "$(grep -c Summary "$share/host/pjdfstest")" ] || {
+        tail -n 20 "$share/guest/pjdfstest"
+        echo "$0: pjdfstest did not come to its end in the guest"
+        exit 1
+    }
+    grep -q " ok$" <(plain <"$share/host/pjdfstest") || {
+        echo "$0: no test passes on the host"
+        exit 1
+    }
+    for side in guest host; do
+        results "$share/$side/pjdfstest" >"$share/$side/results"
+        totals "$side" <"$share/$side/results"
+        reasons "$share/$side/pjdfstest"
+        plain <"$share/$side/pjdfstest" >"$kept.$side"
+    done
+    echo "where they differ:"
+    : >"$kept.failed"
+    while read -r name guest host; do
+        [ "$guest" != "$host" ] || continue
+        printf '  %-40s guest %-8s host %s\n' "$name" "$guest" "$host"
+        [ "$guest" = FAILED ] || continue
+        echo "$name" >>"$kept.failed"
+        if why=$(client_decides "$name"); then
+            echo "    the client's doing: $why"
+        else
+            unexpected=$((unexpected + 1))
+            plain <"$share/guest/pjdfstest" | grep -F -A 8 "$name " | sed -n '2,9s/^/    /p'
+        fi
+    done < <(join -a 1 -a 2 -e missing -o 0,1.2,2.2 "$share/guest/results" "$share/host/results")
+    [ $unexpected = 0 ] || echo "FAILED  $unexpected of pjdfstest's tests fail in the guest and not on the host"
+
+    [ -n "${TESTS:-}" ] || for mode in none mmap loose; do
+        if cmp "$share/guest/fsx-$mode" "$share/host/fsx-$mode"; then
+            echo "ok      fsx, $operations operations, cache=$mode: the file is the same as the host's"
+        else
+            echo "FAILED  fsx, cache=$mode"
+            unexpected=$((unexpected + 1))
+        fi
+    done
+    [ $unexpected = 0 ]
+}
+
+"$mode"

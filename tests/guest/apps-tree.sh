@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Unpacks the programs that apps.sh and bench.sh run in the guests, once: apps-tree.sh DIRECTORY
-# DIRECTORY/tree is a small Debian of its own, compiler included: too much for the guest's memory, so
-# the guest mounts it read-only and changes its root to it.
+# DIRECTORY/tree is a small Debian, compiler included: too much for the guest's memory, so the guest
+# mounts it and changes its root to it (enter-tree.sh).
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 apps=$(realpath -m "${1:?usage: apps-tree.sh DIRECTORY}")
@@ -21,7 +21,7 @@ mkdir -p "$work"
 echo "unpacking the guests' programs from Debian $suite"
 apt_setup
 fetch_with_dependencies "$work/tree" base-files bash dash coreutils findutils grep sed tar gzip \
-    diffutils mawk util-linux gcc libc6-dev make git rsync sqlite3 acl attr fio
+    diffutils mawk util-linux mount gcc libc6-dev make git rsync sqlite3 acl attr fio
 rm -rf "$work/apt" "$work"/tree/usr/share/{doc,man,locale,info,icons}
 # What the packages' scripts would have made.
 ln -sf mawk "$work/tree/usr/bin/awk"

@@ -1,57 +1,19 @@
 #!/bin/sh
 # What a user does with a share, done in the guest: checks.sh DIRECTORY
 # Each check works in a directory of its name and leaves there what host-checks.sh looks at.
-# The host has prepared prepared/ (see host-checks.sh). Prints one line for each check, and what a
-# failed one did last. Exits with the number of failures.
+# The host has prepared prepared/ (see host-checks.sh). Exits with the number of failures.
 # shellcheck disable=SC2317 # check() calls the functions by their names
 # shellcheck disable=SC1091 # these lie beside it in the guest only
 . /mount.sh
 . /tree.sh
 top=$1
+# shellcheck source=tests/guest/check.sh
+. /check.sh
 owners=${owners:?} share=${share:?}
-failures=0
-
-# equal WHAT WANTED
-equal() {
-    [ "$1" = "$2" ] && return
-    echo "got '$1', wanted '$2'"
-    return 1
-}
-
-# refused COMMAND...
-refused() {
-    ! "$@" && return
-    echo "should have failed: $*"
-    return 1
-}
 
 # Debian's busybox would take its own, which knows less.
 getfattr() {
     /bin/getfattr "$@"
-}
-
-now() {
-    cut -d' ' -f1 /proc/uptime
-}
-
-# check NAME DESCRIPTION: runs the function of that name
-check() {
-    began=$(now)
-    (
-        set -ex
-        mkdir -p "$top/$1"
-        cd "$top/$1"
-        "$1"
-    ) </dev/null >/tmp/output 2>&1
-    status=$?
-    took=$(echo "$(now) $began" | awk '{ printf "%6.2f s", $1 - $2 }')
-    if [ $status = 0 ]; then
-        echo "ok      $took  $2"
-    else
-        echo "FAILED  $took  $2"
-        tail -n 25 /tmp/output | cut -c 1-300 | sed 's/^/    /'
-        failures=$((failures + 1))
-    fi
 }
 
 prepared() {
@@ -360,4 +322,4 @@ check statistics "asks for the file system's size"
 check verified_io "64 MiB of random writes, verified by fio"
 check remount "mounts again, with cache=mmap and cache=loose too"
 umount "$top" || failures=$((failures + 1))
-exit $failures
+exit "$failures"

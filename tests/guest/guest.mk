@@ -3,7 +3,7 @@
 
 GUEST := $(CURDIR)/target/guest
 
-.PHONY: tools guest guest-test uml uml-test guest-posix run
+.PHONY: tools guest guest-test uml uml-test guest-posix guest-apps run
 
 build: | tools
 
@@ -20,7 +20,9 @@ uml: ## Build the User-mode Linux kernel, once
 	@tests/guest/uml-kernel.sh
 
 uml-test: $(if $(BACKEND),,build) guest uml ## The checks in User-mode Linux
+	@tests/guest/apps-tree.sh $(GUEST)/apps
 	@GUEST=$(GUEST) tests/guest/run.sh uml checks
+	@GUEST=$(GUEST) MODES=none,mmap OBJECTS=400 tests/guest/run.sh uml apps
 
 guest-posix: $(if $(BACKEND),,build) guest uml ## pjdfstest and fsx beside the host's own; OPERATIONS=N for fsx
 	@tests/guest/posix-tools.sh $(GUEST)/posix
@@ -29,6 +31,10 @@ guest-posix: $(if $(BACKEND),,build) guest uml ## pjdfstest and fsx beside the h
 	failed=$$(paste -s -d, $(GUEST)/uml-posix.failed); \
 	[ -z "$$failed" ] || TESTS=$$failed tests/guest/run.sh qemu posix || status=$$?; \
 	exit $$status
+
+guest-apps: $(if $(BACKEND),,build) guest uml ## SQLite, git, make, rsync in User-mode Linux
+	@tests/guest/apps-tree.sh $(GUEST)/apps
+	@GUEST=$(GUEST) tests/guest/run.sh uml apps
 
 run: $(if $(BACKEND),,build) guest ## Boot the guest on SHARE: a shell, or a tour without a terminal
 	@GUEST=$(GUEST) SHARE="$(SHARE)" tests/guest/run.sh qemu

@@ -64,10 +64,20 @@ copy_file_range = 1
 END
 }
 
-# fsx_config MODE: which of them suits the cache mode. Without a cache the client refuses to map.
-fsx_config() {
-    case $1 in
-    none) echo fsx-unmapped.toml ;;
-    *) echo fsx.toml ;;
-    esac
+# fsx_rounds PROGRAM CONFIGURATION MODE OPERATIONS FILE: fsx in rounds of 10000 operations, each with a
+# seed of its own; a longer one gets slower and slower. Prints the file's checksum after each, and
+# fails with what fsx said.
+fsx_rounds() {
+    suited=fsx.toml
+    [ "$3" != none ] || suited=fsx-unmapped.toml # without a cache the client refuses to map
+    seed=0
+    while [ $((seed * 10000)) -lt "$4" ]; do
+        seed=$((seed + 1))
+        "$1" -q -f "$2/$suited" -N 10000 -S $seed -P "$2" "$5" >"$2/fsx.log" 2>&1 || {
+            echo "FAILED  with seed $seed:"
+            tail -n 30 "$2/fsx.log"
+            return 1
+        }
+        sha256sum <"$5"
+    done
 }

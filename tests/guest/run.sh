@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Serves a directory with the daemon and starts a guest on it: run.sh qemu|uml [checks|posix]
+# Serves a directory with the daemon and starts a guest on it: run.sh qemu|uml [checks|posix|apps]
 #   checks    checks.sh in the guest and host-checks.sh on the host, in a fresh directory
 #   posix     pjdfstest and fsx (posix.sh) in a fresh directory, beside the host's own (host-posix.sh)
+#   apps      SQLite, git, make, rsync (apps.sh) in a fresh directory, the host taking part (host-apps.sh)
 #   if not    a shell in the guest if there is a terminal, else tour.sh; on the directory SHARE
 # What the guest and the daemon said is kept in $GUEST/*.log. From the environment:
 #   DAEMON    the daemon, if not target/release/vhost-user-9p
@@ -9,24 +10,28 @@
 #   LIMIT     how many seconds the guest may take, if not 900 (posix: four hours)
 #   OPERATIONS, TESTS   how many operations fsx does in each cache mode, if not 1000000; which of
 #             pjdfstest's tests to run, and then no fsx, if not all (see posix.sh)
+#   MODES, OBJECTS      in which cache modes apps.sh does it all, and how many objects its git
+#             repository gets, if not none,mmap,loose and 10000
 #   BACKEND, GUEST, GUEST_ACCEL   see start.sh
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 top=$(realpath "$here/../..")
-front_end=${1:?usage: run.sh qemu|uml [checks|posix]} job=${2:-tour}
+front_end=${1:?usage: run.sh qemu|uml [checks|posix|apps]} job=${2:-tour}
 export GUEST=${GUEST:-$top/target/guest}
 binary=${DAEMON:-$top/target/release/vhost-user-9p}
 limit=${LIMIT:-$([ "$job" = posix ] && echo 14400 || echo 900)}
+export MODES=${MODES:-none,mmap,loose} OBJECTS=${OBJECTS:-10000}
 export OPERATIONS=${OPERATIONS:-1000000} TESTS=${TESTS:-}
 log=$GUEST/$front_end-$job.log
 daemon_log=$GUEST/$front_end-$job.daemon.log
-guest='' daemon='' note=''
+guest='' daemon='' writer='' note=''
 run=$(mktemp -d "${TMPDIR:-/tmp}/vhost-user-9p.XXXXXX")
 export NOTE=from-the-guest.${run##*.}
 
 clean_up() {
     [ -z "$guest" ] || kill -KILL -- "-$guest" 2>/dev/null || kill -KILL "$guest" 2>/dev/null || true
     [ -z "$daemon" ] || kill -KILL "$daemon" 2>/dev/null || true
+    [ -z "$writer" ] || kill -KILL "$writer" 2>/dev/null || true
     wait
     [ -z "$note" ] || rm -f "$note"
     rm -rf "$run"
@@ -136,6 +141,11 @@ elif [ "$job" = posix ]; then
     chmod 711 "$run" # the host's other users pass through it
     mkdir "$share"
     "$here/host-posix.sh" control "$share"
+elif [ "$job" = apps ]; then
+    share=$run/share
+    mkdir "$share"
+    "$here/host-apps.sh" write "$share" &
+    writer=$!
 else
     share=$(realpath "${SHARE:-$top/fixtures/share}")
     [ -d "$share" ] || die "SHARE is no directory: $share"
@@ -177,6 +187,12 @@ posix)
     watch_guest
     [ -z "$daemon" ] || end_daemon
     "$here/host-posix.sh" compare "$share" "$GUEST/$front_end-posix" | tee -a "$log"
+    say "passed in $SECONDS s: $front_end, ${BACKEND:-$binary}"
+    ;;
+apps)
+    watch_guest
+    [ -z "$daemon" ] || end_daemon
+    "$here/host-apps.sh" verify "$share" | tee -a "$log"
     say "passed in $SECONDS s: $front_end, ${BACKEND:-$binary}"
     ;;
 *) die "no such job: $job" ;;

@@ -6,21 +6,24 @@
 #   INITRAMFS     a file to write: the prepared one with today's scripts
 # GUEST is what prepare.sh has made, UML_KERNEL what uml-kernel.sh printed; GUEST_ACCEL is QEMU's
 # accelerator, tcg if not given; NOTE is the file that the tour writes; OPERATIONS and TESTS are for
-# posix.sh.
+# posix.sh, MODES and OBJECTS for apps.sh.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 front_end=$1 job=$2 owners=$3 shared=$4 initramfs=$5
 tag=host
 memory=512M
 share=$tag
+tree=$GUEST/apps/tree # if it has been prepared
 [ "${BACKEND:-}" != hostfs ] || share=$shared
-arguments=(quiet panic=-1 "job=$job" "share=$share" "owners=$owners" "note=${NOTE:-}" "operations=${OPERATIONS:-}" "tests=${TESTS:-}")
+arguments=(quiet panic=-1 "job=$job" "share=$share" "owners=$owners" "note=${NOTE:-}" "operations=${OPERATIONS:-}" "tests=${TESTS:-}"
+    "modes=${MODES:-}" "objects=${OBJECTS:-}")
 
 # The kernel unpacks archives one after the other: the scripts go behind what was prepared.
 {
     cat "$GUEST/initramfs.cpio"
     cd "$here"
-    printf '%s\n' init mount.sh tree.sh checks.sh posix.sh posix-config.sh tour.sh |
+    printf '%s\n' init mount.sh tree.sh check.sh checks.sh posix.sh posix-config.sh tour.sh \
+        enter-tree.sh apps.sh sqlite.sh project.sh mapped.c |
         "$GUEST/root/usr/bin/busybox" cpio -o -H newc -R 0:0 2>/dev/null
     if [ "$job" = posix ]; then
         cd "$GUEST/posix"
@@ -47,6 +50,12 @@ become_qemu() {
     local root=$GUEST/root
     # shellcheck source=tests/guest/loader.sh
     . "$here/loader.sh"
+    if [ -d "$tree" ]; then
+        # shellcheck disable=SC2054 # QEMU's commas
+        device+=(-fsdev "local,id=tree,path=$tree,security_model=none,readonly=on"
+            -device virtio-9p-pci,fsdev=tree,mount_tag=tree)
+        arguments+=(tree=tree)
+    fi
     exec "${loader[@]}" "$root/usr/bin/qemu-system-x86_64" \
         -L "$root/usr/share/qemu" -L "$root/usr/share/seabios" \
         -machine q35 -accel "$accelerator" -cpu "$cpu" -smp 2 -m "$memory" \
@@ -58,6 +67,7 @@ become_qemu() {
 become_uml() {
     local device=(virtio_uml.device="$shared:9") memory_files
     [ "${BACKEND:-}" != hostfs ] || device=()
+    [ ! -d "$tree" ] || arguments+=("tree=$tree")
     # The guest's memory is a file that is mapped executable: in /dev/shm if that allows it.
     memory_files=$(dirname "$initramfs")
     if [ "$(df -m --output=avail /dev/shm 2>/dev/null | tail -n 1)" -gt 700 ] &&

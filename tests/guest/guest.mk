@@ -3,7 +3,7 @@
 
 GUEST := $(CURDIR)/target/guest
 
-.PHONY: tools guest guest-test uml uml-test guest-posix guest-apps run
+.PHONY: tools guest guest-test uml uml-test guest-posix guest-apps guest-models run
 
 build: | tools
 
@@ -35,6 +35,9 @@ guest-posix: $(if $(BACKEND),,build) guest uml ## pjdfstest and fsx beside the h
 guest-apps: $(if $(BACKEND),,build) guest uml ## SQLite, git, make, rsync in User-mode Linux
 	@tests/guest/apps-tree.sh $(GUEST)/apps
 	@GUEST=$(GUEST) tests/guest/run.sh uml apps
+
+guest-models: build guest ## Our server and QEMU's own on one directory, in the mapped models
+	@GUEST=$(GUEST) tests/guest/models-run.sh
 
 run: $(if $(BACKEND),,build) guest ## Boot the guest on SHARE: a shell, or a tour without a terminal
 	@GUEST=$(GUEST) SHARE="$(SHARE)" tests/guest/run.sh qemu

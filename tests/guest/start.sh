@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Becomes a guest, its console on stdin and stdout: start.sh qemu|uml JOB OWNERS SHARED INITRAMFS
 #   JOB, OWNERS   see init
-#   SHARED        the daemon's socket. For comparison BACKEND=qemu takes QEMU's own 9p server instead,
+#   SHARED        the daemon's socket; for the job models a directory with one for each mapped model,
+#                 MODEL.socket, and the shared directory MODEL, which QEMU's own server gets as well. For comparison BACKEND=qemu takes QEMU's own 9p server instead,
 #                 and BACKEND=hostfs User-mode Linux's hostfs; then it is the shared directory
 #   INITRAMFS     a file to write: the prepared one with today's scripts
 # GUEST is what prepare.sh has made, UML_KERNEL what uml-kernel.sh printed; GUEST_ACCEL is QEMU's
@@ -22,7 +23,7 @@ arguments=(quiet panic=-1 "job=$job" "share=$share" "owners=$owners" "note=${NOT
 {
     cat "$GUEST/initramfs.cpio"
     cd "$here"
-    printf '%s\n' init mount.sh tree.sh check.sh checks.sh posix.sh posix-config.sh tour.sh \
+    printf '%s\n' init mount.sh tree.sh check.sh checks.sh posix.sh posix-config.sh models.sh tour.sh \
         enter-tree.sh apps.sh sqlite.sh project.sh mapped.c |
         "$GUEST/root/usr/bin/busybox" cpio -o -H newc -R 0:0 2>/dev/null
     if [ "$job" = posix ]; then
@@ -31,6 +32,18 @@ arguments=(quiet panic=-1 "job=$job" "share=$share" "owners=$owners" "note=${NOT
     fi
 } >"$initramfs"
 
+# own_server PATH MODEL TAG: QEMU's server, added to device
+own_server() {
+    device+=(-fsdev "local,id=$3,path=$1,multidevs=remap,security_model=$2"
+        -device "virtio-9p-pci,fsdev=$3,mount_tag=$3")
+}
+
+# daemon SOCKET TAG: added to device
+daemon() {
+    device+=(-chardev "socket,id=$2,path=$1"
+        -device "vhost-user-test-device-pci,chardev=$2,virtio-id=9,num_vqs=1,vq_size=128,config_size=$((2 + ${#2}))")
+}
+
 become_qemu() {
     local device accelerator=${GUEST_ACCEL:-tcg} cpu=max serial=stdio
     if [ "$accelerator" = tcg ]; then
@@ -38,14 +51,18 @@ become_qemu() {
         cpu=max,-erms,-fsrm # without them the guest copies up to twice as fast
     fi
     [ "$job" != shell ] || serial=mon:stdio # ^C goes to the guest
-    if [ "${BACKEND:-}" = qemu ]; then
+    device=()
+    if [ "$job" = models ]; then
+        for model in mapped-xattr mapped-file; do
+            daemon "$shared/$model.socket" "ours-$model"
+            own_server "$shared/$model" "$model" "theirs-$model"
+        done
+    elif [ "${BACKEND:-}" = qemu ]; then
         local security=none
         [ "$owners" != yes ] || security=passthrough
-        device=(-fsdev "local,id=share,path=$shared,multidevs=remap,security_model=$security"
-            -device "virtio-9p-pci,fsdev=share,mount_tag=$tag")
+        own_server "$shared" "$security" "$tag"
     else
-        device=(-chardev "socket,id=share,path=$shared"
-            -device "vhost-user-test-device-pci,chardev=share,virtio-id=9,num_vqs=1,vq_size=128,config_size=$((2 + ${#tag}))")
+        daemon "$shared" "$tag"
     fi
     local root=$GUEST/root
     # shellcheck source=tests/guest/loader.sh

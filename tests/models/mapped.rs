@@ -500,6 +500,43 @@ fn a_directory_tells_the_kinds_that_files_have_for_the_guest() {
 }
 
 #[test]
+fn a_file_whose_descriptor_was_given_up_keeps_its_attributes() {
+    const FILES: u32 = 150;
+    for model in ["mapped-xattr", "mapped-file"] {
+        if model == "mapped-xattr" && !has_xattrs() {
+            continue;
+        }
+        for handles in ["prefer", "never"] {
+            let options = ["--rlimit-nofile", "100", "--inode-file-handles", handles];
+            let mut share = Share::new(model, true, &options);
+            let root = share.root;
+            share.client.mkdir(root, "dir", 0o755, NO_ID).unwrap();
+            let fids: Vec<u32> = (0..FILES)
+                .map(|number| {
+                    let name = format!("file-{number}");
+                    share.create(&name, 0o600, b"x");
+                    share.chown(&name, number, number).unwrap();
+                    share.walk(&name)
+                })
+                .collect();
+            let dir = share.walk("dir");
+            for (number, fid) in (0..).zip(fids) {
+                let name = format!("file-{number}");
+                share.client.renameat(root, &name, dir, &name).unwrap();
+                let stat = share.client.getattr(fid, getattr::ALL).unwrap();
+                assert_eq!((stat.uid, stat.gid), (number, number), "{model}, {handles}");
+                let change = to_owner(number + 1, number + 1);
+                share.client.setattr(Tsetattr { fid, ..change }).unwrap();
+            }
+            for number in 0..FILES {
+                let seen = share.seen(&format!("dir/file-{number}"));
+                assert_eq!(seen, (S_IFREG | 0o600, number + 1, number + 1));
+            }
+        }
+    }
+}
+
+#[test]
 fn everything_is_there_after_a_restart() {
     for model in ["mapped-xattr", "mapped-file"] {
         if model == "mapped-xattr" && !has_xattrs() {

@@ -1,7 +1,8 @@
 //! The exported tree: the only way from the guest's names to the host's files.
 //!
 //! - [`name`]: a guest's bytes, checked to be one component of a path.
-//! - [`node`]: an inode held by a descriptor, and the lookup of a name below it.
+//! - [`node`]: an inode held by a descriptor, and the lookup of a name below it; [`place`]: where
+//!   it was seen.
 //! - [`tree`]: what can be done to the files below it, as the guest sees them.
 //! - [`model`]: where owner, mode and kind of the guest's files are on the host.
 //! - [`handle`]: how an inode whose descriptor was given up is found again.
@@ -22,6 +23,7 @@ pub mod idmap;
 pub mod model;
 pub mod name;
 pub mod node;
+pub mod place;
 pub mod qid;
 pub mod sys;
 pub mod tree;
@@ -42,6 +44,7 @@ use model::Model;
 pub use model::{Change, HostModes, NewFile, SecurityModel};
 pub use name::{Component, Name};
 pub use node::{FileKind, InodeId, InodeKey, Lookup, Node, Stat, errno_of, permissions};
+pub use place::{Located, Place};
 pub use qid::{Multidevs, Qids};
 
 /// A directory of the host as it is given to the guest.
@@ -117,7 +120,7 @@ impl Export {
     /// root, and no symbolic link is followed. Errors: ENOENT, ENOTDIR, ELOOP, ENAMETOOLONG.
     pub fn directory_below(&self, path: &[u8]) -> Result<(Node, Stat), Errno> {
         let (mut node, _) = Node::new(self.root.as_fd().try_clone_to_owned().map_err(errno_of)?)?;
-        let mut stat = self.stat(&node)?;
+        let mut stat = self.stat((&node).into())?;
         for bytes in path
             .split(|byte| *byte == b'/')
             .filter(|bytes| !bytes.is_empty())

@@ -15,10 +15,16 @@ use super::directory::DirectoryStream;
 use super::identity::Owner;
 use super::model::{Change, Model, NewFile, host};
 use super::name::Name;
-use super::node::{FileKind, Lookup, Node, Stat};
+use super::node::{Lookup, Node, Stat};
+use super::place::{Located, Place};
 use super::xattr::XattrName;
 
 impl Export {
+    /// Whether operations do better if they are told where a file was seen last ([`Located`]).
+    pub fn goes_by_names(&self) -> bool {
+        self.model.by_name()
+    }
+
     /// Whether [`Export::stat`] has its answer in the kernel's caches: then it need not go to a
     /// worker.
     pub fn stat_is_immediate(&self) -> bool {
@@ -26,10 +32,10 @@ impl Export {
     }
 
     /// What the file is for the guest now, also when it has no name any more.
-    pub fn stat(&self, node: &Node) -> Result<Stat, Errno> {
+    pub fn stat(&self, file: Located<'_>) -> Result<Stat, Errno> {
         match &self.model {
-            Model::Host(_) => node.stat(),
-            Model::Mapped(mapped) => mapped.stat(self, node),
+            Model::Host(_) => file.node.stat(),
+            Model::Mapped(mapped) => mapped.stat(self, file),
         }
     }
 
@@ -54,7 +60,7 @@ impl Export {
         match &self.model {
             Model::Host(_) => Ok((parent, stat)),
             Model::Mapped(mapped) => {
-                let stat = mapped.stat(self, &parent)?;
+                let stat = mapped.stat(self, (&parent).into())?;
                 Ok((parent, stat))
             }
         }
@@ -62,17 +68,17 @@ impl Export {
 
     /// Opens a file for reading or writing. Errors: ELOOP for a symbolic link, ENXIO for a device,
     /// fifo or socket: they belong to the guest's kernel.
-    pub fn open(&self, node: &Node, flags: OFlag) -> Result<(OwnedFd, Stat), Errno> {
+    pub fn open(&self, file: Located<'_>, flags: OFlag) -> Result<(OwnedFd, Stat), Errno> {
         match &self.model {
-            Model::Host(_) => Ok((node.reopen(flags)?, node.stat()?)),
-            Model::Mapped(mapped) => mapped.open(self, node, flags),
+            Model::Host(_) => Ok((file.node.reopen(flags)?, file.node.stat()?)),
+            Model::Mapped(mapped) => mapped.open(self, file, flags),
         }
     }
 
     /// Makes a regular file and opens it; unless `exclusive`, one that exists is opened.
     pub fn create(
         &self,
-        directory: &Node,
+        directory: Located<'_>,
         name: &Name,
         flags: OFlag,
         exclusive: bool,
@@ -86,7 +92,7 @@ impl Export {
             // opened, so that no link is followed and no fifo blocks.
             let created = match &self.model {
                 Model::Host(host) => {
-                    host.create(&self.identity, directory, name, flags, mode, owner)
+                    host.create(&self.identity, directory.node, name, flags, mode, owner)
                 }
                 Model::Mapped(mapped) => mapped.create(self, directory, name, flags, mode, owner),
             };
@@ -95,8 +101,13 @@ impl Export {
                 result => return result,
             }
             let existing = self.identity.acting(owner.uid, || {
+                let directory = directory.node;
                 let (node, _) = self.child(directory, name, Lookup::Blocking)?;
-                let (fd, stat) = self.open(&node, flags)?;
+                let file = Located {
+                    node: &node,
+                    seen: Some(Place { directory, name }),
+                };
+                let (fd, stat) = self.open(file, flags)?;
                 Ok((fd, node, stat))
             });
             match existing {
@@ -110,31 +121,30 @@ impl Export {
     /// Makes a file that is not opened: mkdir(2), mknod(2), symlink(2).
     pub fn make(
         &self,
-        directory: &Node,
+        directory: Located<'_>,
         name: &Name,
         file: &NewFile<'_>,
         owner: Owner,
     ) -> Result<Stat, Errno> {
         match &self.model {
-            Model::Host(host) => host.make(&self.identity, directory, name, file, owner),
+            Model::Host(host) => host.make(&self.identity, directory.node, name, file, owner),
             Model::Mapped(mapped) => mapped.make(self, directory, name, file, owner),
         }
     }
 
     /// The target of a symbolic link. Errors: EINVAL for any other file.
-    pub fn readlink(&self, node: &Node) -> Result<Vec<u8>, Errno> {
+    pub fn readlink(&self, file: Located<'_>) -> Result<Vec<u8>, Errno> {
         match &self.model {
-            Model::Host(_) if node.kind() != FileKind::Symlink => Err(Errno::EINVAL),
-            Model::Host(_) => host::readlink(node),
-            Model::Mapped(mapped) => mapped.readlink(self, node),
+            Model::Host(_) => host::readlink(file.node),
+            Model::Mapped(mapped) => mapped.readlink(self, file),
         }
     }
 
     /// Gives a pinned file another name. Errors: ENOENT if it has lost its last one.
-    pub fn link(&self, node: &Node, directory: &Node, name: &Name) -> Result<(), Errno> {
+    pub fn link(&self, file: Located<'_>, directory: &Node, name: &Name) -> Result<(), Errno> {
         match &self.model {
-            Model::Host(_) => host::link(node, directory, name),
-            Model::Mapped(mapped) => mapped.link(self, node, directory, name),
+            Model::Host(_) => host::link(file.node, directory, name),
+            Model::Mapped(mapped) => mapped.link(self, file, directory, name),
         }
     }
 
@@ -160,14 +170,16 @@ impl Export {
     /// utimensat(2).
     pub fn set_attributes(
         &self,
-        node: &Node,
+        file: Located<'_>,
         writable: Option<BorrowedFd<'_>>,
         change: &Change,
         user: u32,
     ) -> Result<(), Errno> {
         match &self.model {
-            Model::Host(_) => host::set_attributes(&self.identity, node, writable, change, user),
-            Model::Mapped(mapped) => mapped.set_attributes(self, node, writable, change),
+            Model::Host(_) => {
+                host::set_attributes(&self.identity, file.node, writable, change, user)
+            }
+            Model::Mapped(mapped) => mapped.set_attributes(self, file, writable, change),
         }
     }
 
@@ -182,10 +194,10 @@ impl Export {
     }
 
     /// Takes the set-id bits from a file that is going to be written.
-    pub fn drop_set_id(&self, node: &Node) -> Result<(), Errno> {
+    pub fn drop_set_id(&self, file: Located<'_>) -> Result<(), Errno> {
         match &self.model {
             Model::Host(_) => Ok(()),
-            Model::Mapped(mapped) => mapped.drop_set_id(self, node),
+            Model::Mapped(mapped) => mapped.drop_set_id(self, file),
         }
     }
 

@@ -110,7 +110,8 @@ impl Inode {
         }
     }
 
-    fn place(&self) -> Option<Place> {
+    /// Where it was seen last.
+    pub fn place(&self) -> Option<Place> {
         self.place.borrow().clone()
     }
 

@@ -8,6 +8,7 @@
 mod exchange;
 mod fid;
 mod handlers;
+mod held;
 mod inodes;
 mod interrupt;
 mod locks;
@@ -24,7 +25,8 @@ use vhost_user::{Handler, Request};
 
 use crate::export::{Export, Multidevs, Node, Owner, Qids, Stat};
 use exchange::Exchange;
-use fid::{Fid, Fids, Target};
+use fid::{Fid, Fids};
+use held::Held;
 use inodes::{Inode, Inodes, Place};
 use interrupt::Interrupts;
 use locks::Locks;
@@ -114,12 +116,12 @@ impl Server {
     }
 
     /// What the file is for the guest now: here if the kernel knows, else a worker finds out.
-    fn stat(&self, node: &Node) -> Result<Stat, Errno> {
-        let export = &self.export;
+    fn stat(&self, file: &Held) -> Result<Stat, Errno> {
+        let (export, file) = (&self.export, file.located());
         if export.stat_is_immediate() {
-            export.stat(node)
+            export.stat(file)
         } else {
-            self.with_descriptors(|| self.blocking(|| export.stat(node)))
+            self.with_descriptors(|| self.blocking(|| export.stat(file)))
         }
     }
 
@@ -149,10 +151,7 @@ impl Server {
 
     /// The node behind a fid that is looked up already.
     fn node_of(&self, fid: &Fid) -> Result<Rc<Node>, Errno> {
-        match fid.target()? {
-            Target::Walked(inode) => self.hold(&inode),
-            Target::Open(open) => self.hold_open(&open),
-        }
+        self.held(fid).map(Held::into_node)
     }
 
     /// The directory behind a fid. Errors: ENOTDIR for any other file.

@@ -537,6 +537,42 @@ fn a_file_whose_descriptor_was_given_up_keeps_its_attributes() {
 }
 
 #[test]
+fn a_file_that_no_path_is_long_enough_for_has_attributes() {
+    each_mapped(|mut share| {
+        let name = "d".repeat(250);
+        let mut fid = share.walk("");
+        for level in 0..20 {
+            share.client.mkdir(fid, &name, 0o755, level).unwrap();
+            share.client.walk(fid, fid, &[&name]).unwrap();
+            let stat = share.client.getattr(fid, getattr::ALL).unwrap();
+            assert_eq!((stat.mode, stat.gid), (S_IFDIR | 0o755, level));
+        }
+        let file = share.client.alloc_fid();
+        share.client.walk::<&str>(fid, file, &[]).unwrap();
+        let flags = open::RDWR | open::CREATE;
+        share.client.lcreate(file, "file", flags, 0o640, 5).unwrap();
+        for fid in [fid, file] {
+            let change = to_owner(7, 8);
+            share.client.setattr(Tsetattr { fid, ..change }).unwrap();
+            let change = to_mode(0o4711);
+            share.client.setattr(Tsetattr { fid, ..change }).unwrap();
+            let stat = share.client.getattr(fid, getattr::ALL).unwrap();
+            assert_eq!((stat.mode & 0o7777, stat.uid, stat.gid), (0o4711, 7, 8));
+        }
+        share.client.write(file, 0, b"x").unwrap();
+        share.client.link(fid, file, "second").unwrap();
+        let second = share.client.alloc_fid();
+        share.client.walk(fid, second, &["second"]).unwrap();
+        let stat = share.client.getattr(second, getattr::ALL).unwrap();
+        assert_eq!((stat.mode, stat.uid, stat.gid), (S_IFREG | 0o711, 7, 8));
+        share.client.unlinkat(fid, "second", 0).unwrap();
+        share.client.unlinkat(fid, "file", 0).unwrap();
+        let stat = share.client.getattr(file, getattr::ALL).unwrap();
+        assert_eq!((stat.mode, stat.uid, stat.gid), (S_IFREG | 0o711, 7, 8));
+    });
+}
+
+#[test]
 fn everything_is_there_after_a_restart() {
     for model in ["mapped-xattr", "mapped-file"] {
         if model == "mapped-xattr" && !has_xattrs() {

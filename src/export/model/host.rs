@@ -12,7 +12,7 @@ use super::change::{Change, chown, resize};
 use super::{NewFile, Xattrs};
 use crate::export::identity::{Identity, Owner};
 use crate::export::name::Name;
-use crate::export::node::{Lookup, Node, Stat, permissions};
+use crate::export::node::{FileKind, Lookup, Node, Stat, permissions};
 
 /// The two models; they differ in what becomes of an owner that the host does not allow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,8 +109,11 @@ pub(in crate::export) fn set_attributes(
     change.set_times(node)
 }
 
-/// The target of a symbolic link.
+/// The target of a symbolic link. Errors: EINVAL for any other file.
 pub(in crate::export) fn readlink(node: &Node) -> Result<Vec<u8>, Errno> {
+    if node.kind() != FileKind::Symlink {
+        return Err(Errno::EINVAL);
+    }
     Ok(readlinkat(node, c"")?.into_vec())
 }
 

@@ -25,6 +25,7 @@ use crate::export::directory::{self, DirectoryStream};
 use crate::export::identity::Owner;
 use crate::export::name::Name;
 use crate::export::node::{FileKind, Lookup, Node, Stat, errno_of, permissions};
+use crate::export::place::{Located, Place};
 
 /// Longest target of a symbolic link, without its NUL (limits.h: PATH_MAX).
 const TARGET_MAX: u64 = 4095;
@@ -40,9 +41,11 @@ pub(super) trait Store: Debug + Send + Sync {
     /// The guest's extended attributes.
     fn xattrs(&self) -> Xattrs;
 
-    /// What is kept of a pinned file, which was just found at `at` if that is known: nothing
-    /// where the guest has set nothing.
-    fn load(&self, tree: &Export, node: &Node, at: Option<Place<'_>>) -> Result<Attributes, Errno>;
+    /// What is kept of a file, wherever it is now: nothing where the guest has set nothing.
+    fn load(&self, tree: &Export, file: Located<'_>) -> Result<Attributes, Errno>;
+
+    /// What is kept of a file that was just found at a place.
+    fn load_at(&self, node: &Node, at: Place<'_>) -> Result<Attributes, Errno>;
 
     /// Makes a directory ready to get a new name.
     fn prepare(&self, directory: &Node) -> Result<(), Errno>;
@@ -51,10 +54,10 @@ pub(super) trait Store: Debug + Send + Sync {
     fn init(&self, node: &Node, at: Place<'_>, attributes: &Attributes) -> Result<(), Errno>;
 
     /// Keeps some attributes of a pinned file beside those that were kept before.
-    fn update(&self, tree: &Export, node: &Node, changes: &Attributes) -> Result<(), Errno>;
+    fn update(&self, tree: &Export, file: Located<'_>, changes: &Attributes) -> Result<(), Errno>;
 
     /// Gives a file another name.
-    fn link(&self, tree: &Export, node: &Node, to: Place<'_>) -> Result<(), Errno>;
+    fn link(&self, tree: &Export, file: Located<'_>, to: Place<'_>) -> Result<(), Errno>;
 
     /// Moves a name to another.
     fn rename(&self, tree: &Export, from: Place<'_>, to: Place<'_>) -> Result<(), Errno>;
@@ -77,13 +80,6 @@ pub(super) trait Store: Debug + Send + Sync {
 
 /// The mode that is kept of the file with this name.
 pub(super) type ModeOf<'a> = Box<dyn Fn(&CStr) -> Option<u32> + 'a>;
-
-/// A directory and a name in it.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Place<'a> {
-    pub directory: &'a Node,
-    pub name: &'a Name,
-}
 
 /// A mapped model at work.
 #[derive(Debug)]
@@ -141,14 +137,14 @@ impl Mapped {
     }
 
     /// What the guest sees of a file.
-    pub(in crate::export) fn stat(&self, tree: &Export, node: &Node) -> Result<Stat, Errno> {
+    pub(in crate::export) fn stat(&self, tree: &Export, file: Located<'_>) -> Result<Stat, Errno> {
         let _looking = self.looking();
-        self.view(tree, node, None)
+        self.view(tree, file)
     }
 
-    fn view(&self, tree: &Export, node: &Node, at: Option<Place<'_>>) -> Result<Stat, Errno> {
-        let attributes = self.store.load(tree, node, at)?;
-        self.lay_over(node, attributes)
+    fn view(&self, tree: &Export, file: Located<'_>) -> Result<Stat, Errno> {
+        let attributes = self.store.load(tree, file)?;
+        self.lay_over(file.node, attributes)
     }
 
     fn lay_over(&self, node: &Node, attributes: Attributes) -> Result<Stat, Errno> {
@@ -173,34 +169,35 @@ impl Mapped {
         if self.store.owns(tree, &node, directory)? {
             return Err(Errno::ENOENT);
         }
-        let stat = self.view(tree, &node, Some(Place { directory, name }))?;
+        let attributes = self.store.load_at(&node, Place { directory, name })?;
+        let stat = self.lay_over(&node, attributes)?;
         Ok((node, stat))
     }
 
     pub(in crate::export) fn open(
         &self,
         tree: &Export,
-        node: &Node,
+        file: Located<'_>,
         flags: OFlag,
     ) -> Result<(OwnedFd, Stat), Errno> {
-        let stat = self.stat(tree, node)?;
+        let stat = self.stat(tree, file)?;
         match stat.kind() {
             FileKind::Regular | FileKind::Directory => {}
             FileKind::Symlink => return Err(Errno::ELOOP),
             FileKind::Special => return Err(Errno::ENXIO),
         }
         if !flags.contains(OFlag::O_TRUNC) {
-            return Ok((node.reopen(flags)?, stat));
+            return Ok((file.node.reopen(flags)?, stat));
         }
-        let fd = node.reopen(flags)?;
-        self.drop_set_id(tree, node)?;
-        Ok((fd, self.stat(tree, node)?))
+        let fd = file.node.reopen(flags)?;
+        self.drop_set_id(tree, file)?;
+        Ok((fd, self.stat(tree, file)?))
     }
 
     pub(in crate::export) fn create(
         &self,
         tree: &Export,
-        directory: &Node,
+        directory: Located<'_>,
         name: &Name,
         flags: OFlag,
         mode: u32,
@@ -210,13 +207,13 @@ impl Mapped {
         let _changing = self.changing();
         let mode = libc::S_IFREG | mode & 0o7777;
         let attributes = self.new_attributes(tree, directory, mode, owner)?;
-        self.make_file(directory, name, flags, attributes, b"")
+        self.make_file(directory.node, name, flags, attributes, b"")
     }
 
     pub(in crate::export) fn make(
         &self,
         tree: &Export,
-        directory: &Node,
+        directory: Located<'_>,
         name: &Name,
         file: &NewFile<'_>,
         owner: Owner,
@@ -226,13 +223,13 @@ impl Mapped {
         let attributes = |mode| self.new_attributes(tree, directory, mode, owner);
         let make_file = |attributes, content| {
             let flags = OFlag::O_WRONLY;
-            let (_, _, stat) = self.make_file(directory, name, flags, attributes, content)?;
+            let (_, _, stat) = self.make_file(directory.node, name, flags, attributes, content)?;
             Ok(stat)
         };
         match *file {
             NewFile::Directory { mode } => {
                 let attributes = attributes(libc::S_IFDIR | mode & 0o7777)?;
-                self.make_directory(directory, name, attributes)
+                self.make_directory(directory.node, name, attributes)
             }
             NewFile::Node { kind, mode, device } => {
                 let mut attributes = attributes(kind | mode & 0o7777)?;
@@ -260,7 +257,7 @@ impl Mapped {
     fn new_attributes(
         &self,
         tree: &Export,
-        directory: &Node,
+        directory: Located<'_>,
         mode: u32,
         owner: Owner,
     ) -> Result<Attributes, Errno> {
@@ -270,7 +267,7 @@ impl Mapped {
             mode: Some(mode),
             rdev: None,
         };
-        let above = self.view(tree, directory, None)?.0;
+        let above = self.view(tree, directory)?.0;
         if u32::from(above.stx_mode) & libc::S_ISGID != 0 {
             attributes.gid = Some(above.stx_gid);
             if mode & libc::S_IFMT == libc::S_IFDIR {
@@ -324,8 +321,13 @@ impl Mapped {
         self.lay_over(node, attributes)
     }
 
-    pub(in crate::export) fn readlink(&self, tree: &Export, node: &Node) -> Result<Vec<u8>, Errno> {
-        match self.stat(tree, node)?.kind() {
+    pub(in crate::export) fn readlink(
+        &self,
+        tree: &Export,
+        file: Located<'_>,
+    ) -> Result<Vec<u8>, Errno> {
+        let node = file.node;
+        match self.stat(tree, file)?.kind() {
             FileKind::Symlink if node.kind() == FileKind::Symlink => host::readlink(node),
             FileKind::Symlink => {
                 let mut target = Vec::new();
@@ -342,13 +344,13 @@ impl Mapped {
     pub(in crate::export) fn link(
         &self,
         tree: &Export,
-        node: &Node,
+        file: Located<'_>,
         directory: &Node,
         name: &Name,
     ) -> Result<(), Errno> {
         self.visible(name)?;
         let _changing = self.changing();
-        self.store.link(tree, node, Place { directory, name })
+        self.store.link(tree, file, Place { directory, name })
     }
 
     pub(in crate::export) fn rename(
@@ -383,12 +385,13 @@ impl Mapped {
     pub(in crate::export) fn set_attributes(
         &self,
         tree: &Export,
-        node: &Node,
+        file: Located<'_>,
         writable: Option<BorrowedFd<'_>>,
         change: &Change,
     ) -> Result<(), Errno> {
         let _changing = self.changing();
-        let before = self.view(tree, node, None)?;
+        let node = file.node;
+        let before = self.view(tree, file)?;
         let mode = u32::from(before.0.stx_mode);
         let mut changes = Attributes {
             uid: change.uid,
@@ -405,26 +408,30 @@ impl Mapped {
             changes.mode = dropped(mode);
         }
         if changes != Attributes::default() {
-            self.store.update(tree, node, &changes)?;
+            self.store.update(tree, file, &changes)?;
         }
         if change.touch {
             chown(node, None, None)?;
         }
         if let Some(size) = change.size {
             resize(node, before.kind(), writable, size)?;
-            self.drop_set_id_locked(tree, node)?;
+            self.drop_set_id_locked(tree, file)?;
         }
         change.set_times(node)
     }
 
     /// Takes the set-id bits away from a file that is written.
-    pub(in crate::export) fn drop_set_id(&self, tree: &Export, node: &Node) -> Result<(), Errno> {
+    pub(in crate::export) fn drop_set_id(
+        &self,
+        tree: &Export,
+        file: Located<'_>,
+    ) -> Result<(), Errno> {
         let _changing = self.changing();
-        self.drop_set_id_locked(tree, node)
+        self.drop_set_id_locked(tree, file)
     }
 
-    fn drop_set_id_locked(&self, tree: &Export, node: &Node) -> Result<(), Errno> {
-        let mode = self.view(tree, node, None)?.0.stx_mode.into();
+    fn drop_set_id_locked(&self, tree: &Export, file: Located<'_>) -> Result<(), Errno> {
+        let mode = self.view(tree, file)?.0.stx_mode.into();
         match dropped(mode) {
             None => Ok(()),
             mode => {
@@ -432,7 +439,7 @@ impl Mapped {
                     mode,
                     ..Attributes::default()
                 };
-                self.store.update(tree, node, &changes)
+                self.store.update(tree, file, &changes)
             }
         }
     }

@@ -26,12 +26,13 @@ use nix::sys::stat::{FileStat, Mode, fstatat, major, minor, mkdirat};
 use nix::unistd::{UnlinkatFlags, linkat, unlinkat};
 
 use super::change::chown;
-use super::mapped::{ModeOf, Place, Store};
+use super::mapped::{ModeOf, Store};
 use super::metadata::{LONGEST, Orphans, format, parse};
 use super::{Attributes, Xattrs, host};
 use crate::export::directory::{DirectoryStream, entries};
 use crate::export::name::Name;
 use crate::export::node::{FileKind, Lookup, Node, errno_of};
+use crate::export::place::{Located, Place};
 use crate::export::{Export, InodeId};
 
 /// Holds the metadata of the files beside it.
@@ -45,14 +46,27 @@ pub(super) struct MappedFile {
     orphans: Mutex<Orphans>,
 }
 
-/// Where a pinned file is now.
+/// Where a file is now.
 // It lives on the stack for the length of one lookup.
 #[allow(clippy::large_enum_variant)]
-enum Found {
+enum Found<'a> {
     Root,
-    Named(Node, Name),
-    /// It has lost the name by which it was found.
+    /// Where it was seen last.
+    Seen(Place<'a>),
+    Elsewhere(Node, Name),
+    /// It has lost its name.
     Nowhere,
+}
+
+impl Found<'_> {
+    /// The place that its metadata goes by, if it goes by one.
+    fn place(&self) -> Option<Place<'_>> {
+        match self {
+            Found::Seen(place) => Some(*place),
+            Found::Elsewhere(directory, name) => Some(Place { directory, name }),
+            Found::Root | Found::Nowhere => None,
+        }
+    }
 }
 
 impl MappedFile {
@@ -81,25 +95,21 @@ impl Store for MappedFile {
         Xattrs::User
     }
 
-    fn load(&self, tree: &Export, node: &Node, at: Option<Place<'_>>) -> Result<Attributes, Errno> {
-        if let Some(at) = at {
-            return load(at);
-        }
-        match find(tree, node)? {
-            Found::Root => read(tree.root(), ROOT),
-            Found::Named(directory, name) => load(Place {
-                directory: &directory,
-                name: &name,
-            }),
-            Found::Nowhere => Ok(self.orphans().get(node.key()).unwrap_or_default()),
+    fn load(&self, tree: &Export, file: Located<'_>) -> Result<Attributes, Errno> {
+        let found = find(tree, file)?;
+        match found.place() {
+            Some(at) => load(at),
+            None if matches!(found, Found::Root) => read(tree.root(), ROOT),
+            None => Ok(self.orphans().get(file.node.key()).unwrap_or_default()),
         }
     }
 
+    fn load_at(&self, _: &Node, at: Place<'_>) -> Result<Attributes, Errno> {
+        load(at)
+    }
+
     fn prepare(&self, directory: &Node) -> Result<(), Errno> {
-        match mkdirat(directory, DIRECTORY, Mode::S_IRWXU) {
-            Err(Errno::EEXIST) => Ok(()),
-            result => result,
-        }
+        prepare(directory)
     }
 
     fn init(&self, node: &Node, at: Place<'_>, attributes: &Attributes) -> Result<(), Errno> {
@@ -108,55 +118,36 @@ impl Store for MappedFile {
         replace(&metadata, at.name.as_c_str(), attributes)
     }
 
-    fn update(&self, tree: &Export, node: &Node, changes: &Attributes) -> Result<(), Errno> {
-        if let Some(kept) = self.orphans().get_mut(node.key()) {
+    fn update(&self, tree: &Export, file: Located<'_>, changes: &Attributes) -> Result<(), Errno> {
+        let key = file.node.key();
+        if let Some(kept) = self.orphans().get_mut(key) {
             *kept = changes.over(*kept);
         }
-        match find(tree, node)? {
-            Found::Root => {
+        let found = find(tree, file)?;
+        match found.place() {
+            Some(at) => update(file.node, at, changes)?,
+            None if matches!(found, Found::Root) => {
                 let attributes = changes.over(read(tree.root(), ROOT)?);
                 write(tree.root(), ROOT, &attributes)?;
             }
-            Found::Named(directory, name) => {
-                let at = Place {
-                    directory: &directory,
-                    name: &name,
-                };
-                let attributes = changes.over(load(at)?);
-                self.prepare(&directory)?;
-                let metadata = metadata(&directory)?.ok_or(Errno::ENOTDIR)?;
-                let shared = look(&metadata, name.as_c_str())?.is_some_and(|at| at.st_nlink > 1);
-                if shared && node.stat()?.0.stx_nlink == 1 {
-                    // The host has put another file here, the metadata is also another's.
-                    replace(&metadata, name.as_c_str(), &attributes)?;
-                } else {
-                    write(&metadata, name.as_c_str(), &attributes)?;
-                }
-            }
-            Found::Nowhere => {
+            None => {
                 let mut orphans = self.orphans();
-                if orphans.get(node.key()).is_none() {
-                    orphans.insert(*node.key(), *changes);
+                if orphans.get(key).is_none() {
+                    orphans.insert(*key, *changes);
                 }
             }
         }
         // The file itself was not touched, but its change time has to move.
-        chown(node, None, None)
+        chown(file.node, None, None)
     }
 
-    fn link(&self, tree: &Export, node: &Node, to: Place<'_>) -> Result<(), Errno> {
+    fn link(&self, tree: &Export, file: Located<'_>, to: Place<'_>) -> Result<(), Errno> {
         self.prepare(to.directory)?;
-        host::link(node, to.directory, to.name)?;
-        let carry = || match find(tree, node)? {
-            Found::Named(directory, name) => {
-                let from = Place {
-                    directory: &directory,
-                    name: &name,
-                };
-                link_metadata(from, to)
-            }
-            Found::Root | Found::Nowhere => {
-                let kept = self.orphans().get(node.key()).unwrap_or_default();
+        host::link(file.node, to.directory, to.name)?;
+        let carry = || match find(tree, file)?.place() {
+            Some(from) => link_metadata(from, to),
+            None => {
+                let kept = self.orphans().get(file.node.key()).unwrap_or_default();
                 let metadata = metadata(to.directory)?.ok_or(Errno::ENOTDIR)?;
                 replace(&metadata, to.name.as_c_str(), &kept)
             }
@@ -283,14 +274,21 @@ impl MappedFile {
     }
 }
 
-/// Finds where a pinned file is now.
-fn find(tree: &Export, node: &Node) -> Result<Found, Errno> {
+/// Finds where a file is now.
+fn find<'a>(tree: &Export, file: Located<'a>) -> Result<Found<'a>, Errno> {
+    let node = file.node;
     if node.id() == tree.root().id() {
         return Ok(Found::Root);
     }
+    if let Some(place) = file.seen
+        && place.directory.child_key(place.name) == Ok(*node.key())
+    {
+        return Ok(Found::Seen(place));
+    }
     match tree.locate(node) {
-        Ok((directory, name)) => Ok(Found::Named(directory, name)),
-        Err(Errno::ENOENT) => Ok(Found::Nowhere),
+        Ok((directory, name)) => Ok(Found::Elsewhere(directory, name)),
+        // The kernel tells no path that is longer than a page.
+        Err(Errno::ENOENT | Errno::ENAMETOOLONG) => Ok(Found::Nowhere),
         Err(error) => Err(error),
     }
 }
@@ -305,6 +303,29 @@ fn load(at: Place<'_>) -> Result<Attributes, Errno> {
     let path = [DIRECTORY.to_bytes(), at.name.as_bytes()].join(&b'/');
     let path = CString::new(path).map_err(|_| Errno::EINVAL)?;
     read(at.directory, &path)
+}
+
+/// Keeps some attributes of a file beside those that were kept before.
+fn update(node: &Node, at: Place<'_>, changes: &Attributes) -> Result<(), Errno> {
+    let attributes = changes.over(load(at)?);
+    prepare(at.directory)?;
+    let metadata = metadata(at.directory)?.ok_or(Errno::ENOTDIR)?;
+    let name = at.name.as_c_str();
+    let shared = look(&metadata, name)?.is_some_and(|stat| stat.st_nlink > 1);
+    if shared && node.stat()?.0.stx_nlink == 1 {
+        // The host has put another file here, the metadata is also another's.
+        replace(&metadata, name, &attributes)
+    } else {
+        write(&metadata, name, &attributes)
+    }
+}
+
+/// Makes the metadata directory beside the files of `directory`, if there is none.
+fn prepare(directory: &Node) -> Result<(), Errno> {
+    match mkdirat(directory, DIRECTORY, Mode::S_IRWXU) {
+        Err(Errno::EEXIST) => Ok(()),
+        result => result,
+    }
 }
 
 /// Opens what the host may have put anywhere, without following a link or waiting for a fifo.

@@ -14,10 +14,11 @@ use std::os::fd::BorrowedFd;
 use nix::errno::Errno;
 use nix::unistd::UnlinkatFlags;
 
-use super::mapped::{ModeOf, Place, Store};
+use super::mapped::{ModeOf, Store};
 use super::{Attributes, Xattrs, host};
 use crate::export::Export;
 use crate::export::node::{FileKind, Node};
+use crate::export::place::{Located, Place};
 use crate::export::sys::{self, ProcPath};
 
 const UID: &CStr = c"user.virtfs.uid";
@@ -45,28 +46,12 @@ impl Store for MappedXattr {
         Xattrs::UserAndMappedAcls
     }
 
-    fn load(&self, _: &Export, node: &Node, _: Option<Place<'_>>) -> Result<Attributes, Errno> {
-        // Other kinds of files have no user attributes (xattr(7)).
-        if !matches!(node.kind(), FileKind::Regular | FileKind::Directory) {
-            return Ok(Attributes::default());
-        }
-        let path = node.proc_path();
-        let path = path.as_c_str();
-        let mode = get(path, MODE)?.map(u32::from_le_bytes);
-        let device = matches!(
-            mode.map(|mode| mode & libc::S_IFMT),
-            Some(libc::S_IFCHR | libc::S_IFBLK)
-        );
-        Ok(Attributes {
-            uid: get(path, UID)?.map(u32::from_le_bytes),
-            gid: get(path, GID)?.map(u32::from_le_bytes),
-            mode,
-            rdev: if device {
-                get(path, RDEV)?.map(u64::from_le_bytes)
-            } else {
-                None
-            },
-        })
+    fn load(&self, _: &Export, file: Located<'_>) -> Result<Attributes, Errno> {
+        load(file.node)
+    }
+
+    fn load_at(&self, node: &Node, _: Place<'_>) -> Result<Attributes, Errno> {
+        load(node)
     }
 
     fn prepare(&self, _: &Node) -> Result<(), Errno> {
@@ -77,12 +62,12 @@ impl Store for MappedXattr {
         set(node, attributes)
     }
 
-    fn update(&self, _: &Export, node: &Node, changes: &Attributes) -> Result<(), Errno> {
-        set(node, changes)
+    fn update(&self, _: &Export, file: Located<'_>, changes: &Attributes) -> Result<(), Errno> {
+        set(file.node, changes)
     }
 
-    fn link(&self, _: &Export, node: &Node, to: Place<'_>) -> Result<(), Errno> {
-        host::link(node, to.directory, to.name)
+    fn link(&self, _: &Export, file: Located<'_>, to: Place<'_>) -> Result<(), Errno> {
+        host::link(file.node, to.directory, to.name)
     }
 
     fn rename(&self, _: &Export, from: Place<'_>, to: Place<'_>) -> Result<(), Errno> {
@@ -117,6 +102,31 @@ impl Store for MappedXattr {
             }
         }))
     }
+}
+
+/// What is kept of a file.
+fn load(node: &Node) -> Result<Attributes, Errno> {
+    // Other kinds of files have no user attributes (xattr(7)).
+    if !matches!(node.kind(), FileKind::Regular | FileKind::Directory) {
+        return Ok(Attributes::default());
+    }
+    let path = node.proc_path();
+    let path = path.as_c_str();
+    let mode = get(path, MODE)?.map(u32::from_le_bytes);
+    let device = matches!(
+        mode.map(|mode| mode & libc::S_IFMT),
+        Some(libc::S_IFCHR | libc::S_IFBLK)
+    );
+    Ok(Attributes {
+        uid: get(path, UID)?.map(u32::from_le_bytes),
+        gid: get(path, GID)?.map(u32::from_le_bytes),
+        mode,
+        rdev: if device {
+            get(path, RDEV)?.map(u64::from_le_bytes)
+        } else {
+            None
+        },
+    })
 }
 
 /// The value of one attribute, if there is one and it has the length that it should.

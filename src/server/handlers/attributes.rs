@@ -19,8 +19,8 @@ impl Server {
     /// Tgetattr: everything that the host knows, whatever was asked for. An open or unlinked file
     /// is looked at by its descriptor.
     pub(super) fn getattr(&self, m: Tgetattr) -> Result<Rgetattr, Errno> {
-        let node = self.node(m.fid)?;
-        let stat = self.stat(&node)?;
+        let file = self.held(&*self.session.fids.get(m.fid)?)?;
+        let stat = self.stat(&file)?;
         let s = &stat.0;
         let ids = self.export.identity().ids();
         let birth = s.stx_mask & libc::STATX_BTIME != 0;
@@ -58,7 +58,7 @@ impl Server {
     /// utimensat(2), EROFS; what comes before the one that fails is done.
     pub(super) fn setattr(&self, m: Tsetattr) -> Result<Rsetattr, Errno> {
         let fid = self.session.fids.get(m.fid)?;
-        let node = self.node_of(&fid)?;
+        let file = self.held(&fid)?;
         self.export.writable()?;
         let open = fid.open_file().ok();
         let writable = match open.as_deref().map(|open| &open.handle) {
@@ -66,9 +66,9 @@ impl Server {
             _ => None,
         };
         let change = change(&m, self.export.identity().ids())?;
-        let (export, node, user) = (&self.export, &*node, fid.user);
+        let (export, file, user) = (&self.export, file.located(), fid.user);
         self.acting(&fid, || {
-            export.set_attributes(node, writable, &change, user)
+            export.set_attributes(file, writable, &change, user)
         })?;
         Ok(Rsetattr {})
     }

@@ -54,9 +54,9 @@ impl Server {
         m: Treadlink,
         target: &'a mut Vec<u8>,
     ) -> Result<Rreadlink<'a>, Errno> {
-        let node = self.node(m.fid)?;
-        let (export, node) = (&self.export, &*node);
-        *target = self.blocking(|| export.readlink(node))?;
+        let file = self.held(&*self.session.fids.get(m.fid)?)?;
+        let (export, file) = (&self.export, file.located());
+        *target = self.blocking(|| export.readlink(file))?;
         Ok(Rreadlink { target })
     }
 
@@ -64,12 +64,12 @@ impl Server {
     /// qid.
     fn make(&self, dfid: u32, name: &[u8], gid: u32, file: &NewFile<'_>) -> Result<Qid, Errno> {
         let fid = self.session.fids.get(dfid)?;
-        let node = self.node_of(&fid)?;
-        let directory = node.directory()?;
+        let directory = self.held(&fid)?;
+        directory.directory()?;
         let name = Name::for_new(name)?;
         self.export.writable()?;
         let owner = self.owner(&fid, gid)?;
-        let export = &self.export;
+        let (export, directory) = (&self.export, directory.located());
         let stat = self.blocking(|| export.make(directory, &name, file, owner))?;
         Ok(self.qid(&stat))
     }

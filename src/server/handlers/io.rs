@@ -11,7 +11,7 @@ use vhost_user::{Readable, Writable};
 use crate::export::errno_of;
 use crate::server::Server;
 use crate::server::exchange::Exchange;
-use crate::server::fid::{Content, File, Handle, OpenFile, XattrDraft};
+use crate::server::fid::{Content, Fid, File, Handle, XattrDraft};
 
 impl Server {
     /// Tread: up to count bytes from offset on, fewer only at the end. They go from the file
@@ -43,13 +43,14 @@ impl Server {
     /// if the fid is not open for writing, EISDIR, those of pwrite(2); an error after some bytes
     /// were written is told by the next request, as write(2) does.
     pub(super) fn write(&self, m: Twrite, exchange: &Exchange) -> Result<Rwrite, Errno> {
-        let content = self.session.fids.get(m.fid)?.content()?;
+        let fid = self.session.fids.get(m.fid)?;
+        let content = fid.content()?;
         let from = exchange.readable();
         let count = m.count as usize;
         let done = match content {
             Content::File(open) => match &open.handle {
                 Handle::File(file) => {
-                    self.drop_set_id(&open, file)?;
+                    self.drop_set_id(&fid, file)?;
                     self.write_file(file, m.offset, from, count)?
                 }
                 Handle::Directory(_) => return Err(Errno::EISDIR),
@@ -97,11 +98,12 @@ impl Server {
 
     /// Before the first write to an open file, and the first after a chmod that may have given
     /// set-id bits again. Where the host's kernel takes them away this is one comparison.
-    fn drop_set_id(&self, open: &OpenFile, file: &File) -> Result<(), Errno> {
+    fn drop_set_id(&self, fid: &Fid, file: &File) -> Result<(), Errno> {
         let given = self.export.set_id_given();
         if file.writable && file.set_id_dropped.get() != given {
-            let (export, node) = (&self.export, &*self.hold_open(open)?);
-            self.blocking(|| export.drop_set_id(node))?;
+            let (export, held) = (&self.export, self.held(fid)?);
+            let located = held.located();
+            self.blocking(|| export.drop_set_id(located))?;
             file.set_id_dropped.set(given);
         }
         Ok(())

@@ -16,11 +16,11 @@ impl Server {
     pub(super) fn link(&self, m: Tlink<'_>) -> Result<Rlink, Errno> {
         let fid = self.session.fids.get(m.dfid)?;
         let directory = self.directory(m.dfid)?;
-        let node = self.node(m.fid)?;
+        let file = self.held(&*self.session.fids.get(m.fid)?)?;
         let name = Name::for_new(m.name)?;
         self.export.writable()?;
-        let (export, directory, node) = (&self.export, &*directory, &*node);
-        self.acting(&fid, || export.link(node, directory, &name))?;
+        let (export, directory, file) = (&self.export, &*directory, file.located());
+        self.acting(&fid, || export.link(file, directory, &name))?;
         Ok(Rlink {})
     }
 

@@ -24,13 +24,13 @@ impl Server {
         if writes(flags) {
             self.export.writable()?;
         }
-        let node = self.hold(&inode)?;
+        let file = self.held(&fid)?;
         let (fd, stat) = {
-            let (export, node) = (&self.export, &*node);
-            self.with_descriptors(|| self.acting(&fid, || export.open(node, flags)))?
+            let (export, file) = (&self.export, file.located());
+            self.with_descriptors(|| self.acting(&fid, || export.open(file, flags)))?
         };
         let counted = self.session.inodes.count_open();
-        fid.open(OpenFile::new(inode, handle(&node, fd, flags), counted))?;
+        fid.open(OpenFile::new(inode, handle(&file, fd, flags), counted))?;
         self.relieve();
         Ok(Rlopen {
             qid: self.qid(&stat),
@@ -43,14 +43,14 @@ impl Server {
     pub(super) fn lcreate(&self, m: Tlcreate<'_>) -> Result<Rlcreate, Errno> {
         let fid = self.session.fids.get(m.fid)?;
         let parent = fid.unopened()?;
-        let node = self.hold(&parent)?;
-        let directory = node.directory()?;
+        let directory = self.held(&fid)?;
+        directory.directory()?;
         let name = Name::for_new(m.name)?;
         self.export.writable()?;
         let flags = host_flags(m.flags)?;
         let exclusive = m.flags & open::EXCL != 0;
         let owner = self.owner(&fid, m.gid)?;
-        let export = &self.export;
+        let (export, directory) = (&self.export, directory.located());
         // Making the file is the first thing that takes a descriptor: without one, nothing is made.
         let (fd, node, stat) = self.with_descriptors(|| {
             self.blocking(|| export.create(directory, &name, flags, exclusive, m.mode, owner))

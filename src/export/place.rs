@@ -1,0 +1,29 @@
+//! Where a file is: what a model that keeps attributes by names has to know.
+
+use super::name::Name;
+use super::node::Node;
+
+/// A directory and a name in it.
+#[derive(Clone, Copy, Debug)]
+pub struct Place<'a> {
+    /// The directory.
+    pub directory: &'a Node,
+    /// The name there.
+    pub name: &'a Name,
+}
+
+/// A pinned file, and where it was seen last, if that is known. The place is a hint: whoever needs
+/// it looks whether the file is still there.
+#[derive(Clone, Copy, Debug)]
+pub struct Located<'a> {
+    /// The file.
+    pub node: &'a Node,
+    /// The hint.
+    pub seen: Option<Place<'a>>,
+}
+
+impl<'a> From<&'a Node> for Located<'a> {
+    fn from(node: &'a Node) -> Located<'a> {
+        Located { node, seen: None }
+    }
+}

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Becomes a guest, its console on stdin and stdout: start.sh qemu|uml JOB OWNERS SHARED INITRAMFS
 #   JOB, OWNERS   see init
-#   SHARED        the daemon's socket; for the job models a directory with one for each mapped model,
-#                 MODEL.socket, and the shared directory MODEL, which QEMU's own server gets as well. For comparison BACKEND=qemu takes QEMU's own 9p server instead,
-#                 and BACKEND=hostfs User-mode Linux's hostfs; then it is the shared directory
+#   SHARED        the daemon's socket. For comparison BACKEND=qemu takes QEMU's own 9p server instead,
+#                 and BACKEND=hostfs User-mode Linux's hostfs; then it is the shared directory. For the
+#                 job models a directory in which each mapped model has a socket, MODEL.socket, and a
+#                 shared directory, MODEL, that QEMU's own server gets as well
 #   INITRAMFS     a file to write: the prepared one with today's scripts
 # GUEST is what prepare.sh has made, UML_KERNEL what uml-kernel.sh printed; GUEST_ACCEL is QEMU's
 # accelerator, tcg if not given; NOTE is the file that the tour writes; OPERATIONS and TESTS are for

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use libc::{S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFREG, S_IFSOCK};
 use nix::errno::Errno;
-use protocol::{open, unlink};
+use protocol::{Rmessage, Tgetattr, Tmessage, Trenameat, open, unlink};
 
 use super::*;
 use crate::common::{mode_of, refused};
@@ -540,7 +540,7 @@ fn a_file_whose_descriptor_was_given_up_keeps_its_attributes() {
 fn a_file_that_no_path_is_long_enough_for_has_attributes() {
     each_mapped(|mut share| {
         let name = "d".repeat(250);
-        let mut fid = share.walk("");
+        let fid = share.walk("");
         for level in 0..20 {
             share.client.mkdir(fid, &name, 0o755, level).unwrap();
             share.client.walk(fid, fid, &[&name]).unwrap();
@@ -569,6 +569,44 @@ fn a_file_that_no_path_is_long_enough_for_has_attributes() {
         share.client.unlinkat(fid, "file", 0).unwrap();
         let stat = share.client.getattr(file, getattr::ALL).unwrap();
         assert_eq!((stat.mode, stat.uid, stat.gid), (S_IFREG | 0o711, 7, 8));
+    });
+}
+
+#[test]
+fn a_file_that_is_being_moved_is_never_without_its_attributes() {
+    each_mapped(|mut share| {
+        let (mine, root) = (share.mine, share.root);
+        share.create("a", 0o640, b"x");
+        share.client.mkdir(mine, "dir", 0o755, GROUP).unwrap();
+        let (fid, dir) = (share.walk("a"), share.walk("dir"));
+        for round in 0..200 {
+            let (from, to) = if round % 2 == 0 {
+                ((root, &b"a"[..]), (dir, &b"b"[..]))
+            } else {
+                ((dir, &b"b"[..]), (root, &b"a"[..]))
+            };
+            let look = Tmessage::Getattr(Tgetattr {
+                fid,
+                mask: getattr::BASIC,
+            });
+            let rename = Tmessage::Renameat(Trenameat {
+                olddirfid: from.0,
+                oldname: from.1,
+                newdirfid: to.0,
+                newname: to.1,
+            });
+            let client = &mut share.client;
+            let tags = [&look, &rename, &look, &look, &look]
+                .map(|message| client.submit(message, &[]).unwrap());
+            for tag in tags {
+                let reply = client.wait(tag).unwrap();
+                if let Rmessage::Getattr(stat) = reply.message().unwrap() {
+                    let seen = (stat.mode, stat.uid, stat.gid);
+                    assert_eq!(seen, (S_IFREG | 0o640, USER, GROUP), "round {round}");
+                }
+                client.recycle(reply);
+            }
+        }
     });
 }
 

@@ -28,7 +28,10 @@ impl Export {
     /// Whether [`Export::stat`] has its answer in the kernel's caches: then it need not go to a
     /// worker.
     pub fn stat_is_immediate(&self) -> bool {
-        matches!(self.model, Model::Host(_))
+        match &self.model {
+            Model::Host(_) => true,
+            Model::Mapped(mapped) => mapped.beside_inode(),
+        }
     }
 
     /// What the file is for the guest now, also when it has no name any more.
@@ -49,8 +52,7 @@ impl Export {
     ) -> Result<(Node, Stat), Errno> {
         match &self.model {
             Model::Host(_) => directory.child(name, lookup),
-            Model::Mapped(_) if lookup == Lookup::Cached => Err(Errno::EAGAIN),
-            Model::Mapped(mapped) => mapped.child(self, directory, name),
+            Model::Mapped(mapped) => mapped.child(self, directory, name, lookup),
         }
     }
 

@@ -38,6 +38,10 @@ pub(super) trait Store: Debug + Send + Sync {
     /// Whether the file system of `root` has what the store needs. Errors: EOPNOTSUPP.
     fn supported(&self, root: &Node) -> Result<(), Errno>;
 
+    /// Whether what is kept of a file is where its inode is: then the kernel mostly has it in
+    /// memory with the inode, and a worker would cost more than the rare read from the disk.
+    fn beside_inode(&self) -> bool;
+
     /// The guest's extended attributes.
     fn xattrs(&self) -> Xattrs;
 
@@ -102,6 +106,10 @@ impl Mapped {
         }
     }
 
+    pub(in crate::export) fn beside_inode(&self) -> bool {
+        self.store.beside_inode()
+    }
+
     pub(super) fn by_name(&self) -> bool {
         self.names.is_some()
     }
@@ -162,10 +170,14 @@ impl Mapped {
         tree: &Export,
         directory: &Node,
         name: &Name,
+        lookup: Lookup,
     ) -> Result<(Node, Stat), Errno> {
+        if lookup == Lookup::Cached && !self.store.beside_inode() {
+            return Err(Errno::EAGAIN);
+        }
         self.visible(name)?;
         let _looking = self.looking();
-        let (node, _) = directory.child(name, Lookup::Blocking)?;
+        let (node, _) = directory.child(name, lookup)?;
         if self.store.owns(tree, &node, directory)? {
             return Err(Errno::ENOENT);
         }

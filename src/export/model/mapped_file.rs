@@ -91,6 +91,10 @@ impl Store for MappedFile {
         Ok(())
     }
 
+    fn beside_inode(&self) -> bool {
+        false
+    }
+
     fn xattrs(&self) -> Xattrs {
         Xattrs::User
     }

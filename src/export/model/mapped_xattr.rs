@@ -42,6 +42,11 @@ impl Store for MappedXattr {
         }
     }
 
+    fn beside_inode(&self) -> bool {
+        // ext4, XFS and Btrfs have such small ones in the inode or next to it.
+        true
+    }
+
     fn xattrs(&self) -> Xattrs {
         Xattrs::UserAndMappedAcls
     }

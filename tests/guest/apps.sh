@@ -14,6 +14,8 @@ top=$mounted/none
 # shellcheck source=tests/guest/check.sh
 . /scripts/check.sh
 export GIT_CONFIG_GLOBAL=/dev/null GIT_CONFIG_SYSTEM=/dev/null
+# Nothing goes on in the background.
+export GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0=maintenance.autoDetach GIT_CONFIG_VALUE_0=false
 
 # two_writers FILE
 two_writers() {

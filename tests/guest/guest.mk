@@ -3,7 +3,7 @@
 
 GUEST := $(CURDIR)/target/guest
 
-.PHONY: tools guest guest-test uml uml-test guest-posix guest-apps guest-models run
+.PHONY: tools guest guest-test uml uml-test guest-posix guest-apps guest-models bench-guest run
 
 build: | tools
 
@@ -38,6 +38,11 @@ guest-apps: $(if $(BACKEND),,build) guest uml ## SQLite, git, make, rsync in Use
 
 guest-models: build guest ## Our server and QEMU's own on one directory, in the mapped models
 	@GUEST=$(GUEST) tests/guest/models-run.sh
+
+bench-guest: build guest uml ## A real client on ours and its peers; ROUNDS=N, MODES=none,...
+	@tests/guest/apps-tree.sh $(GUEST)/apps
+	@GUEST=$(GUEST) tests/guest/bench-guest.sh uml
+	@GUEST=$(GUEST) tests/guest/bench-guest.sh qemu
 
 run: $(if $(BACKEND),,build) guest ## Boot the guest on SHARE: a shell, or a tour without a terminal
 	@GUEST=$(GUEST) SHARE="$(SHARE)" tests/guest/run.sh qemu

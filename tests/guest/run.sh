@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Serves a directory with the daemon and starts a guest on it: run.sh qemu|uml [checks|posix|apps]
+# Serves a directory with the daemon and starts a guest on it: run.sh qemu|uml [checks|posix|apps|bench]
 #   checks    checks.sh in the guest and host-checks.sh on the host, in a fresh directory
 #   posix     pjdfstest and fsx (posix.sh) in a fresh directory, beside the host's own (host-posix.sh)
 #   apps      SQLite, git, make, rsync (apps.sh) in a fresh directory, the host taking part (host-apps.sh)
+#   bench     times what a user waits for (bench.sh) in a fresh directory; see bench-guest.sh
 #   if not    a shell in the guest if there is a terminal, else tour.sh; on the directory SHARE
 # What the guest and the daemon said is kept in $GUEST/*.log. From the environment:
 #   DAEMON    the daemon, if not target/release/vhost-user-9p
@@ -12,11 +13,12 @@
 #             pjdfstest's tests to run, and then no fsx, if not all (see posix.sh)
 #   MODES, OBJECTS      in which cache modes apps.sh does it all, and how many objects its git
 #             repository gets, if not none,mmap,loose and 10000
+#   VIRTIOFSD the program that BACKEND=virtiofsd takes, if not the one in PATH
 #   BACKEND, GUEST, GUEST_ACCEL   see start.sh
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 top=$(realpath "$here/../..")
-front_end=${1:?usage: run.sh qemu|uml [checks|posix|apps]} job=${2:-tour}
+front_end=${1:?usage: run.sh qemu|uml [checks|posix|apps|bench]} job=${2:-tour}
 export GUEST=${GUEST:-$top/target/guest}
 binary=${DAEMON:-$top/target/release/vhost-user-9p}
 limit=${LIMIT:-$([ "$job" = posix ] && echo 14400 || echo 900)}
@@ -47,8 +49,15 @@ die() {
 # The daemon listens before a front-end may connect.
 start_daemon() {
     mkfifo "$run/alive" # closed when the daemon ends, however it ends
-    [ -x "$binary" ] || die "there is no daemon at $binary: run make build"
-    "$binary" --socket "$run/socket" --shared-dir "$share" --tag host --once >"$daemon_log" 2>&1 </dev/null 9<>"$run/alive" &
+    local command=("$binary" --socket "$run/socket" --shared-dir "$share" --tag host --once) cache=never
+    if [ "${BACKEND:-}" = virtiofsd ]; then
+        [ "$MODES" != loose ] || cache=auto
+        command=("${VIRTIOFSD:-virtiofsd}" --socket-path "$run/socket" --shared-dir "$share" --tag host
+            --sandbox none --cache "$cache")
+        [ "$MODES" != mmap ] || command+=(--allow-mmap)
+    fi
+    type "${command[0]}" >/dev/null 2>&1 || die "there is no daemon ${command[0]}: run make build, or set VIRTIOFSD"
+    "${command[@]}" >"$daemon_log" 2>&1 </dev/null 9<>"$run/alive" &
     daemon=$!
     until listening; do
         kill -0 "$daemon" 2>/dev/null || die "the daemon has ended: $(cat "$daemon_log")"
@@ -141,6 +150,9 @@ elif [ "$job" = posix ]; then
     chmod 711 "$run" # the host's other users pass through it
     mkdir "$share"
     "$here/host-posix.sh" control "$share"
+elif [ "$job" = bench ]; then
+    share=$run/share
+    mkdir "$share"
 elif [ "$job" = apps ]; then
     share=$run/share
     mkdir "$share"
@@ -158,7 +170,7 @@ if [ "$front_end" = uml ]; then
     export UML_KERNEL
 fi
 shared=$share
-if [ -z "${BACKEND:-}" ]; then
+if [ -z "${BACKEND:-}" ] || [ "$BACKEND" = virtiofsd ]; then
     start_daemon
     shared=$run/socket
 fi
@@ -194,6 +206,10 @@ apps)
     [ -z "$daemon" ] || end_daemon
     "$here/host-apps.sh" verify "$share" | tee -a "$log"
     say "passed in $SECONDS s: $front_end, ${BACKEND:-$binary}"
+    ;;
+bench)
+    watch_guest
+    [ -z "$daemon" ] || end_daemon
     ;;
 *) die "no such job: $job" ;;
 esac

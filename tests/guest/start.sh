@@ -2,9 +2,10 @@
 # Becomes a guest, its console on stdin and stdout: start.sh qemu|uml JOB OWNERS SHARED INITRAMFS
 #   JOB, OWNERS   see init
 #   SHARED        the daemon's socket. For comparison BACKEND=qemu takes QEMU's own 9p server instead,
-#                 and BACKEND=hostfs User-mode Linux's hostfs; then it is the shared directory. For the
-#                 job models a directory in which each mapped model has a socket, MODEL.socket, and a
-#                 shared directory, MODEL, that QEMU's own server gets as well
+#                 and BACKEND=hostfs User-mode Linux's hostfs; then it is the shared directory. With
+#                 BACKEND=virtiofsd it is that one's socket, for User-mode Linux. For the job models a
+#                 directory in which each mapped model has a socket, MODEL.socket, and a shared
+#                 directory, MODEL, that QEMU's own server gets as well
 #   INITRAMFS     a file to write: the prepared one with today's scripts
 # GUEST is what prepare.sh has made, UML_KERNEL what uml-kernel.sh printed; GUEST_ACCEL is QEMU's
 # accelerator, tcg if not given; NOTE is the file that the tour writes; OPERATIONS and TESTS are for
@@ -17,6 +18,7 @@ memory=512M
 share=$tag
 tree=$GUEST/apps/tree # if it has been prepared
 [ "${BACKEND:-}" != hostfs ] || share=$shared
+[ "${BACKEND:-}" != virtiofsd ] || share=virtiofs:$tag
 arguments=(quiet panic=-1 "job=$job" "share=$share" "owners=$owners" "note=${NOTE:-}" "operations=${OPERATIONS:-}" "tests=${TESTS:-}"
     "modes=${MODES:-}" "objects=${OBJECTS:-}")
 
@@ -25,7 +27,7 @@ arguments=(quiet panic=-1 "job=$job" "share=$share" "owners=$owners" "note=${NOT
     cat "$GUEST/initramfs.cpio"
     cd "$here"
     printf '%s\n' init mount.sh tree.sh check.sh checks.sh posix.sh posix-config.sh models.sh tour.sh \
-        enter-tree.sh apps.sh sqlite.sh project.sh mapped.c |
+        enter-tree.sh apps.sh bench.sh sqlite.sh project.sh mapped.c |
         "$GUEST/root/usr/bin/busybox" cpio -o -H newc -R 0:0 2>/dev/null
     if [ "$job" = posix ]; then
         cd "$GUEST/posix"
@@ -84,6 +86,7 @@ become_qemu() {
 
 become_uml() {
     local device=(virtio_uml.device="$shared:9") memory_files
+    [ "${BACKEND:-}" != virtiofsd ] || device=(virtio_uml.device="$shared:26")
     [ "${BACKEND:-}" != hostfs ] || device=()
     [ ! -d "$tree" ] || arguments+=("tree=$tree")
     # The guest's memory is a file that is mapped executable: in /dev/shm if that allows it.

@@ -10,7 +10,8 @@
 #   ROUNDS      how many, if not 5
 #   FILES       how many files the workloads have, if not 2000 and in QEMU 200
 #   MODES       the cache modes, if not none,mmap,loose
-#   GUEST, VIRTIOFSD   see run.sh
+#   VIRTIOFSD   the program, if not what benches/virtiofsd.sh gives
+#   GUEST       see run.sh
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 front_end=${1:?usage: bench-guest.sh uml|qemu}
@@ -21,6 +22,11 @@ rounds=${ROUNDS:-5}
 figures=${GUEST:?}/$front_end-bench.txt
 export OBJECTS=${FILES:-$files} TMPDIR=/dev/shm
 : >"$figures"
+
+if [ "$front_end" = uml ] && [ -z "${VIRTIOFSD:-}" ]; then
+    VIRTIOFSD=$("$here/../../benches/virtiofsd.sh")
+fi
+export VIRTIOFSD
 
 pinned=()
 [ "$front_end" = qemu ] || pinned=(taskset -c "$(($(nproc) - 1))")

@@ -20,10 +20,10 @@ operations=${OPERATIONS:?}
 client_decides() {
     case $1 in
     link::link_count_max)
-        echo "the C library's pathconf guesses the limit from the host's magic number in statfs and the name 9p"
+        echo "v9fs_statfs shows the host's magic number, and the C library's pathconf guesses the limit from it and the name 9p"
         ;;
     utimensat::subsecond)
-        echo "fs/9p/vfs_super.c sets no s_time_gran: notify_change cuts times to seconds before v9fs_vfs_setattr_dotl sends them"
+        echo "fs/9p/vfs_super.c sets no s_time_gran, so notify_change (fs/attr.c) cuts times to seconds before they are sent"
         ;;
     *) return 1 ;;
     esac

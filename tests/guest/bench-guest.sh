@@ -24,7 +24,12 @@ export OBJECTS=${FILES:-$files} TMPDIR=/dev/shm
 : >"$figures"
 
 if [ "$front_end" = uml ] && [ -z "${VIRTIOFSD:-}" ]; then
-    VIRTIOFSD=$("$here/../../benches/virtiofsd.sh")
+    build=$here/../../benches/virtiofsd.sh
+    [ -x "$build" ] || {
+        echo "$0: set VIRTIOFSD to the program virtiofsd" >&2
+        exit 1
+    }
+    VIRTIOFSD=$("$build")
 fi
 export VIRTIOFSD
 

@@ -9,9 +9,7 @@
 . /scripts/project.sh
 mounted=$1 mode=${modes:?} files=${objects:?}
 set -e
-export GIT_CONFIG_GLOBAL=/dev/null GIT_CONFIG_SYSTEM=/dev/null
-# Nothing goes on in the background.
-export GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0=maintenance.autoDetach GIT_CONFIG_VALUE_0=false
+export GIT_CONFIG_GLOBAL=/scripts/git.config GIT_CONFIG_SYSTEM=/dev/null
 
 afresh() {
     cd /

@@ -43,7 +43,7 @@ verify() {
         done
         [ "$mode" != none ] || equal "written by both" "$(database_verdict sqlite_host/database)" "ok 200 200"
         for repository in made cloned; do
-            GIT_CONFIG_GLOBAL=/dev/null "${loader[@]}" "$root/usr/bin/git" -c safe.directory='*' \
+            GIT_CONFIG_GLOBAL=$here/git.config "${loader[@]}" "$root/usr/bin/git" \
                 --git-dir="git_repository/$repository/.git" fsck --full --strict 2>/dev/null ||
                 equal "$mode, git's $repository" broken whole
         done

@@ -23,15 +23,10 @@ figures=${GUEST:?}/$front_end-bench.txt
 export OBJECTS=${FILES:-$files} TMPDIR=/dev/shm
 : >"$figures"
 
-if [ "$front_end" = uml ] && [ -z "${VIRTIOFSD:-}" ]; then
-    build=$here/../../benches/virtiofsd.sh
-    [ -x "$build" ] || {
-        echo "$0: set VIRTIOFSD to the program virtiofsd" >&2
-        exit 1
-    }
-    VIRTIOFSD=$("$build")
+if [ "$front_end" = uml ]; then
+    VIRTIOFSD=${VIRTIOFSD:-$("$here/../../benches/virtiofsd.sh")}
+    export VIRTIOFSD
 fi
-export VIRTIOFSD
 
 pinned=()
 [ "$front_end" = qemu ] || pinned=(taskset -c "$(($(nproc) - 1))")

@@ -7,7 +7,7 @@
 # Medians of rounds in which the servers take turns, because a machine's speed drifts; the shared
 # directory is on a tmpfs, and all of User-mode Linux and its server on one processor, because between
 # two it drifts even more. From the environment:
-#   ROUNDS      how many, if not 5
+#   ROUNDS      how many, if not 7 and with QEMU 3
 #   FILES       how many files the workloads have, if not 2000 and in QEMU 200
 #   MODES       the cache modes, if not none,mmap,loose
 #   VIRTIOFSD   the program, if not what benches/virtiofsd.sh gives
@@ -15,10 +15,10 @@
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 front_end=${1:?usage: bench-guest.sh uml|qemu}
-files=2000
-[ "$front_end" = uml ] || files=200
+files=2000 rounds=7
+[ "$front_end" = uml ] || files=200 rounds=3
 modes=${MODES:-none,mmap,loose}
-rounds=${ROUNDS:-5}
+rounds=${ROUNDS:-$rounds}
 figures=${GUEST:?}/$front_end-bench.txt
 export OBJECTS=${FILES:-$files} TMPDIR=/dev/shm
 : >"$figures"

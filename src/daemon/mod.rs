@@ -16,7 +16,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::stat::{Mode, umask};
-use vhost_user::{Connection, DeviceConfig, Poller, Source, Status};
+use vhost_user::{Connection, DeviceConfig, Poller, Source, Status, Trigger};
 
 use crate::cli::{FileHandles, Options};
 use crate::export::users::Users;
@@ -120,12 +120,16 @@ impl Reactor {
 }
 
 impl Poller for Reactor {
-    fn watch(&self, fd: BorrowedFd<'_>, source: Source) -> io::Result<()> {
+    fn watch(&self, fd: BorrowedFd<'_>, source: Source, trigger: Trigger) -> io::Result<()> {
         let token = match source {
             Source::Control => Token::Control,
             Source::Kick => Token::Kick,
         };
-        Reactor::watch(self, fd, token)
+        let flags = match trigger {
+            Trigger::Level => EpollFlags::EPOLLIN,
+            Trigger::Edge => EpollFlags::EPOLLIN | EpollFlags::EPOLLET,
+        };
+        Ok(self.0.add(fd, EpollEvent::new(flags, token as u64))?)
     }
 
     fn unwatch(&self, fd: BorrowedFd<'_>) {

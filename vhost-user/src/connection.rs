@@ -1,6 +1,5 @@
 //! One front-end, from connect to disconnect.
 
-use std::cell::Cell;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
@@ -12,7 +11,7 @@ use vhost::vhost_user::{BackendReqHandler, Error as ProtocolError};
 use crate::device::Device;
 use crate::ring::{Ring, RingError};
 use crate::tally::Tally;
-use crate::{DeviceConfig, Error, Handler, Poller, Source};
+use crate::{DeviceConfig, Error, Handler, Poller, Source, Trigger};
 
 /// How often one event may look into the ring before the loop has its turn: a driver that posts
 /// without end must not keep other things from happening.
@@ -39,7 +38,6 @@ pub struct Connection {
     socket: OwnedFd,
     /// Brings the loop back to a ring that was left before it was empty.
     again: EventFd,
-    left_early: Cell<bool>,
     refusals: Tally,
 }
 
@@ -72,9 +70,9 @@ impl Connection {
         let again =
             EventFd::from_value_and_flags(0, flags).map_err(|error| Error::Socket(error.into()))?;
         poller
-            .watch(socket.as_fd(), Source::Control)
+            .watch(socket.as_fd(), Source::Control, Trigger::Level)
             .map_err(Error::Watch)?;
-        if let Err(error) = poller.watch(again.as_fd(), Source::Kick) {
+        if let Err(error) = poller.watch(again.as_fd(), Source::Kick, Trigger::Edge) {
             poller.unwatch(socket.as_fd());
             return Err(Error::Watch(error));
         }
@@ -86,7 +84,6 @@ impl Connection {
             poller,
             socket,
             again,
-            left_early: Cell::new(false),
             refusals: Tally::default(),
         })
     }
@@ -142,10 +139,6 @@ impl Connection {
     }
 
     fn empty_ring(&self) {
-        if self.left_early.replace(false) {
-            // Only set while the counter is not 0.
-            let _ = self.again.read();
-        }
         if self.ring.is_running()
             && let Err(error) = self.try_empty_ring()
         {
@@ -172,8 +165,8 @@ impl Connection {
             }
             self.ring.disable_kicks()?;
         }
-        // Cannot fail: the counter is 0.
-        self.left_early.set(self.again.write(1).is_ok());
+        // Cannot fail: the counter never gets full by ones.
+        let _ = self.again.write(1);
         Ok(())
     }
 }

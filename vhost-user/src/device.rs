@@ -134,7 +134,10 @@ impl Device {
         self.ring
             .start(size, addresses, self.base, event_idx)
             .map_err(failed)?;
-        if let Err(error) = self.poller.watch(kick.as_fd(), Source::Kick) {
+        if let Err(error) = self
+            .poller
+            .watch(kick.as_fd(), Source::Kick, kick.trigger())
+        {
             self.ring.stop();
             return Err(failed(error));
         }
@@ -363,7 +366,7 @@ impl VhostUserBackendReqHandlerMut for Device {
         let kick = Kick::new(file).map_err(failed)?;
         if self.ring.is_running() {
             self.poller
-                .watch(kick.as_fd(), Source::Kick)
+                .watch(kick.as_fd(), Source::Kick, kick.trigger())
                 .map_err(failed)?;
             self.unwatch();
             self.watched = true;

@@ -80,11 +80,21 @@ pub enum Source {
     Kick,
 }
 
-/// The event loop, which watches descriptors for being readable, level-triggered, and then calls
+/// When a watched descriptor has something new (epoll(7)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trigger {
+    /// As long as it is readable.
+    Level,
+    /// When it has become readable once more, whether or not it was read: an eventfd that only
+    /// wakes costs no call to read it.
+    Edge,
+}
+
+/// The event loop, which watches descriptors for being readable and then calls
 /// [`Connection::ready`].
 pub trait Poller {
-    /// Starts to watch `fd`. Errors: those of the loop.
-    fn watch(&self, fd: BorrowedFd<'_>, source: Source) -> io::Result<()>;
+    /// Starts to watch `fd`. What is readable already counts as new. Errors: those of the loop.
+    fn watch(&self, fd: BorrowedFd<'_>, source: Source, trigger: Trigger) -> io::Result<()>;
     /// Ends it. The descriptor is still open, and was watched.
     fn unwatch(&self, fd: BorrowedFd<'_>);
 }

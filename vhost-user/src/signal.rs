@@ -14,6 +14,8 @@ use nix::sys::stat::{SFlag, fstat};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
+use crate::Trigger;
+
 /// How often a ring without a kick descriptor is looked at.
 const POLL_INTERVAL: std::time::Duration = std::time::Duration::from_micros(500);
 
@@ -21,14 +23,23 @@ const POLL_INTERVAL: std::time::Duration = std::time::Duration::from_micros(500)
 const EVENTFD: SFlag = SFlag::empty();
 
 /// What wakes the device.
-pub(crate) struct Kick(OwnedFd);
+pub(crate) struct Kick {
+    fd: OwnedFd,
+    trigger: Trigger,
+}
 
 impl Kick {
-    /// The front-end's descriptor, or a timer where it gives none. Errors: those of
+    /// The front-end's descriptor, or a timer where it gives none. Errors: those of fstat(2) and
     /// timerfd_create(2).
     pub(crate) fn new(file: Option<File>) -> io::Result<Kick> {
         if let Some(file) = file {
-            return Ok(Kick(file.into()));
+            let trigger = match kind(&file)? {
+                EVENTFD => Trigger::Edge,
+                // What is not read gets full, and blocks the driver.
+                _ => Trigger::Level,
+            };
+            let fd = file.into();
+            return Ok(Kick { fd, trigger });
         }
         let timer = TimerFd::new(
             ClockId::CLOCK_MONOTONIC,
@@ -36,22 +47,33 @@ impl Kick {
         )?;
         let interval = Expiration::Interval(TimeSpec::from_duration(POLL_INTERVAL));
         timer.set(interval, TimerSetTimeFlags::empty())?;
-        Ok(Kick(timer.into()))
+        // Starts its next interval when it is read.
+        let trigger = Trigger::Level;
+        let fd = timer.into();
+        Ok(Kick { fd, trigger })
     }
 
-    /// Takes the notification back, if there is one. False if nothing can come any more, as
+    /// How it is to be watched.
+    pub(crate) fn trigger(&self) -> Trigger {
+        self.trigger
+    }
+
+    /// Takes the notification back, if there is one and it would come again. False if nothing can come any more, as
     /// whoever held the other end has gone: the descriptor would wake the loop for ever.
     #[must_use]
     pub(crate) fn clear(&self) -> bool {
+        if self.trigger == Trigger::Edge {
+            return true;
+        }
         // Asked first: the descriptor may block, and somebody may have been faster.
-        let found = poll_now(self.0.as_fd(), PollFlags::POLLIN);
+        let found = poll_now(self.fd.as_fd(), PollFlags::POLLIN);
         if !found.contains(PollFlags::POLLIN) {
             return found.is_empty();
         }
         let mut bytes = [0; 64];
-        // An eventfd and a timer give eight bytes and are empty then; a pipe may hold more, which
-        // only means another look at the ring.
-        match nix::unistd::read(&self.0, &mut bytes) {
+        // A timer gives eight bytes and is empty then; a pipe may hold more, which only means another
+        // look at the ring.
+        match nix::unistd::read(&self.fd, &mut bytes) {
             Ok(count) => count > 0,
             Err(error) => matches!(error, Errno::EAGAIN | Errno::EINTR),
         }
@@ -60,7 +82,7 @@ impl Kick {
 
 impl AsFd for Kick {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.fd.as_fd()
     }
 }
 
@@ -73,7 +95,7 @@ pub(crate) struct Call {
 impl Call {
     /// Errors: those of fstat(2).
     pub(crate) fn new(file: File) -> io::Result<Call> {
-        let kind = SFlag::from_bits_truncate(fstat(&file)?.st_mode) & SFlag::S_IFMT;
+        let kind = kind(&file)?;
         Ok(Call { file, kind })
     }
 
@@ -97,6 +119,10 @@ impl Call {
             Err(error) => log::debug!("cannot notify the driver: {error}"),
         }
     }
+}
+
+fn kind(file: &File) -> io::Result<SFlag> {
+    Ok(SFlag::from_bits_truncate(fstat(file)?.st_mode) & SFlag::S_IFMT)
 }
 
 /// What poll(2) finds without waiting, errors and hang-ups included.

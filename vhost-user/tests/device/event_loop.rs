@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use vhost_user::{Connection, DeviceConfig, Error, Handler, Poller, Source, Status};
+use vhost_user::{Connection, DeviceConfig, Error, Handler, Poller, Source, Status, Trigger};
 
 /// A loop that has not come to rest after so many turns is spinning.
 const MANY_TURNS: usize = 1000;
@@ -23,8 +23,12 @@ pub struct Watched {
 }
 
 impl Poller for Watched {
-    fn watch(&self, fd: BorrowedFd<'_>, source: Source) -> io::Result<()> {
-        let event = EpollEvent::new(EpollFlags::EPOLLIN, u64::from(source == Source::Kick));
+    fn watch(&self, fd: BorrowedFd<'_>, source: Source, trigger: Trigger) -> io::Result<()> {
+        let flags = match trigger {
+            Trigger::Level => EpollFlags::EPOLLIN,
+            Trigger::Edge => EpollFlags::EPOLLIN | EpollFlags::EPOLLET,
+        };
+        let event = EpollEvent::new(flags, u64::from(source == Source::Kick));
         self.epoll.add(fd, event)?;
         self.fds.borrow_mut().push(fd.as_raw_fd());
         Ok(())

@@ -1,0 +1,249 @@
+//! What a change of a file takes away from it, and what a directory gives to what is made in it:
+//! set-id bits, capabilities, access control lists. Each beside the same done on the host.
+
+mod common;
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+
+use common::{Guest, NO_ID, host_set, host_value, is_root, mode_of, no_change};
+use protocol::{open, setattr};
+
+const ACCESS: &str = "system.posix_acl_access";
+const DEFAULT: &str = "system.posix_acl_default";
+const CAPABILITY: &str = "security.capability";
+
+/// A file of another user with every permission bit, made anew.
+fn powerful(guest: &Guest) -> std::path::PathBuf {
+    let _ = fs::remove_file(guest.path("file"));
+    let path = guest.file("file", "content");
+    if is_root() {
+        std::os::unix::fs::chown(&path, Some(1234), Some(1234)).unwrap();
+    }
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o6755)).unwrap();
+    path
+}
+
+/// A name, and what is done to "file".
+type Way = (&'static str, Box<dyn Fn(&mut Guest)>);
+
+/// The ways to change a file's content or its owner through a fid.
+fn changes() -> Vec<Way> {
+    let mut ways: Vec<Way> = vec![
+        (
+            "write",
+            Box::new(|guest| {
+                let fid = guest.open("file", open::WRONLY);
+                guest.client.write(fid, 0, b"x").unwrap();
+            }),
+        ),
+        (
+            "truncate",
+            Box::new(|guest| {
+                let fid = guest.walk("file");
+                let mut change = no_change(fid);
+                (change.valid, change.size) = (setattr::SIZE, 3);
+                guest.client.setattr(change).unwrap();
+            }),
+        ),
+        (
+            "truncate an open one",
+            Box::new(|guest| {
+                let fid = guest.open("file", open::RDWR);
+                let mut change = no_change(fid);
+                (change.valid, change.size) = (setattr::SIZE, 100);
+                guest.client.setattr(change).unwrap();
+            }),
+        ),
+        (
+            "open with TRUNC",
+            Box::new(|guest| {
+                guest.open("file", open::WRONLY | open::TRUNC);
+            }),
+        ),
+    ];
+    if is_root() {
+        ways.push((
+            "chown",
+            Box::new(|guest| {
+                let fid = guest.walk("file");
+                let mut change = no_change(fid);
+                (change.valid, change.uid) = (setattr::UID, 4321);
+                guest.client.setattr(change).unwrap();
+            }),
+        ));
+        ways.push((
+            "chgrp",
+            Box::new(|guest| {
+                let fid = guest.walk("file");
+                let mut change = no_change(fid);
+                (change.valid, change.gid) = (setattr::GID, 4321);
+                guest.client.setattr(change).unwrap();
+            }),
+        ));
+    }
+    ways
+}
+
+#[test]
+fn set_id_bits_fall_with_every_change_of_content_or_owner() {
+    let mut guest = Guest::new();
+    for (way, change) in changes() {
+        let path = powerful(&guest);
+        assert_eq!(mode_of(&path), 0o6755);
+        change(&mut guest);
+        assert_eq!(mode_of(&path), 0o755, "{way}");
+    }
+    // A read takes nothing, and chmod gives what it was asked for.
+    let path = powerful(&guest);
+    let fid = guest.open("file", open::RDONLY);
+    guest.client.read(fid, 0, 10).unwrap();
+    assert_eq!(mode_of(&path), 0o6755);
+    let mut change = no_change(fid);
+    (change.valid, change.mode) = (setattr::MODE, 0o6711);
+    guest.client.setattr(change).unwrap();
+    assert_eq!(mode_of(&path), 0o6711);
+}
+
+#[test]
+fn a_file_loses_its_capabilities_with_every_change_of_content_or_owner() {
+    // struct vfs_cap_data, revision 2, with CAP_NET_RAW (linux/capability.h).
+    let mut value = 0x0200_0001u32.to_le_bytes().to_vec();
+    value.extend((1u32 << 13).to_le_bytes());
+    value.extend([0; 12]);
+    let mut guest = Guest::new();
+    for (way, change) in changes() {
+        let path = powerful(&guest);
+        if !host_set(&path, CAPABILITY, &value) {
+            eprintln!("skipped: only root gives files capabilities");
+            return;
+        }
+        change(&mut guest);
+        assert_eq!(host_value(&path, CAPABILITY), None, "{way}");
+    }
+    let path = powerful(&guest);
+    assert!(host_set(&path, CAPABILITY, &value));
+    let fid = guest.walk("file");
+    // The guest's root may see it, and give it.
+    let size = guest.client.xattrwalk(fid, 900, CAPABILITY).unwrap();
+    assert_eq!(guest.client.read(900, 0, size as u32).unwrap(), value);
+    guest.file("other", "");
+    let other = guest.walk("other");
+    guest
+        .client
+        .xattrcreate(other, CAPABILITY, size, 0)
+        .unwrap();
+    guest.client.write(other, 0, &value).unwrap();
+    guest.client.clunk(other).unwrap();
+    assert_eq!(host_value(&guest.path("other"), CAPABILITY), Some(value));
+}
+
+/// user::rwx, user:1000:`named`, group::r-x, mask::`mask`, other::`other`
+fn list(named: u16, mask: u16, other: u16) -> Vec<u8> {
+    let mut value = 2u32.to_le_bytes().to_vec();
+    for (tag, permissions, id) in [
+        (0x01u16, 7u16, NO_ID),
+        (0x02, named, 1000),
+        (0x04, 5, NO_ID),
+        (0x10, mask, NO_ID),
+        (0x20, other, NO_ID),
+    ] {
+        value.extend(tag.to_le_bytes());
+        value.extend(permissions.to_le_bytes());
+        value.extend(id.to_le_bytes());
+    }
+    value
+}
+
+/// Mode and lists of a file, to compare.
+fn protection(path: &Path) -> (u32, Option<Vec<u8>>, Option<Vec<u8>>) {
+    let mode = fs::symlink_metadata(path).unwrap().mode();
+    (mode, host_value(path, ACCESS), host_value(path, DEFAULT))
+}
+
+#[test]
+fn a_directory_s_default_list_is_inherited_as_on_the_host() {
+    let mut guest = Guest::new();
+    for (round, default) in [list(7, 7, 0), list(6, 4, 5), list(0, 1, 7)]
+        .iter()
+        .enumerate()
+    {
+        let name = format!("directory {round}");
+        let directory = guest.dir(&name);
+        if !host_set(&directory, DEFAULT, default) {
+            eprintln!("skipped: this file system has no access control lists");
+            return;
+        }
+        let dfid = guest.walk(&name);
+        for mode in [0o777, 0o666, 0o640, 0] {
+            // A default list stands in the place of the umask: the host's does not matter.
+            let file = directory.join(format!("host file {mode:o}"));
+            let mut options = fs::OpenOptions::new();
+            options
+                .write(true)
+                .create_new(true)
+                .mode(mode)
+                .open(&file)
+                .unwrap();
+            let (fid, name) = (guest.client.alloc_fid(), format!("file {mode:o}"));
+            guest.client.walk::<&str>(dfid, fid, &[]).unwrap();
+            guest
+                .client
+                .lcreate(fid, &name, open::RDWR, mode, NO_ID)
+                .unwrap();
+            assert_eq!(protection(&directory.join(&name)), protection(&file));
+
+            let made = directory.join(format!("host directory {mode:o}"));
+            nix::unistd::mkdir(&made, nix::sys::stat::Mode::from_bits_truncate(mode)).unwrap();
+            let name = format!("directory {mode:o}");
+            guest.client.mkdir(dfid, &name, mode, NO_ID).unwrap();
+            assert_eq!(protection(&directory.join(&name)), protection(&made));
+
+            let name = format!("node {mode:o}");
+            guest
+                .client
+                .mknod(dfid, &name, libc::S_IFREG | mode, (0, 0), NO_ID)
+                .unwrap();
+            assert_eq!(protection(&directory.join(&name)), protection(&file));
+        }
+    }
+}
+
+#[test]
+fn a_list_is_set_seen_and_follows_the_mode() {
+    let mut guest = Guest::new();
+    let path = guest.file("file", "");
+    if !host_set(&path, ACCESS, &list(6, 6, 0)) {
+        eprintln!("skipped: this file system has no access control lists");
+        return;
+    }
+    let fid = guest.walk("file");
+    let size = guest.client.xattrwalk(fid, 900, ACCESS).unwrap();
+    assert_eq!(
+        guest.client.read(900, 0, size as u32).unwrap(),
+        list(6, 6, 0)
+    );
+    // The group's bits of the mode are the mask.
+    assert_eq!(mode_of(&path), 0o760);
+    let mut change = no_change(fid);
+    (change.valid, change.mode) = (setattr::MODE, 0o741);
+    guest.client.setattr(change).unwrap();
+    assert_eq!(host_value(&path, ACCESS), Some(list(6, 4, 1)));
+    let new = list(5, 5, 4);
+    guest.client.walk::<&str>(fid, 901, &[]).unwrap();
+    guest
+        .client
+        .xattrcreate(901, ACCESS, new.len() as u64, 0)
+        .unwrap();
+    guest.client.write(901, 0, &new).unwrap();
+    guest.client.clunk(901).unwrap();
+    assert_eq!(mode_of(&path), 0o754);
+    // What is none is refused, as by the host.
+    guest.client.walk::<&str>(fid, 902, &[]).unwrap();
+    guest.client.xattrcreate(902, ACCESS, 5, 0).unwrap();
+    guest.client.write(902, 0, b"wrong").unwrap();
+    assert!(!host_set(&path, ACCESS, b"wrong"));
+    let expected = nix::errno::Errno::last();
+    common::refused(guest.client.clunk(902), expected);
+}

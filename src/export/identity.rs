@@ -108,14 +108,26 @@ impl Identity {
         call()
     }
 
+    /// Whether [`Identity::creating`] takes on ids other than the daemon's own for `owner`.
+    pub fn takes_on(&self, owner: Owner) -> bool {
+        let own = [owner.uid, owner.gid]
+            .into_iter()
+            .zip([self.uid.as_raw(), self.gid.as_raw()])
+            .all(|(id, own)| id == protocol::NONUNAME || id == own);
+        self.privileged.is_some() && !own
+    }
+
     /// Runs `make`, which makes one file, so that the file belongs to `owner`. To be called on a
-    /// worker: the ids are the thread's. Errors: EINVAL for an id that the host cannot represent.
+    /// worker if [`Identity::takes_on`] says so: the ids are the thread's. Errors: EINVAL for an id that the host cannot represent.
     pub fn creating<T>(
         &self,
         owner: Owner,
         make: impl FnOnce() -> Result<T, Errno>,
     ) -> Result<T, Errno> {
-        let _restore = self.impersonate(owner)?;
+        let _restore = match self.takes_on(owner) {
+            true => self.impersonate(owner)?,
+            false => None,
+        };
         make()
     }
 

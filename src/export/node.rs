@@ -101,8 +101,11 @@ impl Stat {
 /// How far a lookup may go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lookup {
-    /// Only as far as the kernel's caches reach; EAGAIN where it would have to ask the disk.
+    /// Only as far as the kernel's caches reach, and across no mount; EAGAIN where it would have to
+    /// ask the disk.
     Cached,
+    /// Across no mount: EAGAIN there. For a file system that has nothing to wait for.
+    Local,
     /// As far as it takes.
     Blocking,
 }
@@ -123,16 +126,22 @@ impl Node {
 
     /// Looks one name up below this directory. A symbolic link is pinned itself, never followed;
     /// nothing above or beside the directory can be reached. Errors: those of openat2(2), among
-    /// them EAGAIN with [`Lookup::Cached`].
+    /// them EAGAIN with [`Lookup::Cached`] and [`Lookup::Local`].
     pub fn child(&self, name: &Name, lookup: Lookup) -> Result<(Node, Stat), Errno> {
         let mut resolve = ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS;
+        if lookup != Lookup::Blocking {
+            resolve |= ResolveFlag::RESOLVE_NO_XDEV;
+        }
         if lookup == Lookup::Cached {
             resolve |= ResolveFlag::from_bits_retain(libc::RESOLVE_CACHED);
         }
         let how = OpenHow::new()
             .flags(OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC)
             .resolve(resolve);
-        Node::new(openat2(&self.fd, name.as_c_str(), how)?)
+        match openat2(&self.fd, name.as_c_str(), how) {
+            Err(Errno::EXDEV) if lookup != Lookup::Blocking => Err(Errno::EAGAIN),
+            result => Node::new(result?),
+        }
     }
 
     /// What a name below this directory stands for now, without pinning it. Errors: those of

@@ -34,6 +34,11 @@ impl Export {
         }
     }
 
+    /// Whether the guest's view of the files is kept apart from what they are on the host.
+    pub fn is_mapped(&self) -> bool {
+        matches!(self.model, Model::Mapped(_))
+    }
+
     /// What the file is for the guest now, also when it has no name any more.
     pub fn stat(&self, file: Located<'_>) -> Result<Stat, Errno> {
         match &self.model {
@@ -43,7 +48,8 @@ impl Export {
     }
 
     /// Looks one name up below a directory, as [`Node::child`]. Errors: EAGAIN with
-    /// [`Lookup::Cached`] wherever more than the kernel's caches is needed.
+    /// [`Lookup::Cached`] wherever more than the kernel's caches is needed, and with
+    /// [`Lookup::Local`] where a mount is crossed.
     pub fn child(
         &self,
         directory: &Node,

@@ -7,6 +7,7 @@ use std::rc::Rc;
 
 use foldhash::fast::RandomState;
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
 
 use super::inodes::{Inode, OpenDescriptor};
 use super::locks::Owner;
@@ -76,6 +77,8 @@ pub struct File {
     pub fd: OwnedFd,
     /// Whether the descriptor may be written.
     pub writable: bool,
+    /// Whether a write returns only when the device has the data (O_SYNC, O_DSYNC).
+    pub sync: bool,
     /// Whether the file system has not yet refused `RWF_NOWAIT`: reads, then writes.
     pub nowait: [Cell<bool>; 2],
     /// Up to which [`Export::set_id_given`](crate::export::Export::set_id_given) a write has
@@ -84,11 +87,12 @@ pub struct File {
 }
 
 impl File {
-    /// An open file, about which nothing is known yet.
-    pub fn new(fd: OwnedFd, writable: bool) -> File {
+    /// A file opened with `flags`, about which nothing is known yet.
+    pub fn new(fd: OwnedFd, flags: OFlag) -> File {
         File {
             fd,
-            writable,
+            writable: flags & OFlag::O_ACCMODE != OFlag::O_RDONLY,
+            sync: flags.intersects(OFlag::O_SYNC | OFlag::O_DSYNC),
             nowait: [Cell::new(true), Cell::new(true)],
             set_id_dropped: Cell::new(0),
         }

@@ -2,8 +2,8 @@
 //!
 //! A request comes in at [`Server::handle`](vhost_user::Handler::handle), runs as a coroutine
 //! through `Server::serve`, is dispatched to the handler named after its message in `handlers`,
-//! and goes out through its `Exchange`. Handlers read like blocking code; what blocks goes to a
-//! worker by `Server::blocking`, one closure for a request.
+//! and goes out through its `Exchange`. Handlers read like blocking code; a system call is one
+//! closure, given to `Server::call`, which makes it here or on a worker as `placement` says.
 
 mod exchange;
 mod fid;
@@ -12,6 +12,7 @@ mod held;
 mod inodes;
 mod interrupt;
 mod locks;
+mod placement;
 mod tags;
 
 use std::cell::{Cell, RefCell};
@@ -30,6 +31,7 @@ use held::Held;
 use inodes::{Inode, Inodes, Place};
 use interrupt::Interrupts;
 use locks::Locks;
+use placement::{Cost, Medium, Placement};
 use tags::Tags;
 
 /// The largest message that is agreed to, header included. QEMU's limit is the same; Linux's
@@ -43,6 +45,7 @@ pub struct Server {
     this: Weak<Server>,
     export: Export,
     workers: Workers,
+    placement: Placement,
     session: Session,
     /// Requests between pop and push.
     in_flight: Cell<usize>,
@@ -85,8 +88,11 @@ impl Server {
             locks: Locks::default(),
             interrupts: Interrupts::default(),
         };
+        let root = export.root();
+        let placement = Placement::new(root.id().device, Medium::of(root));
         Rc::new_cyclic(|this| Server {
             this: this.clone(),
+            placement,
             export,
             workers,
             session,
@@ -100,26 +106,65 @@ impl Server {
         &self.workers
     }
 
+    /// Makes a call on a file of `device` here if it will not have to wait, else on a worker.
+    fn call<T: Send>(&self, device: (u32, u32), cost: Cost, call: impl FnOnce() -> T + Send) -> T {
+        match self.placement.here(device, cost, call) {
+            Ok(value) => value,
+            Err(call) => self.blocking(call),
+        }
+    }
+
     /// Runs what may block on a worker, while other requests go on.
     fn blocking<T: Send>(&self, call: impl FnOnce() -> T + Send) -> T {
         self.workers.offload(call)
     }
 
-    /// Runs what the fid's user must be permitted to do on a worker.
+    /// Makes a call on `node` that the fid's user must be permitted to make. Another's rights are
+    /// taken on by a worker only.
     fn acting<T: Send>(
         &self,
         fid: &Fid,
+        node: &Node,
+        cost: Cost,
         call: impl FnOnce() -> Result<T, Errno> + Send,
     ) -> Result<T, Errno> {
         let (identity, user) = (self.export.identity(), fid.user);
-        self.blocking(|| identity.acting(user, call))
+        if identity.is_other(user) {
+            return self.blocking(|| identity.acting(user, call));
+        }
+        self.call(node.id().device, self.cost(cost), call)
+    }
+
+    /// Makes a call that makes a file in `directory` for `owner`. Another's ids are taken on by a
+    /// worker only.
+    fn creating<T: Send>(
+        &self,
+        owner: Owner,
+        directory: &Node,
+        call: impl FnOnce() -> Result<T, Errno> + Send,
+    ) -> Result<T, Errno> {
+        if self.export.identity().takes_on(owner) {
+            return self.blocking(call);
+        }
+        self.call(directory.id().device, self.cost(Cost::Change), call)
+    }
+
+    /// What an operation costs that takes one call unless the security model adds to it.
+    fn cost(&self, plain: Cost) -> Cost {
+        match plain {
+            // Other files have to be read, under locks that a worker may have.
+            Cost::Held | Cost::Read if !self.export.stat_is_immediate() => Cost::Wait,
+            Cost::Change if self.export.is_mapped() => Cost::Wait,
+            cost => cost,
+        }
     }
 
     /// What the file is for the guest now: here if the kernel knows, else a worker finds out.
     fn stat(&self, file: &Held) -> Result<Stat, Errno> {
         let (export, file) = (&self.export, file.located());
+        let device = file.node.id().device;
         if export.stat_is_immediate() {
-            export.stat(file)
+            self.call(device, Cost::Held, || export.stat(file))
         } else {
             self.with_descriptors(|| self.blocking(|| export.stat(file)))
         }
@@ -133,7 +178,13 @@ impl Server {
     /// Takes a file that was found into the session. Errors: ENODEV if it is on a file system that
     /// the guest may not reach.
     fn admit(&self, node: Node, place: Option<Place>) -> Result<Rc<Inode>, Errno> {
+        let device = node.id().device;
         self.session.qids.borrow_mut().check(node.id())?;
+        let crossed = |place: &Place| place.directory.key().id.device != device;
+        if !self.placement.is_root(device) && place.as_ref().is_none_or(crossed) {
+            let medium = self.blocking(|| Medium::of(&node));
+            self.placement.learn(device, medium);
+        }
         Ok(self.session.inodes.admit(node, place))
     }
 

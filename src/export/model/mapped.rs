@@ -172,7 +172,7 @@ impl Mapped {
         name: &Name,
         lookup: Lookup,
     ) -> Result<(Node, Stat), Errno> {
-        if lookup == Lookup::Cached && !self.store.beside_inode() {
+        if lookup != Lookup::Blocking && !self.store.beside_inode() {
             return Err(Errno::EAGAIN);
         }
         self.visible(name)?;

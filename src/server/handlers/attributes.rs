@@ -11,6 +11,7 @@ use crate::export::name::NAME_MAX;
 use crate::export::{Change, Ids};
 use crate::server::Server;
 use crate::server::fid::Handle;
+use crate::server::placement::Cost;
 
 /// What Linux takes off msize for the header of a read or write (P9_IOHDRSZ).
 const IO_HEADER: u64 = 24;
@@ -66,9 +67,9 @@ impl Server {
             _ => None,
         };
         let change = change(&m, self.export.identity().ids())?;
-        let (export, file, user) = (&self.export, file.located(), fid.user);
-        self.acting(&fid, || {
-            export.set_attributes(file, writable, &change, user)
+        let (export, located, user) = (&self.export, file.located(), fid.user);
+        self.acting(&fid, located.node, Cost::Change, || {
+            export.set_attributes(located, writable, &change, user)
         })?;
         Ok(Rsetattr {})
     }
@@ -77,7 +78,7 @@ impl Server {
     pub(super) fn statfs(&self, m: Tstatfs) -> Result<Rstatfs, Errno> {
         let node = self.node(m.fid)?;
         let node = &*node;
-        let statfs = self.blocking(|| fstatfs(node))?;
+        let statfs = self.call(node.id().device, Cost::Held, || fstatfs(node))?;
         let (major, minor) = node.id().device;
         Ok(Rstatfs {
             kind: statfs.filesystem_type().0 as u32,

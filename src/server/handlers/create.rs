@@ -8,6 +8,7 @@ use protocol::{Qid, Rmkdir, Rmknod, Rreadlink, Rsymlink, Tmkdir, Tmknod, Treadli
 
 use crate::export::{Name, NewFile};
 use crate::server::Server;
+use crate::server::placement::Cost;
 
 impl Server {
     /// Tmkdir makes a directory. Errors: EEXIST, EROFS, those of mkdir(2).
@@ -56,7 +57,8 @@ impl Server {
     ) -> Result<Rreadlink<'a>, Errno> {
         let file = self.held(&*self.session.fids.get(m.fid)?)?;
         let (export, file) = (&self.export, file.located());
-        *target = self.blocking(|| export.readlink(file))?;
+        let device = file.node.id().device;
+        *target = self.call(device, self.cost(Cost::Read), || export.readlink(file))?;
         Ok(Rreadlink { target })
     }
 
@@ -70,7 +72,9 @@ impl Server {
         self.export.writable()?;
         let owner = self.owner(&fid, gid)?;
         let (export, directory) = (&self.export, directory.located());
-        let stat = self.blocking(|| export.make(directory, &name, file, owner))?;
+        let stat = self.creating(owner, directory.node, || {
+            export.make(directory, &name, file, owner)
+        })?;
         Ok(self.qid(&stat))
     }
 }

@@ -8,6 +8,7 @@ use crate::export::directory::entries;
 use crate::server::Server;
 use crate::server::exchange::Exchange;
 use crate::server::fid::Handle;
+use crate::server::placement::Cost;
 
 /// The most that is asked of the kernel at once.
 const MAX_RECORDS: usize = 128 * 1024;
@@ -29,7 +30,9 @@ impl Server {
         let mut records = vec![0; count.saturating_add(RECORD_SLACK).min(MAX_RECORDS)];
         let length = {
             let (export, records) = (&self.export, &mut records);
-            self.blocking(|| export.read_directory(stream, m.offset, records))?
+            self.call(open.inode.key().id.device, self.cost(Cost::Read), || {
+                export.read_directory(stream, m.offset, records)
+            })?
         };
         let (directory, root) = (open.inode.key().id, fid.root.key().id);
         let mut payload = Vec::with_capacity(count.min(length * 2));

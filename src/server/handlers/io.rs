@@ -1,6 +1,5 @@
 //! Tread, Twrite and Tfsync: data between a file and the guest's memory.
 
-use std::cell::Cell;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::errno::Errno;
@@ -11,7 +10,11 @@ use vhost_user::{Readable, Writable};
 use crate::export::errno_of;
 use crate::server::Server;
 use crate::server::exchange::Exchange;
-use crate::server::fid::{Content, Fid, File, Handle, XattrDraft};
+use crate::server::fid::{Content, Fid, File, Handle, OpenFile, XattrDraft};
+use crate::server::placement::Cost;
+
+/// A copy that takes so long that others should not wait for it: as long as several hops.
+const LARGE: usize = 128 * 1024;
 
 impl Server {
     /// Tread: up to count bytes from offset on, fewer only at the end. They go from the file
@@ -24,7 +27,7 @@ impl Server {
         let into = exchange.writable();
         let done = match content {
             Content::File(open) => match &open.handle {
-                Handle::File(file) => self.read_file(file, m.offset, into, count)?,
+                Handle::File(file) => self.read_file(&open, file, m.offset, into, count)?,
                 Handle::Directory(_) => return Err(Errno::EISDIR),
             },
             Content::XattrValue(value) => {
@@ -51,7 +54,7 @@ impl Server {
             Content::File(open) => match &open.handle {
                 Handle::File(file) => {
                     self.drop_set_id(&fid, file)?;
-                    self.write_file(file, m.offset, from, count)?
+                    self.write_file(&open, file, m.offset, from, count)?
                 }
                 Handle::Directory(_) => return Err(Errno::EISDIR),
             },
@@ -78,6 +81,7 @@ impl Server {
 
     fn read_file(
         &self,
+        open: &OpenFile,
         file: &File,
         offset: u64,
         into: &Writable,
@@ -93,7 +97,16 @@ impl Server {
                 flags,
             )
         };
-        self.transfer(&file.nowait[0], count, read)
+        let mut done = 0;
+        let mut cost = self.copying(count, Cost::Read);
+        if file.nowait[0].get() {
+            match go_on(&mut done, count, |done| read(done, libc::RWF_NOWAIT)) {
+                Err(Errno::EAGAIN) => cost = Cost::Wait,
+                Err(Errno::EOPNOTSUPP) => file.nowait[0].set(false),
+                result => return result.map(|()| done),
+            }
+        }
+        self.transfer(open, cost, done, count, read)
     }
 
     /// Before the first write to an open file, and the first after a chmod that may have given
@@ -111,6 +124,7 @@ impl Server {
 
     fn write_file(
         &self,
+        open: &OpenFile,
         file: &File,
         offset: u64,
         from: &Readable,
@@ -126,30 +140,47 @@ impl Server {
                 flags,
             )
         };
-        self.transfer(&file.nowait[1], count, write)
-    }
-
-    /// Makes a read or write of `count` bytes whole: here as far as the page cache reaches, on a
-    /// worker from where the kernel would have to wait. `call` takes how much is done and `RWF_*`
-    /// flags. A short count is returned only at the end of the file, or where an error stopped
-    /// the call after it had begun.
-    fn transfer(
-        &self,
-        nowait: &Cell<bool>,
-        count: usize,
-        call: impl Fn(usize, i32) -> std::io::Result<usize> + Send + Sync,
-    ) -> Result<usize, Errno> {
         let mut done = 0;
-        if nowait.get() {
-            match go_on(&mut done, count, |done| call(done, libc::RWF_NOWAIT)) {
-                Err(Errno::EAGAIN) => {}
-                Err(Errno::EOPNOTSUPP) => nowait.set(false),
+        let mut cost = self.copying(count, Cost::Change);
+        if file.sync {
+            cost = Cost::Wait;
+        } else if file.nowait[1].get() {
+            match go_on(&mut done, count, |done| write(done, libc::RWF_NOWAIT)) {
+                Err(Errno::EAGAIN) => cost = Cost::Wait,
+                Err(Errno::EOPNOTSUPP) => file.nowait[1].set(false),
                 result => return result.map(|()| done),
             }
         }
-        let done = &mut done;
-        self.blocking(|| go_on(done, count, |done| call(done, 0)))?;
-        Ok(*done)
+        self.transfer(open, cost, done, count, write)
+    }
+
+    /// What a copy of `count` bytes costs that is `small` if it is: a worker makes large ones while
+    /// other requests wait.
+    fn copying(&self, count: usize, small: Cost) -> Cost {
+        if count > LARGE && self.in_flight.get() > 1 {
+            Cost::Wait
+        } else {
+            small
+        }
+    }
+
+    /// Makes a read or write of `count` bytes whole of which `done` are done: what the page cache
+    /// could give without waiting. `call` takes how much is done and `RWF_*` flags. A short count
+    /// is returned only at the end of the file, or where an error stopped the call after it had
+    /// begun.
+    fn transfer(
+        &self,
+        open: &OpenFile,
+        cost: Cost,
+        mut done: usize,
+        count: usize,
+        call: impl Fn(usize, i32) -> std::io::Result<usize> + Send + Sync,
+    ) -> Result<usize, Errno> {
+        let progress = &mut done;
+        self.call(open.inode.key().id.device, cost, || {
+            go_on(progress, count, |done| call(done, 0))
+        })?;
+        Ok(done)
     }
 }
 

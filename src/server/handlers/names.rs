@@ -9,6 +9,7 @@ use protocol::{
 
 use crate::export::{FileKind, Name};
 use crate::server::Server;
+use crate::server::placement::Cost;
 
 impl Server {
     /// Tlink gives the fid's file another name. Errors: EPERM for a directory, EEXIST, EXDEV,
@@ -20,7 +21,9 @@ impl Server {
         let name = Name::for_new(m.name)?;
         self.export.writable()?;
         let (export, directory, file) = (&self.export, &*directory, file.located());
-        self.acting(&fid, || export.link(file, directory, &name))?;
+        self.acting(&fid, directory, Cost::Change, || {
+            export.link(file, directory, &name)
+        })?;
         Ok(Rlink {})
     }
 
@@ -35,7 +38,7 @@ impl Server {
         self.export.writable()?;
         let (export, node, directory) = (&self.export, &*node, &*directory);
         let (before, after) = (self.find_before_removal(), self.find_after_move());
-        let (replaced, moved) = self.acting(&fid, || {
+        let (replaced, moved) = self.acting(&fid, directory, Cost::Change, || {
             let (from, old) = export.locate(node)?;
             let replaced = before(directory, &name);
             export.rename(&from, &old, directory, &name)?;
@@ -63,7 +66,7 @@ impl Server {
         self.export.writable()?;
         let (export, from, directory) = (&self.export, &*from, &*directory);
         let (before, after) = (self.find_before_removal(), self.find_after_move());
-        let (replaced, moved) = self.acting(&fid, || {
+        let (replaced, moved) = self.acting(&fid, directory, Cost::Change, || {
             let replaced = before(directory, &new);
             export.rename(from, &old, directory, &new)?;
             Ok((replaced, after(directory, &new)))
@@ -87,7 +90,7 @@ impl Server {
         self.export.writable()?;
         let (export, directory) = (&self.export, &*directory);
         let before = self.find_before_removal();
-        let removed = self.acting(&fid, || {
+        let removed = self.acting(&fid, directory, Cost::Change, || {
             let removed = before(directory, &name);
             export.unlink(directory, &name, flag)?;
             Ok(removed)
@@ -109,7 +112,7 @@ impl Server {
             _ => UnlinkatFlags::NoRemoveDir,
         };
         let export = &self.export;
-        self.acting(&fid, || {
+        self.acting(&fid, node, Cost::Change, || {
             let (directory, name) = export.locate(node)?;
             export.unlink(&directory, &name, flag)
         })?;

@@ -9,6 +9,7 @@ use crate::export::{FileKind, Name, Node};
 use crate::server::Server;
 use crate::server::fid::{File, Handle, OpenFile};
 use crate::server::inodes::Place;
+use crate::server::placement::Cost;
 use std::os::fd::OwnedFd;
 
 /// The guest chooses the size of its reads and writes by msize alone.
@@ -25,9 +26,15 @@ impl Server {
             self.export.writable()?;
         }
         let file = self.held(&fid)?;
+        let cost = match writes(flags) {
+            false => Cost::Held,
+            true => Cost::Change,
+        };
         let (fd, stat) = {
             let (export, file) = (&self.export, file.located());
-            self.with_descriptors(|| self.acting(&fid, || export.open(file, flags)))?
+            self.with_descriptors(|| {
+                self.acting(&fid, file.node, cost, || export.open(file, flags))
+            })?
         };
         let counted = self.session.inodes.count_open();
         fid.open(OpenFile::new(inode, handle(&file, fd, flags), counted))?;
@@ -53,7 +60,9 @@ impl Server {
         let (export, directory) = (&self.export, directory.located());
         // Making the file is the first thing that takes a descriptor: without one, nothing is made.
         let (fd, node, stat) = self.with_descriptors(|| {
-            self.blocking(|| export.create(directory, &name, flags, exclusive, m.mode, owner))
+            self.creating(owner, directory.node, || {
+                export.create(directory, &name, flags, exclusive, m.mode, owner)
+            })
         })?;
         let handle = handle(&node, fd, flags);
         let counted = self.session.inodes.count_open();
@@ -76,7 +85,7 @@ impl Server {
 fn handle(node: &Node, fd: OwnedFd, flags: OFlag) -> Handle {
     match node.kind() {
         FileKind::Directory => Handle::Directory(DirectoryStream::new(fd)),
-        _ => Handle::File(File::new(fd, flags & OFlag::O_ACCMODE != OFlag::O_RDONLY)),
+        _ => Handle::File(File::new(fd, flags)),
     }
 }
 

@@ -8,7 +8,8 @@ use protocol::{
 };
 
 use crate::export::acl;
-use crate::server::fid::{Fid, XattrDraft};
+use crate::server::fid::{Fid, Handle, XattrDraft};
+use crate::server::placement::Cost;
 use crate::server::{MAX_MSIZE, MIN_MSIZE, Server};
 
 const DIALECT: &[u8] = b"9P2000.L";
@@ -88,7 +89,12 @@ impl Server {
             drop(fid);
             if let Some(open) = Rc::into_inner(open) {
                 let had_locks = !open.owners.take().is_empty();
-                self.blocking(move || drop(open.handle));
+                let cost = match &open.handle {
+                    Handle::File(file) if file.writable => Cost::Change,
+                    _ => Cost::Held,
+                };
+                let handle = open.handle;
+                self.call(open.inode.key().id.device, cost, move || drop(handle));
                 if had_locks {
                     self.session.interrupts.retry();
                 }
@@ -111,7 +117,7 @@ impl Server {
         }
         acl::to_host(name.as_bytes(), &mut value, self.export.identity().ids())?;
         let (export, node) = (&self.export, &*self.hold(inode)?);
-        self.acting(fid, || match *size {
+        self.acting(fid, node, Cost::Change, || match *size {
             0 => export.remove_xattr(node, name),
             _ => export.set_xattr(node, name, &value, *flags),
         })

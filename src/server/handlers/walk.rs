@@ -7,6 +7,7 @@ use crate::export::{Component, Export, Lookup, Node, Stat};
 use crate::server::Server;
 use crate::server::fid::Fid;
 use crate::server::inodes::Place;
+use crate::server::placement::{Cost, Medium};
 
 /// How far a walk came.
 #[derive(Default)]
@@ -66,20 +67,26 @@ impl Server {
         Ok(Rwalk { qids })
     }
 
-    /// As far as the kernel's caches reach the walk is made here; the rest, if any, on a worker.
+    /// As far as the kernel's caches reach, and no mount is crossed, the walk is made here; the
+    /// rest, if any, on a worker.
     fn resolve(&self, fid: &Fid, start: &Node, names: &[&[u8]]) -> Result<Walked, Errno> {
         let root = &*self.hold(&fid.root)?;
         // Another's rights are taken on by a worker only.
-        let here = !self.export.identity().is_other(fid.user);
+        let here = match self.placement.medium(start.id().device) {
+            _ if self.export.identity().is_other(fid.user) => None,
+            Medium::Memory => Some(Lookup::Local),
+            Medium::Disk => Some(Lookup::Cached),
+            Medium::Far => None,
+        };
         let export = &self.export;
         let mut walked = Walked::default();
         // A walk that came to nothing for want of a descriptor is tried again.
         self.with_descriptors(|| {
-            if here {
-                walked.go_on(export, start, root, names, Lookup::Cached);
+            if let Some(lookup) = here {
+                walked.go_on(export, start, root, names, lookup);
             }
-            if !here || walked.error == Some(Errno::EAGAIN) {
-                self.acting(fid, || {
+            if here.is_none() || walked.error == Some(Errno::EAGAIN) {
+                self.acting(fid, start, Cost::Wait, || {
                     walked.go_on(export, start, root, names, Lookup::Blocking);
                     Ok(())
                 })?;
@@ -129,7 +136,7 @@ fn step(
         (Component::Name(name), lookup) => export.child(from, &name, lookup),
         (Component::Current, _) => Err(Errno::ENOENT),
         // Finding the way up takes many calls.
-        (Component::Parent, Lookup::Cached) => Err(Errno::EAGAIN),
+        (Component::Parent, Lookup::Cached | Lookup::Local) => Err(Errno::EAGAIN),
         (Component::Parent, Lookup::Blocking) => export.parent(from, root),
     }
 }

@@ -9,6 +9,7 @@ use crate::export::acl;
 use crate::export::xattr::{XATTR_SIZE_MAX, XattrName};
 use crate::server::Server;
 use crate::server::fid::{Fid, XattrDraft};
+use crate::server::placement::Cost;
 
 impl Server {
     /// Txattrwalk: newfid reads the value of an attribute as it is now, or with an empty name the
@@ -19,10 +20,10 @@ impl Server {
         let node = self.node_of(&fid)?;
         let (export, node) = (&self.export, &*node);
         let value = if m.name.is_empty() {
-            self.acting(&fid, || export.xattr_names(node))?
+            self.acting(&fid, node, Cost::Read, || export.xattr_names(node))?
         } else {
             let name = XattrName::new(m.name)?;
-            let mut value = self.acting(&fid, || export.xattr(node, &name))?;
+            let mut value = self.acting(&fid, node, Cost::Read, || export.xattr(node, &name))?;
             acl::to_guest(m.name, &mut value, self.export.identity().ids());
             value
         };

@@ -60,6 +60,18 @@ impl Segments {
     /// if not all of them are memory.
     #[must_use]
     pub(crate) fn push(&mut self, address: u64, len: u32) -> bool {
+        if len == 0 {
+            return true;
+        }
+        let bytes = len as usize;
+        if let Some(start) = self.memory.contiguous(address, bytes) {
+            self.list.push(iovec {
+                iov_base: start.as_ptr().cast(),
+                iov_len: bytes,
+            });
+            self.len += bytes;
+            return true;
+        }
         for piece in self.memory.slices(address, len) {
             let Ok(slice) = piece else { return false };
             self.list.push(iovec {

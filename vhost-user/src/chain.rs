@@ -6,8 +6,7 @@
 use virtio_bindings::bindings::virtio_ring::{
     VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE,
 };
-use virtio_queue::desc::split::Descriptor;
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{ByteValued, VolatileMemory, VolatileSlice};
 
 use crate::buffers::Segments;
 use crate::memory::Memory;
@@ -16,7 +15,8 @@ use crate::memory::Memory;
 /// ring, but Linux makes tables as long as its requests have pieces, whatever the ring's size, and
 /// QEMU and the kernel take up to 1024, the most that one system call can have.
 const MAX_INDIRECT: u32 = 1024;
-const DESCRIPTOR_SIZE: u32 = size_of::<Descriptor>() as u32;
+/// Bytes of a descriptor.
+pub(crate) const DESCRIPTOR_SIZE: u32 = size_of::<Descriptor>() as u32;
 
 /// What is wrong with a descriptor chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -45,65 +45,88 @@ pub enum ChainError {
     TooLong,
 }
 
-/// Where descriptors are.
-struct Table {
+/// A descriptor as it lies in memory, little-endian.
+#[derive(Clone, Copy, Default)]
+#[repr(C)]
+struct Descriptor {
     address: u64,
     len: u32,
+    flags: u16,
+    next: u16,
 }
 
-impl Table {
+// SAFETY: plain integers without padding.
+unsafe impl ByteValued for Descriptor {}
+
+/// Where descriptors are.
+enum Table<'a> {
+    /// Mapped, the ring's own.
+    Ring(VolatileSlice<'a>),
+    /// An indirect one at a physical address.
+    Indirect { address: u64, len: u32 },
+}
+
+impl Table<'_> {
+    fn len(&self) -> u32 {
+        match self {
+            Table::Ring(slice) => slice.len() as u32 / DESCRIPTOR_SIZE,
+            Table::Indirect { len, .. } => *len,
+        }
+    }
+
     fn descriptor(&self, memory: &Memory, index: u16) -> Result<Descriptor, ChainError> {
-        if u32::from(index) >= self.len {
+        if u32::from(index) >= self.len() {
             return Err(ChainError::Index(index));
         }
-        let address = self
-            .address
-            .checked_add(u64::from(index) * u64::from(DESCRIPTOR_SIZE))
-            .ok_or(ChainError::Address(self.address))?;
-        memory
-            .mapped()
-            .read_obj(GuestAddress(address))
-            .map_err(|_| ChainError::Address(address))
+        let at = u64::from(index) * u64::from(DESCRIPTOR_SIZE);
+        match self {
+            Table::Ring(slice) => slice
+                .get_ref::<Descriptor>(at as usize)
+                .map(|descriptor| descriptor.load())
+                .map_err(|_| ChainError::Index(index)),
+            Table::Indirect { address, .. } => {
+                let address = address
+                    .checked_add(at)
+                    .ok_or(ChainError::Address(*address))?;
+                memory
+                    .read(address)
+                    .map_err(|_| ChainError::Address(address))
+            }
+        }
     }
 }
 
 /// Collects the readable and the writable memory of the chain that begins with descriptor `head`
-/// of the ring's table.
+/// of the ring's `table`.
 ///
 /// Taken although it is unusual, as other devices do: descriptors of no length, wherever they point
 /// to; a chain that goes on in an indirect table; a table that was not agreed on.
 pub(crate) fn walk(
-    table: u64,
-    queue_size: u16,
+    table: VolatileSlice<'_>,
     head: u16,
     readable: &mut Segments,
     writable: &mut Segments,
 ) -> Result<(), ChainError> {
     let memory = readable.memory().clone();
-    let mut table = Table {
-        address: table,
-        len: queue_size.into(),
-    };
+    let mut table = Table::Ring(table);
     let mut indirect = false;
     let mut index = head;
-    let mut left = table.len;
+    let mut left = table.len();
     loop {
         left = left.checked_sub(1).ok_or(ChainError::Loop)?;
         let descriptor = table.descriptor(&memory, index)?;
-        let has = |flag: u32| u32::from(descriptor.flags()) & flag != 0;
+        let address = u64::from_le(descriptor.address);
+        let has = |flag: u32| u32::from(u16::from_le(descriptor.flags)) & flag != 0;
         if has(VRING_DESC_F_INDIRECT) {
             if indirect || has(VRING_DESC_F_NEXT) {
                 return Err(ChainError::Nested);
             }
-            let bytes = descriptor.len();
+            let bytes = u32::from_le(descriptor.len);
             let len = bytes / DESCRIPTOR_SIZE;
             if bytes % DESCRIPTOR_SIZE != 0 || !(1..=MAX_INDIRECT).contains(&len) {
                 return Err(ChainError::Table(bytes));
             }
-            table = Table {
-                address: descriptor.addr().0,
-                len,
-            };
+            table = Table::Indirect { address, len };
             indirect = true;
             index = 0;
             left = len;
@@ -116,8 +139,8 @@ pub(crate) fn walk(
         } else {
             return Err(ChainError::Order);
         };
-        if !segments.push(descriptor.addr().0, descriptor.len()) {
-            return Err(ChainError::Address(descriptor.addr().0));
+        if !segments.push(address, u32::from_le(descriptor.len)) {
+            return Err(ChainError::Address(address));
         }
         if u32::try_from(segments.len()).is_err() {
             return Err(ChainError::TooLong);
@@ -125,6 +148,6 @@ pub(crate) fn walk(
         if !has(VRING_DESC_F_NEXT) {
             return Ok(());
         }
-        index = descriptor.next();
+        index = u16::from_le(descriptor.next);
     }
 }

@@ -51,9 +51,11 @@ impl Connection {
         handler: Rc<dyn Handler>,
         poller: Rc<dyn Poller>,
     ) -> Result<Connection, Error> {
-        let ring = Ring::new(config.max_queue_size)
-            .map_err(|_| Error::QueueSize(config.max_queue_size))?;
-        let ring = Rc::new(ring);
+        let size = config.max_queue_size;
+        if !size.is_power_of_two() {
+            return Err(Error::QueueSize(size));
+        }
+        let ring = Rc::new(Ring::new());
         let device = Device::new(
             config.clone(),
             handler.clone(),
@@ -148,7 +150,7 @@ impl Connection {
     }
 
     fn try_empty_ring(&self) -> Result<(), RingError> {
-        self.ring.disable_kicks()?;
+        self.ring.disable_kicks();
         for _ in 0..BUDGET {
             if !self.ring.is_running() {
                 return Ok(());
@@ -160,10 +162,10 @@ impl Connection {
             self.device().clear_kick();
             // From here on a new request brings a new notification; one that came before is
             // taken out now.
-            if !self.ring.enable_kicks()? {
+            if !self.ring.enable_kicks() {
                 return Ok(());
             }
-            self.ring.disable_kicks()?;
+            self.ring.disable_kicks();
         }
         // Cannot fail: the counter never gets full by ones.
         let _ = self.again.write(1);

@@ -25,8 +25,9 @@ use virtio_bindings::bindings::virtio_ring::{
 };
 
 use crate::memory::{MAX_SLOTS, Memory};
-use crate::ring::{Addresses, Ring};
+use crate::ring::Ring;
 use crate::signal::{Call, Kick};
+use crate::split::Addresses;
 use crate::{DeviceConfig, Handler, Poller, Source};
 
 /// How much of the configuration space can be read at least (vhost-user: VHOST_USER_CONFIG_SIZE).
@@ -132,7 +133,7 @@ impl Device {
         }
         let event_idx = self.features & EVENT_IDX != 0;
         self.ring
-            .start(size, addresses, self.base, event_idx)
+            .start(size, addresses, self.memory.clone(), self.base, event_idx)
             .map_err(failed)?;
         if let Err(error) = self
             .poller

@@ -9,7 +9,7 @@
 //! - `connection`: one front-end, from connect to disconnect.
 //! - `device`: the control messages, what starts and stops the ring.
 //! - `memory`: the guest's memory as the front-end describes it.
-//! - `ring`: pop, push, notify.
+//! - `ring`: pop, push, notify; `split`: how the ring lies in memory.
 //! - `chain`: one walk over the descriptors of a request, and all that can be wrong with them.
 //! - `buffers`: copying and I/O on guest memory.
 //! - `request`: a request, from pop to push.
@@ -33,6 +33,7 @@ mod memory;
 mod request;
 mod ring;
 mod signal;
+mod split;
 mod tally;
 
 use std::io;

@@ -13,12 +13,13 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileTypeExt;
+use std::ptr::NonNull;
 use std::sync::Arc;
 
 use vhost::vhost_user::message::VhostUserMemoryRegion;
 use vm_memory::{
-    FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap, MmapRegion,
-    VolatileSlice, guest_memory,
+    ByteValued, Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap,
+    GuestRegionMmap, MmapRegion, VolatileSlice, guest_memory,
 };
 
 /// As many regions as QEMU's memory slots.
@@ -132,9 +133,21 @@ impl Memory {
             .map(|region| region.guest + (user - region.user))
     }
 
-    /// The memory for the ring's own accesses.
-    pub(crate) fn mapped(&self) -> &GuestMemoryMmap {
-        &self.mapped
+    /// Where the `len` bytes from a physical address on are in this process, if they are all in
+    /// one region: readable and writable as long as the table lives.
+    pub(crate) fn contiguous(&self, address: u64, len: usize) -> Option<NonNull<u8>> {
+        // Few, and most of the guest's memory is in the last.
+        let region = self
+            .regions
+            .iter()
+            .rev()
+            .find(|region| region.guest <= address)?;
+        let at = address - region.guest;
+        if at > region.size || region.size - at < len as u64 {
+            return None;
+        }
+        // In the region, and so less than its length, which is a usize.
+        NonNull::new(region.mapping.as_ptr().wrapping_add(at as usize))
     }
 
     /// The memory from a physical address on, in as many pieces as it has regions there.
@@ -144,6 +157,11 @@ impl Memory {
         len: u32,
     ) -> impl Iterator<Item = Result<VolatileSlice<'_>, guest_memory::Error>> {
         GuestMemoryBackend::get_slices(&self.mapped, GuestAddress(address), len as usize)
+    }
+
+    /// Copies an object out of the guest's memory. Errors: it is not all there.
+    pub(crate) fn read<T: ByteValued>(&self, address: u64) -> Result<T, guest_memory::Error> {
+        self.mapped.read_obj(GuestAddress(address))
     }
 }
 

@@ -57,7 +57,8 @@ impl Request {
     }
 
     /// Gives the chain back to the driver, `used` bytes of its writable memory written: no more than
-    /// there are. The driver is notified at [`Connection::notify`](crate::Connection::notify).
+    /// there are. The driver sees it at [`Connection::notify`](crate::Connection::notify) at the
+    /// latest, and is notified there.
     pub fn complete(mut self, used: u32) {
         debug_assert!(used as usize <= self.writable().len());
         self.push(used);

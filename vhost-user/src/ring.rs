@@ -1,23 +1,18 @@
-//! The split virtqueue: pop, push, notify.
-//!
-//! Indices, addresses and memory barriers are `virtio-queue`'s; taking a chain out is done here,
-//! because that crate passes over in silence what a driver must not do.
+//! The ring's life: requests are popped and pushed, the driver is notified, and what it breaks
+//! stops the ring. How the ring lies in memory is the business of `split`.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use libc::iovec;
-use virtio_bindings::bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
-use virtio_queue::{Queue, QueueT};
-use vm_memory::{Bytes, GuestAddress};
 
 use crate::buffers::Segments;
 use crate::chain::{self, ChainError};
 use crate::memory::Memory;
 use crate::request::Request;
 use crate::signal::Call;
+use crate::split::{Addresses, SplitRing};
 use crate::tally::Tally;
 
 /// How many lists of segments are kept for the next requests.
@@ -39,50 +34,21 @@ pub enum RingError {
     /// A chain is malformed.
     #[error(transparent)]
     Chain(#[from] ChainError),
-    /// The ring is not in the guest's memory, or cannot be used.
-    #[error("the ring cannot be used: {0}")]
-    Queue(#[from] virtio_queue::Error),
-    /// The ring is not in the guest's memory.
-    #[error("the ring is not in the guest's memory: {0}")]
-    Memory(#[from] vm_memory::guest_memory::Error),
-}
-
-/// Where the front-end has put the ring, in its own addresses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Addresses {
-    pub(crate) descriptors: u64,
-    pub(crate) available: u64,
-    pub(crate) used: u64,
-}
-
-impl Addresses {
-    /// Puts `queue` where the front-end has it. Errors: that is not in the guest's memory, or not
-    /// aligned.
-    fn place(&self, queue: &mut Queue, memory: &Memory) -> Result<(), RingError> {
-        let guest = |user| {
-            let missing = vm_memory::guest_memory::Error::InvalidGuestAddress(GuestAddress(user));
-            memory
-                .guest_address(user)
-                .map(GuestAddress)
-                .ok_or(RingError::Memory(missing))
-        };
-        queue.try_set_desc_table_address(guest(self.descriptors)?)?;
-        queue.try_set_avail_ring_address(guest(self.available)?)?;
-        queue.try_set_used_ring_address(guest(self.used)?)?;
-        queue.set_ready(true);
-        if !queue.is_valid(memory.mapped()) {
-            return Err(virtio_queue::Error::QueueNotReady.into());
-        }
-        Ok(())
-    }
+    /// A part of the ring is not in the guest's memory, in one region.
+    #[error("a part of the ring, at {0:#x}, is not in the guest's memory")]
+    Address(u64),
+    /// A part of the ring is where none may be.
+    #[error("a part of the ring, at {0:#x}, is not aligned")]
+    Alignment(u64),
 }
 
 /// The ring and what is under way in it. Shared with the requests, which come back to it.
 pub(crate) struct Ring {
-    /// Borrowed only within a call into this object, never while a handler runs.
-    queue: RefCell<Queue>,
-    memory: RefCell<Arc<Memory>>,
-    running: Cell<bool>,
+    /// The ring, as long as it runs. Borrowed only within a call into this object, never while a
+    /// handler runs.
+    split: RefCell<Option<SplitRing>>,
+    /// The next to be taken when it stopped.
+    base: Cell<u16>,
     in_flight: Cell<u16>,
     call: RefCell<Option<Call>>,
     error: RefCell<Option<Call>>,
@@ -93,18 +59,17 @@ pub(crate) struct Ring {
 }
 
 impl Ring {
-    pub(crate) fn new(max_size: u16) -> Result<Ring, RingError> {
-        Ok(Ring {
-            queue: RefCell::new(Queue::new(max_size)?),
-            memory: RefCell::default(),
-            running: Cell::new(false),
+    pub(crate) fn new() -> Ring {
+        Ring {
+            split: RefCell::new(None),
+            base: Cell::new(0),
             in_flight: Cell::new(0),
             call: RefCell::new(None),
             error: RefCell::new(None),
             pushed: Cell::new(false),
             spare: RefCell::default(),
             breaks: Tally::default(),
-        })
+        }
     }
 
     /// Takes another table of memory; a ring that is running goes on in it. Errors: the ring, which
@@ -114,18 +79,15 @@ impl Ring {
         memory: Arc<Memory>,
         addresses: Option<&Addresses>,
     ) -> Result<(), RingError> {
-        let result = match addresses {
-            Some(addresses) if self.running.get() => {
-                addresses.place(&mut self.queue.borrow_mut(), &memory)
-            }
+        match (addresses, &mut *self.split.borrow_mut()) {
+            (Some(addresses), Some(split)) => split.move_to(addresses, memory),
             _ => Ok(()),
-        };
-        self.memory.replace(memory);
-        result
+        }
     }
 
     pub(crate) fn set_call(&self, call: Option<Call>) {
         self.call.replace(call);
+        self.publish();
         // For what was pushed while there was nothing to call with.
         if self.pushed.get() {
             self.signal();
@@ -137,7 +99,7 @@ impl Ring {
     }
 
     pub(crate) fn is_running(&self) -> bool {
-        self.running.get()
+        self.split.borrow().is_some()
     }
 
     /// Makes the ring usable: `size` descriptors at `addresses`, of which `base` is the next to be
@@ -146,26 +108,22 @@ impl Ring {
         &self,
         size: u16,
         addresses: &Addresses,
+        memory: Arc<Memory>,
         base: u16,
         event_idx: bool,
     ) -> Result<(), RingError> {
-        let memory = self.memory.borrow();
-        let mut queue = self.queue.borrow_mut();
-        queue.reset();
-        queue.try_set_size(size)?;
-        addresses.place(&mut queue, &memory)?;
-        queue.set_event_idx(event_idx);
-        queue.set_next_avail(base);
-        let used = queue.used_idx(memory.mapped(), Ordering::Acquire)?.0;
-        queue.set_next_used(used);
-        self.running.set(true);
+        let split = SplitRing::new(size, addresses, memory, base, event_idx)?;
+        self.split.replace(Some(split));
         Ok(())
     }
 
     /// Nothing is taken out any more. Returns the next that would have been.
     pub(crate) fn stop(&self) -> u16 {
-        self.running.set(false);
-        self.queue.borrow().next_avail()
+        if let Some(mut split) = self.split.take() {
+            split.publish();
+            self.base.set(split.next_available());
+        }
+        self.base.get()
     }
 
     /// The driver has broken the ring: it stops, the front-end is told, and the rest goes on.
@@ -173,7 +131,7 @@ impl Ring {
         if let Some(number) = self.breaks.count() {
             log::error!("the driver breaks the ring, which stops: {error} (number {number})");
         }
-        self.running.set(false);
+        self.stop();
         if let Some(error) = &*self.error.borrow() {
             error.signal();
         }
@@ -181,39 +139,22 @@ impl Ring {
 
     /// The next request, if one is available.
     pub(crate) fn pop(self: &Rc<Ring>) -> Result<Option<Request>, RingError> {
-        let memory = self.memory.borrow().clone();
-        let mut queue = self.queue.borrow_mut();
-        let next = queue.next_avail();
-        let available = queue
-            .avail_idx(memory.mapped(), Ordering::Acquire)?
-            .0
-            .wrapping_sub(next);
-        if available == 0 {
+        let mut split = self.split.borrow_mut();
+        let Some(split) = &mut *split else {
             return Ok(None);
-        }
-        if available > queue.size() {
-            return Err(RingError::Runaway(available, queue.size()));
-        }
-        if self.in_flight.get() == queue.size() {
+        };
+        let Some(head) = split.peek()? else {
+            return Ok(None);
+        };
+        if self.in_flight.get() == split.size() {
             return Err(RingError::TooMany);
         }
-        // flags, idx, then the ring of 16-bit heads. The ring was checked to lie in memory.
-        let place = queue.avail_ring() + 4 + 2 * u64::from(next % queue.size());
-        let head = u16::from_le(memory.mapped().read_obj(GuestAddress(place))?);
-        if head >= queue.size() {
-            return Err(RingError::Head(head));
-        }
+        let memory = split.memory();
         let mut readable = Segments::new(self.take_list(), memory.clone());
-        let mut writable = Segments::new(self.take_list(), memory);
-        chain::walk(
-            queue.desc_table(),
-            queue.size(),
-            head,
-            &mut readable,
-            &mut writable,
-        )?;
+        let mut writable = Segments::new(self.take_list(), memory.clone());
+        chain::walk(split.descriptors(), head, &mut readable, &mut writable)?;
         // Only now: a chain that was not understood was not taken.
-        queue.set_next_avail(next.wrapping_add(1));
+        split.take();
         self.in_flight.set(self.in_flight.get() + 1);
         Ok(Some(Request::new(self.clone(), head, readable, writable)))
     }
@@ -222,33 +163,34 @@ impl Ring {
     pub(crate) fn push(&self, head: u16, used: u32, one: Vec<iovec>, other: Vec<iovec>) {
         self.in_flight.set(self.in_flight.get() - 1);
         self.keep_lists([one, other]);
-        if !self.running.get() {
-            return;
-        }
-        let memory = self.memory.borrow();
-        let result = self
-            .queue
-            .borrow_mut()
-            .add_used(memory.mapped(), head, used);
-        match result {
-            Ok(()) => self.pushed.set(true),
-            Err(error) => self.fail(&error.into()),
+        if let Some(split) = &mut *self.split.borrow_mut() {
+            split.push(head, used);
+            self.pushed.set(true);
         }
     }
 
-    /// Tells the driver of what was pushed since the last time, if it wants to know.
+    /// Lets the driver see what was pushed, and tells it if it wants to know.
     pub(crate) fn notify(&self) {
         // Without anything to call with, what was pushed is kept in mind.
-        if !self.pushed.get() || self.call.borrow().is_none() {
-            return;
-        }
-        match self.wants_notification() {
-            Ok(true) => self.signal(),
-            Ok(false) => self.pushed.set(false),
-            Err(error) => {
+        if self.pushed.get() {
+            self.publish();
+            if self.call.borrow().is_some() {
+                let wanted = match &mut *self.split.borrow_mut() {
+                    Some(split) => split.wants_notification(),
+                    // It has stopped meanwhile: a call too many does no harm.
+                    None => true,
+                };
+                if wanted {
+                    self.signal();
+                }
                 self.pushed.set(false);
-                self.fail(&error);
             }
+        }
+    }
+
+    fn publish(&self) {
+        if let Some(split) = &mut *self.split.borrow_mut() {
+            split.publish();
         }
     }
 
@@ -259,35 +201,16 @@ impl Ring {
         }
     }
 
-    fn wants_notification(&self) -> Result<bool, RingError> {
-        let memory = self.memory.borrow();
-        let mut queue = self.queue.borrow_mut();
-        // Fences, too: what was pushed is visible before the driver's wish is read.
-        let wanted = queue.needs_notification(memory.mapped())?;
-        if queue.event_idx_enabled() {
-            return Ok(wanted);
-        }
-        let flags = GuestAddress(queue.avail_ring());
-        let flags: u16 = memory.mapped().load(flags, Ordering::Relaxed)?;
-        Ok(u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0)
-    }
-
     /// Asks the driver not to notify while the ring is being emptied.
-    pub(crate) fn disable_kicks(&self) -> Result<(), RingError> {
-        let memory = self.memory.borrow();
-        Ok(self
-            .queue
-            .borrow_mut()
-            .disable_notification(memory.mapped())?)
+    pub(crate) fn disable_kicks(&self) {
+        if let Some(split) = &*self.split.borrow() {
+            split.disable_kicks();
+        }
     }
 
     /// Asks the driver to notify again. True if something has become available in between.
-    pub(crate) fn enable_kicks(&self) -> Result<bool, RingError> {
-        let memory = self.memory.borrow();
-        Ok(self
-            .queue
-            .borrow_mut()
-            .enable_notification(memory.mapped())?)
+    pub(crate) fn enable_kicks(&self) -> bool {
+        (self.split.borrow().as_ref()).is_some_and(SplitRing::enable_kicks)
     }
 
     fn take_list(&self) -> Vec<iovec> {

@@ -93,6 +93,7 @@ fn any_range_is_copied() {
     assert_eq!(request.readable().read_at(usize::MAX, &mut [0; 4]), 0);
     assert_eq!(request.writable().write_at(usize::MAX, &[0; 4]), 0);
     request.complete(15);
+    machine.event_loop.notify();
     assert_eq!(machine.take_used(), [Used { head: 0, len: 15 }]);
 }
 

@@ -217,6 +217,7 @@ fn answers_may_come_in_any_order() {
     let mut machine = busy();
     machine.handler.kept.borrow_mut().reverse();
     machine.handler.answer();
+    machine.event_loop.notify();
     let heads: Vec<u16> = machine.take_used().iter().map(|used| used.head).collect();
     assert_eq!(heads, [4, 2, 0]);
     machine.handler.keep.set(false);

@@ -1,0 +1,260 @@
+//! The split virtqueue where it lies in guest memory (virtio 1.2, 2.7), all numbers little-endian:
+//!
+//! ```text
+//! descriptors  size × { address u64, len u32, flags u16, next u16 }           driver writes
+//! available    flags u16, idx u16, size × head u16, used_event u16            driver writes
+//! used         flags u16, idx u16, size × { id u32, len u32 }, avail_event u16  device writes
+//! ```
+//!
+//! Looking a guest address up costs more than what is done at it, so that is done once, when the
+//! ring is started. The driver's cache lines are touched as seldom as may be: the available index is
+//! read again only when all it told of is taken, and the used index is written for many at once.
+
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
+use std::sync::atomic::{AtomicU16, AtomicU32, fence};
+
+use virtio_bindings::bindings::virtio_ring::{VRING_AVAIL_F_NO_INTERRUPT, VRING_USED_F_NO_NOTIFY};
+use vm_memory::VolatileSlice;
+
+use crate::chain::DESCRIPTOR_SIZE;
+use crate::memory::Memory;
+use crate::ring::RingError;
+
+/// Where the front-end has put the ring, in its own addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Addresses {
+    pub(crate) descriptors: u64,
+    pub(crate) available: u64,
+    pub(crate) used: u64,
+}
+
+/// Bytes before the entries of both rings: flags and index.
+const HEADER: usize = 4;
+const FLAGS: usize = 0;
+const INDEX: usize = 2;
+const HEAD_SIZE: usize = 2;
+const USED_SIZE: usize = 8;
+const EVENT_SIZE: usize = 2;
+/// After so many the driver is told of what is done, so that it can go on while this side does.
+const PUBLISH_AFTER: u16 = 16;
+
+/// One part of the ring.
+///
+/// Invariant: `start` leads to `len` bytes that are mapped, readable and writable, as long as the
+/// memory lives that stands beside it in [`SplitRing`].
+struct Part {
+    start: NonNull<u8>,
+    len: usize,
+}
+
+impl Part {
+    /// The `len` bytes that the front-end has at `user`.
+    fn find(memory: &Memory, user: u64, len: usize, align: usize) -> Result<Part, RingError> {
+        let guest = memory.guest_address(user).ok_or(RingError::Address(user))?;
+        let start = memory
+            .contiguous(guest, len)
+            .ok_or(RingError::Address(user))?;
+        if !guest.is_multiple_of(align as u64) || !start.addr().get().is_multiple_of(align) {
+            return Err(RingError::Alignment(user));
+        }
+        Ok(Part { start, len })
+    }
+
+    fn u16(&self, at: usize) -> &AtomicU16 {
+        assert!(at + size_of::<u16>() <= self.len);
+        let place = self.start.as_ptr().wrapping_add(at).cast::<u16>();
+        assert!(place.is_aligned());
+        // SAFETY: in bounds, which the invariant speaks of, and aligned; the memory is shared with
+        // the guest, whose accesses are to be taken for atomic ones.
+        unsafe { AtomicU16::from_ptr(place) }
+    }
+
+    fn u32(&self, at: usize) -> &AtomicU32 {
+        assert!(at + size_of::<u32>() <= self.len);
+        let place = self.start.as_ptr().wrapping_add(at).cast::<u32>();
+        assert!(place.is_aligned());
+        // SAFETY: as above.
+        unsafe { AtomicU32::from_ptr(place) }
+    }
+}
+
+/// A ring in use.
+pub(crate) struct SplitRing {
+    size: u16,
+    descriptors: Part,
+    available: Part,
+    used: Part,
+    /// What the parts are in.
+    memory: Arc<Memory>,
+    /// The next to be taken, and up to where the driver is known to have made some available.
+    next_available: u16,
+    seen_available: u16,
+    /// The next to be given back, up to where the driver can see it, and up to where it was
+    /// notified.
+    next_used: u16,
+    published: u16,
+    notified: u16,
+    event_idx: bool,
+}
+
+impl SplitRing {
+    /// The ring of `size` descriptors at `addresses`, of which `base` is the next to be taken.
+    /// Errors: a part is not in `memory`, or not aligned.
+    pub(crate) fn new(
+        size: u16,
+        addresses: &Addresses,
+        memory: Arc<Memory>,
+        base: u16,
+        event_idx: bool,
+    ) -> Result<SplitRing, RingError> {
+        let [descriptors, available, used] = place(size, addresses, &memory)?;
+        let next_used = u16::from_le(used.u16(INDEX).load(Acquire));
+        Ok(SplitRing {
+            size,
+            descriptors,
+            available,
+            used,
+            memory,
+            next_available: base,
+            seen_available: base,
+            next_used,
+            published: next_used,
+            notified: next_used,
+            event_idx,
+        })
+    }
+
+    /// Goes on in another table of memory. Errors: as for [`SplitRing::new`].
+    pub(crate) fn move_to(
+        &mut self,
+        addresses: &Addresses,
+        memory: Arc<Memory>,
+    ) -> Result<(), RingError> {
+        let [descriptors, available, used] = place(self.size, addresses, &memory)?;
+        (self.descriptors, self.available, self.used) = (descriptors, available, used);
+        self.memory = memory;
+        Ok(())
+    }
+
+    pub(crate) fn size(&self) -> u16 {
+        self.size
+    }
+
+    /// What the ring is in, and the addresses in its descriptors lead to.
+    pub(crate) fn memory(&self) -> &Arc<Memory> {
+        &self.memory
+    }
+
+    /// The descriptor table.
+    pub(crate) fn descriptors(&self) -> VolatileSlice<'_> {
+        let Part { start, len } = self.descriptors;
+        // SAFETY: by the part's invariant, for as long as `self` holds the memory.
+        unsafe { VolatileSlice::new(start.as_ptr(), len) }
+    }
+
+    /// The index of the next request to be taken.
+    pub(crate) fn next_available(&self) -> u16 {
+        self.next_available
+    }
+
+    /// The first descriptor of the next request, if there is one; it is still to be
+    /// [taken](SplitRing::take). Errors: the driver has made more available than there can be, or
+    /// one that is not in the ring.
+    pub(crate) fn peek(&mut self) -> Result<Option<u16>, RingError> {
+        if self.seen_available == self.next_available {
+            let index = u16::from_le(self.available.u16(INDEX).load(Acquire));
+            let count = index.wrapping_sub(self.next_available);
+            if count == 0 {
+                return Ok(None);
+            }
+            if count > self.size {
+                return Err(RingError::Runaway(count, self.size));
+            }
+            self.seen_available = index;
+        }
+        let place = HEADER + HEAD_SIZE * usize::from(self.next_available % self.size);
+        let head = u16::from_le(self.available.u16(place).load(Relaxed));
+        if head >= self.size {
+            return Err(RingError::Head(head));
+        }
+        Ok(Some(head))
+    }
+
+    /// Takes the request that was found.
+    pub(crate) fn take(&mut self) {
+        self.next_available = self.next_available.wrapping_add(1);
+    }
+
+    /// Gives a request back, `len` bytes written. The driver sees it after
+    /// [`SplitRing::publish`] at the latest.
+    pub(crate) fn push(&mut self, head: u16, len: u32) {
+        let place = HEADER + USED_SIZE * usize::from(self.next_used % self.size);
+        self.used.u32(place).store(u32::from(head).to_le(), Relaxed);
+        self.used.u32(place + 4).store(len.to_le(), Relaxed);
+        self.next_used = self.next_used.wrapping_add(1);
+        if self.next_used.wrapping_sub(self.published) >= PUBLISH_AFTER {
+            self.publish();
+        }
+    }
+
+    /// Lets the driver see what was given back.
+    pub(crate) fn publish(&mut self) {
+        if self.published != self.next_used {
+            self.used.u16(INDEX).store(self.next_used.to_le(), Release);
+            self.published = self.next_used;
+        }
+    }
+
+    /// Whether the driver wants to be notified of what was published since the last time.
+    pub(crate) fn wants_notification(&mut self) -> bool {
+        // What was published is visible before the driver's wish is read.
+        fence(SeqCst);
+        if !self.event_idx {
+            let flags = u16::from_le(self.available.u16(FLAGS).load(Relaxed));
+            return u32::from(flags) & VRING_AVAIL_F_NO_INTERRUPT == 0;
+        }
+        let place = HEADER + HEAD_SIZE * usize::from(self.size);
+        let event = u16::from_le(self.available.u16(place).load(Relaxed));
+        let old = std::mem::replace(&mut self.notified, self.published);
+        // vring_need_event of the specification: whether `event` is among those since `old`.
+        self.published.wrapping_sub(event).wrapping_sub(1) < self.published.wrapping_sub(old)
+    }
+
+    /// Asks the driver not to notify.
+    pub(crate) fn disable_kicks(&self) {
+        // With EVENT_IDX it notifies once, and then not before it is asked again.
+        if !self.event_idx {
+            let flags = (VRING_USED_F_NO_NOTIFY as u16).to_le();
+            self.used.u16(FLAGS).store(flags, Relaxed);
+        }
+    }
+
+    /// Asks the driver to notify of the next request. True if there is one already.
+    pub(crate) fn enable_kicks(&self) -> bool {
+        if self.event_idx {
+            let place = HEADER + USED_SIZE * usize::from(self.size);
+            let next = self.next_available.to_le();
+            self.used.u16(place).store(next, Relaxed);
+        } else {
+            self.used.u16(FLAGS).store(0, Relaxed);
+        }
+        // The driver reads the wish after it has written the index, this side the other way round.
+        fence(SeqCst);
+        u16::from_le(self.available.u16(INDEX).load(Relaxed)) != self.next_available
+    }
+}
+
+/// Finds descriptors, available and used ring.
+fn place(size: u16, addresses: &Addresses, memory: &Memory) -> Result<[Part; 3], RingError> {
+    let count = usize::from(size);
+    let descriptors = count * DESCRIPTOR_SIZE as usize;
+    let available = HEADER + count * HEAD_SIZE + EVENT_SIZE;
+    let used = HEADER + count * USED_SIZE + EVENT_SIZE;
+    Ok([
+        Part::find(memory, addresses.descriptors, descriptors, 16)?,
+        Part::find(memory, addresses.available, available, 2)?,
+        Part::find(memory, addresses.used, used, 4)?,
+    ])
+}

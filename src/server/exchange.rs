@@ -9,6 +9,8 @@ use super::MAX_MSIZE;
 /// The longest frame that is taken out of guest memory. Only Twrite may be longer, and its payload
 /// stays where it is. The longest that makes sense, a Twalk with sixteen names, is 4 KiB.
 const MAX_HEAD: usize = 64 * 1024;
+/// As long as most frames are: they are copied in one go.
+const MOST_HEADS: usize = 64;
 
 /// A request on its way to its reply. It is answered exactly once: by [`Exchange::answer`], or
 /// with EIO when it is dropped without, so that no failure of ours leaves the guest waiting.
@@ -32,11 +34,12 @@ impl Exchange {
     /// `msize`, 0 meaning that none was agreed yet.
     pub fn receive(&mut self, head: &mut Vec<u8>, msize: u32) -> Result<Header, Errno> {
         let readable = self.readable();
-        let mut start = [0; HEADER_LEN];
-        if readable.read_at(0, &mut start) < HEADER_LEN {
+        let mut start = [0; MOST_HEADS];
+        let copied = readable.read_at(0, &mut start);
+        if copied < HEADER_LEN {
             return Err(Errno::EPROTO);
         }
-        let header = Header::decode(&start).map_err(|_| Errno::EPROTO)?;
+        let header = Header::decode(&start[..HEADER_LEN]).map_err(|_| Errno::EPROTO)?;
         let size = header.size as usize;
         if size < HEADER_LEN || size > readable.len() {
             self.tag = header.tag;
@@ -52,10 +55,12 @@ impl Exchange {
             self.tag = header.tag;
             return Err(Errno::EMSGSIZE);
         }
-        head.resize(length, 0);
-        readable.read_at(0, head);
-        // The guest may have changed the bytes between the two copies; what was checked counts.
-        head[..HEADER_LEN].copy_from_slice(&start);
+        head.clear();
+        head.extend_from_slice(&start[..copied.min(length)]);
+        if length > copied {
+            head.resize(length, 0);
+            readable.read_at(copied, &mut head[copied..]);
+        }
         self.tag = header.tag;
         Ok(header)
     }

@@ -47,6 +47,8 @@ pub struct Server {
     workers: Workers,
     placement: Placement,
     session: Session,
+    /// The request that its coroutine is about to take over.
+    arriving: Cell<Option<Request>>,
     /// Requests between pop and push.
     in_flight: Cell<usize>,
     /// Buffers that requests have used and the next ones will.
@@ -96,6 +98,7 @@ impl Server {
             export,
             workers,
             session,
+            arriving: Cell::new(None),
             in_flight: Cell::new(0),
             scratch: RefCell::default(),
         })
@@ -265,13 +268,13 @@ impl Handler for Server {
         let Some(server) = self.this.upgrade() else {
             return;
         };
-        // Answered with EIO if there is no stack for a coroutine to be had.
-        let exchange_or_nothing = Rc::new(Cell::new(Some(request)));
-        let for_coroutine = exchange_or_nothing.clone();
+        // Not given to the closure, for it would be gone if there is no stack for a coroutine to be
+        // had. One that is made begins at once.
+        self.arriving.set(Some(request));
         self.in_flight.set(self.in_flight.get() + 1);
         let spawned = coroutine::spawn(move || {
             let _flying = InFlight(&server.in_flight);
-            let Some(request) = for_coroutine.take() else {
+            let Some(request) = server.arriving.take() else {
                 return;
             };
             // A fault of ours costs the guest one request, which its exchange answers with EIO
@@ -283,7 +286,7 @@ impl Handler for Server {
         if let Err(error) = spawned {
             log::warn!("no coroutine for a request: {error}");
             let _flying = InFlight(&self.in_flight);
-            if let Some(request) = exchange_or_nothing.take() {
+            if let Some(request) = self.arriving.take() {
                 let mut exchange = Exchange::new(request);
                 let mut head = Vec::new();
                 // Only the tag is wanted.

@@ -5,7 +5,6 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::sync::Arc;
 
 use libc::{c_int, iovec};
 use vm_memory::VolatileSlice;
@@ -21,16 +20,16 @@ const NOTHING: iovec = iovec {
     iov_len: 0,
 };
 
-/// Segments of guest memory that are mapped into this process, and what keeps them so.
+/// Segments of guest memory that are mapped into this process.
 ///
-/// Invariant: every segment lies in a mapping that `memory` holds, readable and writable.
+/// Invariant: every segment lies in a mapping, readable and writable, that the
+/// [`Request`](crate::Request) holds whose half this is. A half is only ever lent out by it.
 pub(crate) struct Segments {
     list: Vec<iovec>,
     len: usize,
-    memory: Arc<Memory>,
 }
 
-// SAFETY: the pointers lead into mappings that live as long as `memory`, whichever thread uses
+// SAFETY: the pointers lead into mappings that live as long as the request, whichever thread uses
 // them. No Rust reference to the bytes behind them is ever made: they are copied with volatile
 // accesses or given to the kernel, as the guest writes to them at the same time anyway.
 unsafe impl Send for Segments {}
@@ -39,32 +38,24 @@ unsafe impl Sync for Segments {}
 
 impl Segments {
     /// An empty list in the memory of `list`.
-    pub(crate) fn new(mut list: Vec<iovec>, memory: Arc<Memory>) -> Segments {
+    pub(crate) fn new(mut list: Vec<iovec>) -> Segments {
         list.clear();
-        Segments {
-            list,
-            len: 0,
-            memory,
-        }
-    }
-
-    pub(crate) fn memory(&self) -> &Arc<Memory> {
-        &self.memory
+        Segments { list, len: 0 }
     }
 
     pub(crate) fn len(&self) -> usize {
         self.len
     }
 
-    /// Appends `len` bytes of guest memory from the guest's physical address `address` on; false
-    /// if not all of them are memory.
+    /// Appends `len` bytes of `memory`, which the request is to hold, from the guest's physical
+    /// address `address` on; false if not all of them are memory.
     #[must_use]
-    pub(crate) fn push(&mut self, address: u64, len: u32) -> bool {
+    pub(crate) fn push(&mut self, memory: &Memory, address: u64, len: u32) -> bool {
         if len == 0 {
             return true;
         }
         let bytes = len as usize;
-        if let Some(start) = self.memory.contiguous(address, bytes) {
+        if let Some(start) = memory.contiguous(address, bytes) {
             self.list.push(iovec {
                 iov_base: start.as_ptr().cast(),
                 iov_len: bytes,
@@ -72,7 +63,7 @@ impl Segments {
             self.len += bytes;
             return true;
         }
-        for piece in self.memory.slices(address, len) {
+        for piece in memory.slices(address, len) {
             let Ok(slice) = piece else { return false };
             self.list.push(iovec {
                 iov_base: slice.ptr_guard_mut().as_ptr().cast(),
@@ -111,7 +102,7 @@ impl Segments {
     ) -> usize {
         let mut done = 0;
         for piece in self.pieces(at, len) {
-            // SAFETY: the piece lies within a segment, which is mapped while `self` lives, and the
+            // SAFETY: the piece lies within a segment, which is mapped while `self` is lent, and the
             // slice does not leave this call.
             let slice = unsafe { VolatileSlice::new(piece.iov_base.cast(), piece.iov_len) };
             copy(slice, done);
@@ -147,7 +138,7 @@ impl Segments {
         };
         loop {
             // SAFETY: the pieces lie within segments, which are mapped readable and writable while
-            // `self` lives; preadv2 and pwritev2 access nothing else.
+            // `self` is lent; preadv2 and pwritev2 access nothing else.
             let result = unsafe {
                 call(
                     fd.as_raw_fd(),

@@ -60,17 +60,17 @@ unsafe impl ByteValued for Descriptor {}
 
 /// Where descriptors are.
 enum Table<'a> {
-    /// Mapped, the ring's own.
-    Ring(VolatileSlice<'a>),
-    /// An indirect one at a physical address.
-    Indirect { address: u64, len: u32 },
+    /// In one piece in this process.
+    Mapped(VolatileSlice<'a>),
+    /// At a physical address, across regions or not in memory at all.
+    Scattered { address: u64, len: u32 },
 }
 
 impl Table<'_> {
     fn len(&self) -> u32 {
         match self {
-            Table::Ring(slice) => slice.len() as u32 / DESCRIPTOR_SIZE,
-            Table::Indirect { len, .. } => *len,
+            Table::Mapped(slice) => slice.len() as u32 / DESCRIPTOR_SIZE,
+            Table::Scattered { len, .. } => *len,
         }
     }
 
@@ -80,11 +80,11 @@ impl Table<'_> {
         }
         let at = u64::from(index) * u64::from(DESCRIPTOR_SIZE);
         match self {
-            Table::Ring(slice) => slice
+            Table::Mapped(slice) => slice
                 .get_ref::<Descriptor>(at as usize)
                 .map(|descriptor| descriptor.load())
                 .map_err(|_| ChainError::Index(index)),
-            Table::Indirect { address, .. } => {
+            Table::Scattered { address, .. } => {
                 let address = address
                     .checked_add(at)
                     .ok_or(ChainError::Address(*address))?;
@@ -102,19 +102,19 @@ impl Table<'_> {
 /// Taken although it is unusual, as other devices do: descriptors of no length, wherever they point
 /// to; a chain that goes on in an indirect table; a table that was not agreed on.
 pub(crate) fn walk(
+    memory: &Memory,
     table: VolatileSlice<'_>,
     head: u16,
     readable: &mut Segments,
     writable: &mut Segments,
 ) -> Result<(), ChainError> {
-    let memory = readable.memory().clone();
-    let mut table = Table::Ring(table);
+    let mut table = Table::Mapped(table);
     let mut indirect = false;
     let mut index = head;
     let mut left = table.len();
     loop {
         left = left.checked_sub(1).ok_or(ChainError::Loop)?;
-        let descriptor = table.descriptor(&memory, index)?;
+        let descriptor = table.descriptor(memory, index)?;
         let address = u64::from_le(descriptor.address);
         let has = |flag: u32| u32::from(u16::from_le(descriptor.flags)) & flag != 0;
         if has(VRING_DESC_F_INDIRECT) {
@@ -126,7 +126,10 @@ pub(crate) fn walk(
             if bytes % DESCRIPTOR_SIZE != 0 || !(1..=MAX_INDIRECT).contains(&len) {
                 return Err(ChainError::Table(bytes));
             }
-            table = Table::Indirect { address, len };
+            table = match memory.slice(address, bytes as usize) {
+                Some(slice) => Table::Mapped(slice),
+                None => Table::Scattered { address, len },
+            };
             indirect = true;
             index = 0;
             left = len;
@@ -139,7 +142,7 @@ pub(crate) fn walk(
         } else {
             return Err(ChainError::Order);
         };
-        if !segments.push(address, u32::from_le(descriptor.len)) {
+        if !segments.push(memory, address, u32::from_le(descriptor.len)) {
             return Err(ChainError::Address(address));
         }
         if u32::try_from(segments.len()).is_err() {

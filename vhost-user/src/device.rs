@@ -9,7 +9,6 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::rc::Rc;
-use std::sync::Arc;
 
 use vhost::VhostUserMemoryRegionBase;
 use vhost::vhost_user::message::{
@@ -40,7 +39,7 @@ pub(crate) struct Device {
     handler: Rc<dyn Handler>,
     poller: Rc<dyn Poller>,
     ring: Rc<Ring>,
-    memory: Arc<Memory>,
+    memory: Rc<Memory>,
     features: u64,
     /// What the front-end has said of the ring.
     size: Option<u16>,
@@ -91,7 +90,7 @@ impl Device {
             handler,
             poller,
             ring,
-            memory: Arc::default(),
+            memory: Rc::default(),
             features: 0,
             size,
             addresses: None,
@@ -176,7 +175,7 @@ impl Device {
     /// Puts a new table of memory in the place of the old one. A ring that is not in it stops, until
     /// it is in a later one.
     fn replace_memory(&mut self, memory: Memory) -> Result<()> {
-        self.memory = Arc::new(memory);
+        self.memory = Rc::new(memory);
         self.ring.notify();
         let placed = self
             .ring

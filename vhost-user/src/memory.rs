@@ -150,6 +150,13 @@ impl Memory {
         NonNull::new(region.mapping.as_ptr().wrapping_add(at as usize))
     }
 
+    /// The same, to be accessed from here.
+    pub(crate) fn slice(&self, address: u64, len: usize) -> Option<VolatileSlice<'_>> {
+        let start = self.contiguous(address, len)?;
+        // SAFETY: mapped, readable and writable, as long as `self` lives.
+        Some(unsafe { VolatileSlice::new(start.as_ptr(), len) })
+    }
+
     /// The memory from a physical address on, in as many pieces as it has regions there.
     pub(crate) fn slices(
         &self,

@@ -3,6 +3,7 @@
 use std::rc::Rc;
 
 use crate::buffers::{Readable, Segments, Writable};
+use crate::memory::Memory;
 use crate::ring::Ring;
 
 /// A descriptor chain that the driver has made available. Whoever has it is the only one to
@@ -22,6 +23,8 @@ use crate::ring::Ring;
 pub struct Request {
     ring: Rc<Ring>,
     head: u16,
+    /// Keeps mapped what the halves lead to.
+    _memory: Rc<Memory>,
     /// Both are there until the request is completed.
     halves: Option<(Readable, Writable)>,
 }
@@ -30,12 +33,14 @@ impl Request {
     pub(crate) fn new(
         ring: Rc<Ring>,
         head: u16,
+        memory: Rc<Memory>,
         readable: Segments,
         writable: Segments,
     ) -> Request {
         Request {
             ring,
             head,
+            _memory: memory,
             halves: Some((Readable(readable), Writable(writable))),
         }
     }

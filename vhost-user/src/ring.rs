@@ -3,7 +3,6 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
-use std::sync::Arc;
 
 use libc::iovec;
 
@@ -76,7 +75,7 @@ impl Ring {
     /// is at `addresses`, is not in it, and must be stopped.
     pub(crate) fn set_memory(
         &self,
-        memory: Arc<Memory>,
+        memory: Rc<Memory>,
         addresses: Option<&Addresses>,
     ) -> Result<(), RingError> {
         match (addresses, &mut *self.split.borrow_mut()) {
@@ -108,7 +107,7 @@ impl Ring {
         &self,
         size: u16,
         addresses: &Addresses,
-        memory: Arc<Memory>,
+        memory: Rc<Memory>,
         base: u16,
         event_idx: bool,
     ) -> Result<(), RingError> {
@@ -149,14 +148,21 @@ impl Ring {
         if self.in_flight.get() == split.size() {
             return Err(RingError::TooMany);
         }
-        let memory = split.memory();
-        let mut readable = Segments::new(self.take_list(), memory.clone());
-        let mut writable = Segments::new(self.take_list(), memory.clone());
-        chain::walk(split.descriptors(), head, &mut readable, &mut writable)?;
+        let memory = split.memory().clone();
+        let mut readable = Segments::new(self.take_list());
+        let mut writable = Segments::new(self.take_list());
+        let table = split.descriptors();
+        chain::walk(&memory, table, head, &mut readable, &mut writable)?;
         // Only now: a chain that was not understood was not taken.
         split.take();
         self.in_flight.set(self.in_flight.get() + 1);
-        Ok(Some(Request::new(self.clone(), head, readable, writable)))
+        Ok(Some(Request::new(
+            self.clone(),
+            head,
+            memory,
+            readable,
+            writable,
+        )))
     }
 
     /// Gives a chain back to the driver. After the ring has been stopped nothing is written.

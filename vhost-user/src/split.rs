@@ -11,7 +11,7 @@
 //! read again only when all it told of is taken, and the used index is written for many at once.
 
 use std::ptr::NonNull;
-use std::sync::Arc;
+use std::rc::Rc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 use std::sync::atomic::{AtomicU16, AtomicU32, fence};
 
@@ -87,7 +87,7 @@ pub(crate) struct SplitRing {
     available: Part,
     used: Part,
     /// What the parts are in.
-    memory: Arc<Memory>,
+    memory: Rc<Memory>,
     /// The next to be taken, and up to where the driver is known to have made some available.
     next_available: u16,
     seen_available: u16,
@@ -105,7 +105,7 @@ impl SplitRing {
     pub(crate) fn new(
         size: u16,
         addresses: &Addresses,
-        memory: Arc<Memory>,
+        memory: Rc<Memory>,
         base: u16,
         event_idx: bool,
     ) -> Result<SplitRing, RingError> {
@@ -130,7 +130,7 @@ impl SplitRing {
     pub(crate) fn move_to(
         &mut self,
         addresses: &Addresses,
-        memory: Arc<Memory>,
+        memory: Rc<Memory>,
     ) -> Result<(), RingError> {
         let [descriptors, available, used] = place(self.size, addresses, &memory)?;
         (self.descriptors, self.available, self.used) = (descriptors, available, used);
@@ -143,7 +143,7 @@ impl SplitRing {
     }
 
     /// What the ring is in, and the addresses in its descriptors lead to.
-    pub(crate) fn memory(&self) -> &Arc<Memory> {
+    pub(crate) fn memory(&self) -> &Rc<Memory> {
         &self.memory
     }
 

@@ -72,8 +72,7 @@ impl Request {
     fn push(&mut self, used: u32) {
         if let Some((Readable(readable), Writable(writable))) = self.halves.take() {
             let used = used.min(u32::try_from(writable.len()).unwrap_or(u32::MAX));
-            self.ring
-                .push(self.head, used, readable.into_list(), writable.into_list());
+            self.ring.push(self.head, used, readable, writable);
         }
     }
 }

@@ -136,6 +136,23 @@ fn one_turn_calls_once() {
 }
 
 #[test]
+fn a_driver_is_called_of_many_bytes_before_the_turn_ends() {
+    const LENGTH: u32 = 48 * 1024;
+    let mut machine = Machine::started_with(FEATURES & !feature::EVENT_IDX);
+    for head in 0..7 {
+        machine.post(
+            head,
+            &[crate::driver::readable(crate::machine::BUFFERS, LENGTH)],
+        );
+    }
+    machine.kick();
+    machine.event_loop.turn();
+    assert_eq!(machine.take_used().len(), 7);
+    // Of three, of another three, and of the last at the end of the turn.
+    assert_eq!(count(&machine.call), 3);
+}
+
+#[test]
 fn a_driver_without_event_idx_may_not_want_to_be_called() {
     let mut machine = Machine::started_with(FEATURES & !feature::EVENT_IDX);
     machine.ring.set_avail_flags(&machine.memory, NO_INTERRUPT);

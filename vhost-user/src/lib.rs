@@ -25,6 +25,8 @@
 //! Not offered, because not implemented: live migration's log, in-flight tracking, the
 //! back-end's own channel, more than one queue.
 
+#[cfg(test)]
+mod agreement;
 mod buffers;
 mod chain;
 mod connection;

@@ -9,9 +9,9 @@
 //! | local disk (ext4, xfs, ...) | here | worker | here, paced | worker |
 //! | network, FUSE, unknown | worker | worker | worker | worker |
 //!
-//! *Paced* means that a call which took long after all, because the journal was full, memory was
-//! swapped out or a large file was freed, sends the next ones to workers for a while, and for twice
-//! as long each time that it happens again.
+//! *Paced* means that calls which took long after all, because the journal was full, memory was
+//! swapped out or large files were freed, send the next ones to workers for a while, and for twice
+//! as long each time that it happens again. One alone does not: the thread may have been interrupted.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -162,13 +162,13 @@ impl FileSystem {
     }
 }
 
-/// A call that takes longer has waited for something.
+/// A call that takes longer has waited for something, or its thread for the processor.
 const LONG: Duration = Duration::from_millis(1);
-/// How many calls are left to the workers after a long one, at first and at the most.
+/// After so many short calls in a row a long one counts as the first.
+const CALM: u32 = 64;
+/// How many calls are left to the workers after a second long one, at first and at the most.
 const FIRST_PAUSE: u32 = 64;
 const LONGEST_PAUSE: u32 = 8192;
-/// So many short calls in a row, and the next long one counts as the first.
-const CALM: u32 = 1024;
 
 /// Whether calls of one kind have been short lately.
 #[derive(Default)]
@@ -177,8 +177,8 @@ struct Pace {
     skip: Cell<u32>,
     /// The last pause; 0 for none.
     pause: Cell<u32>,
-    /// Short calls since the last long one.
-    short: Cell<u32>,
+    /// How many short calls more it takes until a long one counts as the first.
+    alert: Cell<u32>,
 }
 
 impl Pace {
@@ -189,17 +189,18 @@ impl Pace {
     }
 
     fn took(&self, time: Duration) {
+        let alert = self.alert.get();
         if time < LONG {
-            self.short.set(self.short.get().saturating_add(1));
+            self.alert.set(alert.saturating_sub(1));
             return;
         }
-        let pause = match self.pause.get() {
-            last if last > 0 && self.short.get() < CALM => (last * 2).min(LONGEST_PAUSE),
-            _ => FIRST_PAUSE,
+        self.alert.set(CALM);
+        let pause = match alert {
+            0 => 0,
+            _ => (self.pause.get() * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE),
         };
         self.pause.set(pause);
         self.skip.set(pause);
-        self.short.set(0);
     }
 }
 
@@ -244,9 +245,11 @@ mod tests {
     }
 
     #[test]
-    fn a_long_call_sends_the_next_ones_away_for_a_while() {
+    fn long_calls_send_the_next_ones_away_for_a_while() {
         let pace = Pace::default();
         let pause = || (0..).find(|_| pace.allows()).unwrap();
+        assert_eq!(pause(), 0);
+        pace.took(LONG);
         assert_eq!(pause(), 0);
         pace.took(LONG);
         assert_eq!(pause(), FIRST_PAUSE);
@@ -257,7 +260,9 @@ mod tests {
         }
         assert_eq!(pause(), LONGEST_PAUSE);
         (0..CALM).for_each(|_| pace.took(Duration::ZERO));
+        pace.took(LONG);
         assert_eq!(pause(), 0);
+        pace.took(Duration::ZERO);
         pace.took(LONG);
         assert_eq!(pause(), FIRST_PAUSE);
     }
@@ -265,7 +270,9 @@ mod tests {
     #[test]
     fn changes_and_reads_have_each_their_pace() {
         let placement = Placement::new(ROOT, Medium::Memory);
-        placement.with(ROOT, |known| known.changes.took(LONG));
+        for _ in 0..2 {
+            placement.with(ROOT, |known| known.changes.took(LONG));
+        }
         assert!(!is_here(&placement, ROOT, Cost::Change));
         assert!(is_here(&placement, ROOT, Cost::Read));
         assert!(is_here(&placement, ROOT, Cost::Held));

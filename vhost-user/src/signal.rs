@@ -29,15 +29,11 @@ pub(crate) struct Kick {
 }
 
 impl Kick {
-    /// The front-end's descriptor, or a timer where it gives none. Errors: those of fstat(2) and
+    /// The front-end's descriptor, or a timer where it gives none. Errors: those of
     /// timerfd_create(2).
     pub(crate) fn new(file: Option<File>) -> io::Result<Kick> {
         if let Some(file) = file {
-            let trigger = match kind(&file)? {
-                EVENTFD => Trigger::Edge,
-                // What is not read gets full, and blocks the driver.
-                _ => Trigger::Level,
-            };
+            let trigger = Trigger::Level;
             let fd = file.into();
             return Ok(Kick { fd, trigger });
         }

@@ -52,6 +52,7 @@ bench-coroutine-ir: ## Instructions of each coroutine primitive, by callgrind
 	coroutine/bench/instructions.sh $(TARGET)/release/primitives
 
 include tests/guest/guest.mk
+include fuzz/fuzz.mk
 
 generated: build
 	$(CARGO) run --release --locked --quiet --example manual $(GENERATED)

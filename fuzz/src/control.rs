@@ -1,0 +1,143 @@
+//! The front-end's messages, with descriptors, in any order: the connection may end, no more.
+
+use std::cell::RefCell;
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+
+use arbitrary::{Result, Unstructured};
+use vhost_user::{DeviceConfig, Handler, Request};
+
+use crate::machine::{
+    GUEST, INDIRECT_DESC, MEMORY_SIZE, Machine, USER, VERSION_1, eventfd, memory, open_descriptors,
+    u32s, u64s,
+};
+
+/// Keeps every other request until it has to let go.
+#[derive(Default)]
+struct Keeper(RefCell<Vec<Request>>);
+
+impl Handler for Keeper {
+    fn handle(&self, request: Request) {
+        let mut kept = self.0.borrow_mut();
+        if kept.len().is_multiple_of(2) {
+            kept.push(request);
+        }
+    }
+
+    fn drain(&self) {
+        self.0.borrow_mut().clear();
+    }
+
+    fn reset(&self) {
+        assert!(self.0.borrow().is_empty(), "drained before it is reset");
+    }
+}
+
+/// A list of messages, from a front-end that means well or not.
+pub fn control(bytes: &[u8]) {
+    let before = open_descriptors();
+    let config = DeviceConfig {
+        features: 1,
+        config_space: b"\x04\x00host".to_vec(),
+        max_queue_size: 1024,
+    };
+    let mut machine = Machine::new(&config, Rc::new(Keeper::default()));
+    // Ends with the input.
+    let _ = messages(&mut machine, &mut Unstructured::new(bytes));
+    machine.hang_up();
+    machine.run();
+    assert!(!machine.is_connected(), "a front-end has left");
+    drop(machine);
+    assert_eq!(open_descriptors(), before, "descriptors are left over");
+}
+
+fn messages(machine: &mut Machine, input: &mut Unstructured<'_>) -> Result<()> {
+    while !input.is_empty() && machine.is_connected() {
+        let choice: u8 = input.arbitrary()?;
+        match choice {
+            // What a front-end would say.
+            0..64 => {
+                let features = VERSION_1 | INDIRECT_DESC | flag(input)? << 29 | flag(input)? << 30;
+                let step = usize::from(choice) % Machine::STEPS;
+                machine.step(step, features, 0);
+            }
+            // A chain in the ring.
+            64..80 => {
+                machine.describe(0, 0, (GUEST + 0x4000, 16, 0, 0));
+                machine.write(0x1002, &[choice, 0]);
+                machine.kick();
+            }
+            80..88 => {
+                let bytes = input.arbitrary::<[u8; 12]>()?;
+                machine.send_raw(&bytes, &[]);
+                machine.hang_up();
+            }
+            _ => message(machine, input, u32::from(choice) % 48)?,
+        }
+        machine.run();
+    }
+    Ok(())
+}
+
+fn flag(input: &mut Unstructured<'_>) -> Result<u64> {
+    Ok(u64::from(input.arbitrary::<bool>()?))
+}
+
+/// One message of any fields and descriptors.
+fn message(machine: &mut Machine, input: &mut Unstructured<'_>, request: u32) -> Result<()> {
+    let flags = match input.arbitrary::<u8>()? {
+        0..128 => 1,
+        128..224 => 9,
+        other => u32::from(other),
+    };
+    let mut payload = Vec::new();
+    for _ in 0..input.int_in_range(0..=12)? {
+        payload.extend(field(input)?);
+    }
+    let mut files = Vec::new();
+    for _ in 0..input.int_in_range(0..=4)? {
+        files.push(file(input)?);
+    }
+    let fds: Vec<_> = files.iter().map(AsFd::as_fd).collect();
+    let size = payload.len() as u32;
+    let lie = match input.arbitrary::<u8>()? {
+        0..240 => size,
+        other => size.wrapping_add_signed(i32::from(other) - 247),
+    };
+    let mut message = u32s(&[request, flags, lie]);
+    message.extend_from_slice(&payload);
+    machine.send_raw(&message, &fds);
+    if lie != size {
+        machine.hang_up();
+    }
+    Ok(())
+}
+
+fn field(input: &mut Unstructured<'_>) -> Result<Vec<u8>> {
+    Ok(match input.arbitrary::<u8>()? {
+        small @ 0..64 => u32s(&[u32::from(small)]),
+        64..80 => u32s(&[u32::MAX]),
+        80..96 => u64s(&[0]),
+        96..112 => u64s(&[GUEST]),
+        112..128 => u64s(&[USER]),
+        128..144 => u64s(&[USER + u64::from(input.arbitrary::<u16>()?)]),
+        144..160 => u64s(&[MEMORY_SIZE]),
+        160..176 => u64s(&[0x1000]),
+        176..192 => u64s(&[u64::MAX]),
+        192..208 => u64s(&[GUEST + MEMORY_SIZE]),
+        208..224 => u64s(&[0x100]),
+        224..240 => u64s(&[1 << (input.arbitrary::<u8>()? % 64)]),
+        _ => u64s(&[input.arbitrary()?]),
+    })
+}
+
+fn file(input: &mut Unstructured<'_>) -> Result<OwnedFd> {
+    Ok(match input.arbitrary::<u8>()? % 6 {
+        0 | 1 => memory(MEMORY_SIZE).into(),
+        2 => eventfd().into(),
+        3 => memory(0x1000).into(),
+        4 => nix::unistd::pipe().expect("a pipe").1,
+        _ => File::open("/").expect("the root").into(),
+    })
+}

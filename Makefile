@@ -8,6 +8,8 @@ SHARE   ?= fixtures/share
 TARGET    := $(or $(CARGO_TARGET_DIR),target)
 BINARY    := $(TARGET)/release/vhost-user-9p
 GENERATED := $(TARGET)/generated
+TOOLS     := $(abspath $(TARGET))/tools
+DENY       = PATH="$(TOOLS)/bin:$$PATH" $(CARGO) deny
 
 bindir   = $(PREFIX)/bin
 mandir   = $(PREFIX)/share/man/man1
@@ -18,7 +20,7 @@ zshdir   = $(PREFIX)/share/zsh/site-functions
 fishdir  = $(PREFIX)/share/fish/vendor_completions.d
 
 .DEFAULT_GOAL := build
-.PHONY: help build check test unit-test model-check bench bench-coroutine bench-coroutine-ir generated install uninstall clean
+.PHONY: help build check deny audit deny-tool test unit-test model-check bench bench-coroutine bench-coroutine-ir generated install uninstall clean
 
 help: ## List the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | sort | awk -F'|' '{ printf "make %-16s %s\n", $$1, $$2 }'
@@ -26,10 +28,23 @@ help: ## List the commands
 build: ## Build the daemon
 	$(CARGO) build --release --locked
 
-check: ## Formatting, lints and documentation
+check: ## Formatting, lints, documentation, and with cargo-deny the crates
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked --quiet
+	@if $(DENY) --version >/dev/null 2>&1; then $(DENY) --workspace --locked check licenses bans sources; \
+	else echo "cargo-deny is not there: \`make deny\` installs it and looks at the crates' licences and sources"; fi
+
+deny: deny-tool ## Licences and sources of the crates; installs cargo-deny if it is missing
+	$(DENY) --workspace --locked check licenses bans sources
+
+audit: deny-tool ## Known vulnerabilities of the crates, from RustSec's database
+	@$(DENY) fetch db || { echo "RustSec's database cannot be fetched: run \`make audit\` where the network has it" >&2; exit 1; }
+	$(DENY) --workspace --locked check --disable-fetch advisories
+
+# Minutes, once: the tool is kept in the build folder.
+deny-tool:
+	@$(DENY) --version >/dev/null 2>&1 || $(CARGO) install --locked --quiet --root $(TOOLS) cargo-deny
 
 unit-test: ## What needs no guest: unit and integration tests, the coroutines under valgrind too
 	@tests/guest/tools.sh valgrind valgrind

@@ -12,6 +12,8 @@ use log::LevelFilter;
 use crate::daemon;
 use crate::export::idmap::{IdMap, Translation};
 use crate::export::{HostModes, Ids, Multidevs, Permissions, SecurityModel};
+use crate::sandbox::Sandbox;
+use crate::sandbox::seccomp::Seccomp;
 
 /// Where systemd's first socket is (sd_listen_fds(3)).
 const LISTEN_FDS_START: RawFd = 3;
@@ -86,6 +88,15 @@ pub struct Options {
     /// system, or only warn
     #[arg(long, value_enum, value_name = "WHAT", default_value_t = Multidevs::Remap)]
     pub multidevs: Multidevs,
+
+    /// What the daemon can see of the host, should a guest come to command it [default: the
+    /// strongest that this user may have]
+    #[arg(long, value_enum, value_name = "HOW")]
+    pub sandbox: Option<Sandbox>,
+
+    /// What becomes of a system call that the daemon has no use for
+    #[arg(long, value_enum, value_name = "WHAT", default_value_t = Seccomp::Kill)]
+    pub seccomp: Seccomp,
 
     /// Who decides what a user of the guest may do, if the daemon is run by root: the guest's kernel
     /// alone, or the host as well, by the rights that its user of that id has

@@ -2,11 +2,12 @@
 //!
 //! This library is the daemon without its `main`: [`cli`] reads the command line, [`daemon`] owns
 //! the event loop and the front-end's socket, [`server`] answers 9P2000.L, [`export`] is the
-//! tree of files. It is the only place that knows the crates `coroutine`, `protocol` and
+//! tree of files, [`sandbox`] what keeps the daemon in it. It is the only place that knows the crates `coroutine`, `protocol` and
 //! `vhost-user`, which do not know each other. ARCHITECTURE.md tells the way of one request.
 
 pub mod cli;
 pub mod daemon;
 pub mod export;
 pub mod logger;
+pub mod sandbox;
 pub mod server;

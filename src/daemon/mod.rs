@@ -5,22 +5,25 @@ pub mod socket;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Instant;
 
 use coroutine::Workers;
 use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::stat::{Mode, umask};
+use nix::unistd::{Pid, geteuid};
 use vhost_user::{Connection, DeviceConfig, Poller, Source, Status, Trigger};
 
 use crate::cli::{FileHandles, Options};
 use crate::export::users::Users;
 use crate::export::{Export, Identity, Permissions};
+use crate::sandbox::{self, Role, Sandbox, capabilities, seccomp};
 use crate::server::Server;
 use socket::Socket;
 
@@ -51,6 +54,15 @@ pub enum Error {
         /// Why.
         error: Errno,
     },
+    /// The sandbox that was asked for cannot be had.
+    #[error(transparent)]
+    Sandbox(#[from] sandbox::Error),
+    /// The system calls cannot be limited.
+    #[error("cannot limit the system calls: {0}; try --seccomp none")]
+    Seccomp(#[from] seccomp::Error),
+    /// The daemon has ended, and said why.
+    #[error("the daemon ended with status {0}")]
+    Daemon(i32),
     /// There is no socket.
     #[error(transparent)]
     Socket(#[from] socket::Error),
@@ -155,8 +167,23 @@ pub fn run(options: &Options) -> Result<(), Error> {
         Permissions::Guest => None,
         Permissions::Host => Some(Users::of_host().map_err(host("the list of its users"))?),
     };
+    // What is reached by a path of the host, before the sandbox is entered.
+    let socket = match (&options.socket, options.fd) {
+        (_, Some(fd)) => Socket::inherited(fd)?,
+        (Some(path), None) => Socket::bind(path)?,
+        (None, None) => unreachable!("the command line has one of them"),
+    };
+    look_at(&directory)?;
+    let share = match sandbox::enter(options.sandbox, &directory)? {
+        Role::Daemon { share } => share,
+        // Keeps the socket's file, which only this process can remove.
+        Role::Supervisor(daemon) => return supervise(daemon),
+    };
+    if options.sandbox != Some(Sandbox::None) {
+        capabilities::reduce(!geteuid().is_root()).map_err(host("to give up capabilities"))?;
+    }
     let identity = Identity::of_process(ids, users).map_err(host("its capabilities"))?;
-    let export = Export::new(&directory, options.readonly, handles, identity)
+    let export = Export::new(&share, options.readonly, handles, identity)
         .map_err(|error| Error::Share {
             path: directory.clone(),
             error,
@@ -166,11 +193,6 @@ pub fn run(options: &Options) -> Result<(), Error> {
             path: directory.clone(),
             error,
         })?;
-    let socket = match (&options.socket, options.fd) {
-        (_, Some(fd)) => Socket::inherited(fd)?,
-        (Some(path), None) => Socket::bind(path)?,
-        (None, None) => unreachable!("the command line has one of them"),
-    };
     let workers = Workers::new(options.threads.into()).map_err(host("worker threads"))?;
     let server = Server::new(export, workers, options.multidevs, descriptors);
 
@@ -198,6 +220,8 @@ pub fn run(options: &Options) -> Result<(), Error> {
         stopping: false,
     };
     log::info!("sharing {} as \"{}\"", directory.display(), options.tag);
+    // All that takes more than serving does is done. The workers inherit it.
+    seccomp::install(options.seccomp)?;
     daemon.wait_for_front_end()?;
     daemon.turn_until_stopped()
 }
@@ -363,6 +387,26 @@ fn ignore_file_size_signal() -> Result<(), Error> {
     // SAFETY: ignoring a signal installs no handler.
     unsafe { signal(Signal::SIGXFSZ, SigHandler::SigIgn) }.map_err(host("signals"))?;
     Ok(())
+}
+
+/// A mistake in the name of the share is told before anything is done.
+fn look_at(directory: &Path) -> Result<(), Error> {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    match open(directory, flags, Mode::empty()) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(Error::Share {
+            path: directory.into(),
+            error,
+        }),
+    }
+}
+
+/// Waits for the daemon in its sandbox.
+fn supervise(daemon: Pid) -> Result<(), Error> {
+    match sandbox::supervise(daemon).map_err(host("to wait for the daemon"))? {
+        0 => Ok(()),
+        status => Err(Error::Daemon(status)),
+    }
 }
 
 /// Takes as many descriptors as are allowed, or as the user says, and returns how many.

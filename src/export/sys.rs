@@ -6,9 +6,20 @@ use std::ffi::CStr;
 use std::fmt::Write as _;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
+use nix::sched::CloneFlags;
+use nix::unistd::Pid;
+
+/// Whether the working directory is `/proc/self/fd`.
+static IN_PROC: AtomicBool = AtomicBool::new(false);
+
+/// From now on [`ProcPath`] is relative to the working directory, which is to stay `/proc/self/fd`.
+pub fn find_descriptors_from_working_directory() {
+    IN_PROC.store(true, Ordering::Relaxed);
+}
 
 /// `/proc/self/fd/N`: the magic link through which a pinned inode is reached by the calls that
 /// refuse an `O_PATH` descriptor. It leads to the inode itself, whatever its names are now.
@@ -22,7 +33,11 @@ impl ProcPath {
             len: 0,
         };
         // 14 bytes of prefix, at most 10 digits and the NUL fit.
-        let _ = write!(text, "/proc/self/fd/{}", fd.as_raw_fd());
+        let directory = match IN_PROC.load(Ordering::Relaxed) {
+            true => "",
+            false => "/proc/self/fd/",
+        };
+        let _ = write!(text, "{directory}{}", fd.as_raw_fd());
         ProcPath(text.bytes)
     }
 
@@ -238,6 +253,17 @@ pub fn open_by_handle(
     let fd = Errno::result(result)?;
     // SAFETY: the kernel has just made this descriptor for us.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// fork(2) into new namespaces, as clone(2) makes them: None in the child. The process must have one
+/// thread.
+pub fn fork_into(namespaces: CloneFlags) -> Result<Option<Pid>, Errno> {
+    let flags = namespaces.bits() | libc::SIGCHLD;
+    // SAFETY: without CLONE_VM and a stack this is a fork: the child has a copy of everything, and
+    // no other thread of the parent, which by the contract there is none of.
+    let result = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) };
+    let child = Errno::result(result)? as libc::pid_t;
+    Ok((child != 0).then(|| Pid::from_raw(child)))
 }
 
 /// The thread's capability sets, as capget(2) and capset(2) exchange them: one bit for each

@@ -79,6 +79,10 @@ impl Share {
             );
         }
         let mut launch = Launch::new(binary).share(share).prelude(&prelude);
+        if !privileged {
+            // In a namespace of users nobody else's id can be seen; here they are compared.
+            launch = launch.arg("--sandbox=none");
+        }
         for option in ["--security-model", model].iter().chain(options) {
             launch = launch.arg(option);
         }

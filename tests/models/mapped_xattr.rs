@@ -161,15 +161,11 @@ fn acls_are_kept_and_mean_nothing_to_the_host() {
 
 #[test]
 fn a_file_system_without_attributes_is_one_line() {
+    let directory = tempfile::tempdir().unwrap();
     let output = Command::new(BINARY)
-        .args([
-            "--fd",
-            "0",
-            "--shared-dir",
-            "/proc",
-            "--security-model",
-            "mapped-xattr",
-        ])
+        .arg("--socket")
+        .arg(directory.path().join("socket"))
+        .args(["--shared-dir", "/proc", "--security-model", "mapped-xattr"])
         .output()
         .unwrap();
     let line = String::from_utf8(output.stderr).unwrap();

@@ -37,11 +37,14 @@ impl Change {
 }
 
 /// chown(2) of the very inode, symbolic links included. With neither id this still moves the
-/// change time.
+/// change time. Errors: EPERM also for an id that the daemon's namespace of users does not have.
 pub(super) fn chown(node: &Node, uid: Option<u32>, gid: Option<u32>) -> Result<(), Errno> {
     let flags = AtFlags::AT_EMPTY_PATH | AtFlags::AT_SYMLINK_NOFOLLOW;
     let (uid, gid) = (uid.map(Uid::from_raw), gid.map(Gid::from_raw));
-    fchownat(node, c"", uid, gid, flags)
+    fchownat(node, c"", uid, gid, flags).map_err(|error| match error {
+        Errno::EINVAL => Errno::EPERM,
+        error => error,
+    })
 }
 
 /// Sets the size of a file that is of this kind for the guest. `writable` is the fid's own

@@ -246,9 +246,15 @@ impl Daemon {
         self.directory.path()
     }
 
-    /// The process id.
+    /// The number of the process that serves: in its sandbox it is the only child of the one that
+    /// was started.
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        let started = self.child.id();
+        let children = fs::read_to_string(format!("/proc/{started}/task/{started}/children"));
+        children
+            .ok()
+            .and_then(|text| text.split_whitespace().next()?.parse().ok())
+            .unwrap_or(started)
     }
 
     /// What the daemon has written to stderr so far.
@@ -314,7 +320,7 @@ impl Daemon {
 
     /// Sends a signal.
     pub fn signal(&self, signal: Signal) -> Result<()> {
-        kill(Pid::from_raw(self.pid() as i32), signal).map_err(Error::io("kill"))
+        kill(Pid::from_raw(self.child.id() as i32), signal).map_err(Error::io("kill"))
     }
 
     /// Waits for the daemon's end.

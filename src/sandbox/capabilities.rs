@@ -1,0 +1,45 @@
+//! The rights that root's daemon keeps (capabilities(7)).
+
+use caps::{CapSet, Capability, CapsHashSet};
+use nix::errno::Errno;
+use nix::sys::prctl;
+
+/// All that acting for the guest's users takes. Among what is given up: mounting, the network,
+/// other processes, the kernel, raw disks.
+const KEPT: [Capability; 9] = [
+    Capability::CAP_CHOWN,
+    Capability::CAP_DAC_OVERRIDE,
+    // To find inodes by file handles.
+    Capability::CAP_DAC_READ_SEARCH,
+    Capability::CAP_FOWNER,
+    Capability::CAP_FSETID,
+    Capability::CAP_MKNOD,
+    Capability::CAP_SETFCAP,
+    Capability::CAP_SETGID,
+    Capability::CAP_SETUID,
+];
+
+/// Gives up all other rights for good, also those that a program could give back. In a namespace of
+/// users (`none`) that is all of them. Errors: those of prctl(2) and capset(2).
+pub fn reduce(none: bool) -> Result<(), Errno> {
+    let errno = |_: caps::errors::CapsError| Errno::last();
+    let kept: CapsHashSet = if none {
+        CapsHashSet::new()
+    } else {
+        KEPT.into_iter().collect()
+    };
+    let has = |set| caps::read(None, set).map_err(errno);
+    // Dropping from the bounding set takes a right of its own, which is among those given up.
+    if has(CapSet::Effective)?.contains(&Capability::CAP_SETPCAP) {
+        for capability in has(CapSet::Bounding)?.difference(&kept) {
+            caps::drop(None, CapSet::Bounding, *capability).map_err(errno)?;
+        }
+    }
+    for set in [CapSet::Inheritable, CapSet::Effective, CapSet::Permitted] {
+        let left: CapsHashSet = has(set)?.intersection(&kept).copied().collect();
+        caps::set(None, set, &left).map_err(errno)?;
+    }
+    prctl::set_no_new_privs()?;
+    // No other process of this user may look into this one, or get at its descriptors by /proc.
+    prctl::set_dumpable(false)
+}

@@ -1,0 +1,255 @@
+//! What the daemon can reach from within its sandbox.
+//!
+//! Each probe runs in a process of its own, on a thread that was started after the sandbox was
+//! entered, as the daemon's workers are: this program starts itself. Without a sandbox every probe
+//! has to succeed, or it would prove nothing.
+
+use std::fs;
+use std::io::Read;
+use std::net::TcpListener;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+
+use clap::ValueEnum;
+use vhost_user_9p::sandbox::{self, Role, Sandbox, capabilities, seccomp};
+
+/// Exit codes of a probe.
+const REACHED: u8 = 10;
+const OUT_OF_REACH: u8 = 11;
+const NO_SANDBOX: u8 = 12;
+
+/// A name and an attempt to reach something; true if that succeeded.
+type Probe = (&'static str, fn(&Target) -> bool);
+
+/// What the probes aim at, outside of the share.
+struct Target {
+    /// A file that any user may read.
+    file: String,
+    /// The process that waits outside.
+    process: i32,
+}
+
+const UPWARDS: &str = "a file by the way up from the working directory";
+
+const PROBES: &[Probe] = &[
+    ("a file by its path", |target| {
+        fs::read(&target.file).is_ok()
+    }),
+    (
+        "a file by the way up from the working directory",
+        |target| fs::read(format!("{}{}", "../".repeat(30), target.file)).is_ok(),
+    ),
+    ("the list of users", |_| fs::read("/etc/passwd").is_ok()),
+    ("other processes in /proc", |target| {
+        fs::read(format!("/proc/{}/status", target.process)).is_ok()
+    }),
+    ("the network", |_| {
+        // SAFETY: a system call on plain numbers.
+        let socket = unsafe { libc::socket(libc::AF_INET, libc::SOCK_STREAM, 0) };
+        socket >= 0 && TcpListener::bind("127.0.0.1:0").is_ok()
+    }),
+    ("another program", |_| {
+        Command::new("/bin/true").status().is_ok()
+    }),
+    ("another process", |_| {
+        // SAFETY: the child does nothing but end.
+        unsafe {
+            match libc::fork() {
+                0 => libc::_exit(0),
+                child => child > 0,
+            }
+        }
+    }),
+    ("signals to others", |target| {
+        // SAFETY: signal 0 is only asked about.
+        unsafe { libc::kill(target.process, 0) == 0 }
+    }),
+    ("memory of others", |target| {
+        let nothing = std::ptr::null_mut::<libc::c_void>();
+        // SAFETY: takes two numbers for this request, and does nothing to the target.
+        unsafe { libc::ptrace(libc::PTRACE_SEIZE, target.process, nothing, nothing) == 0 }
+    }),
+    ("memory to be executed", |_| {
+        let protection = libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        // SAFETY: new memory, which nobody uses.
+        let memory = unsafe { libc::mmap(std::ptr::null_mut(), 4096, protection, flags, -1, 0) };
+        memory != libc::MAP_FAILED
+    }),
+    ("a new namespace", |_| {
+        // SAFETY: a system call on plain numbers.
+        unsafe { libc::unshare(libc::CLONE_NEWUTS) == 0 || libc::unshare(libc::CLONE_NEWUSER) == 0 }
+    }),
+    ("more rights by a set-id program", |_| {
+        // SAFETY: asks one thing about this thread.
+        unsafe { libc::prctl(libc::PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) == 0 }
+    }),
+];
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().collect();
+    match &words[1..] {
+        [command, mode, filter, probe, share, file, process] if command == "--probe" => {
+            let target = Target {
+                file: file.clone(),
+                process: process.parse().unwrap(),
+            };
+            ExitCode::from(enter_and_probe(mode, filter, probe, share.as_ref(), target))
+        }
+        [list, ..] if list == "--list" => ExitCode::SUCCESS,
+        _ => {
+            run_all();
+            ExitCode::SUCCESS
+        }
+    }
+}
+
+fn enter_and_probe(mode: &str, filter: &str, probe: &str, share: &Path, target: Target) -> u8 {
+    let mode = Sandbox::from_str(mode, false).unwrap();
+    let filter = seccomp::Seccomp::from_str(filter, false).unwrap();
+    match sandbox::enter(Some(mode), share) {
+        Ok(Role::Daemon { .. }) => {}
+        Ok(Role::Supervisor(daemon)) => return sandbox::supervise(daemon).unwrap() as u8,
+        Err(error) => {
+            eprintln!("{error}");
+            return NO_SANDBOX;
+        }
+    }
+    if mode != Sandbox::None {
+        capabilities::reduce(!nix::unistd::geteuid().is_root()).unwrap();
+    }
+    seccomp::install(filter).unwrap();
+    let (_, attempt) = PROBES.iter().find(|(name, _)| *name == probe).unwrap();
+    let reached = std::thread::spawn(move || attempt(&target)).join().unwrap();
+    if reached { REACHED } else { OUT_OF_REACH }
+}
+
+/// What became of a probe: an exit code, or None if it was killed for what it tried.
+fn run(mode: &str, filter: &str, probe: &str, user: Option<u32>) -> Option<u8> {
+    let share = tempfile::tempdir().unwrap();
+    let outside = tempfile::NamedTempFile::new().unwrap();
+    let open_to_all = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    fs::set_permissions(share.path(), open_to_all).unwrap();
+    let open_to_all = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+    fs::set_permissions(outside.path(), open_to_all).unwrap();
+    let mut sleeper = {
+        let mut command = Command::new("cat");
+        command.stdin(Stdio::piped()).stdout(Stdio::null());
+        as_user(&mut command, user);
+        command.spawn().unwrap()
+    };
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command
+        .args(["--probe", mode, filter, probe])
+        .arg(share.path())
+        .arg(outside.path())
+        .arg(sleeper.id().to_string())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
+    as_user(&mut command, user);
+    let mut child = command.spawn().unwrap();
+    let status = child.wait().unwrap();
+    let mut said = String::new();
+    child
+        .stderr
+        .take()
+        .unwrap()
+        .read_to_string(&mut said)
+        .unwrap();
+    drop(sleeper.stdin.take());
+    sleeper.wait().unwrap();
+    let killed = 128 + libc::SIGSYS;
+    match (status.code(), status.signal()) {
+        (Some(code), _) if code == killed => None,
+        (None, Some(libc::SIGSYS)) => None,
+        (Some(code @ (10..=12)), _) => Some(code as u8),
+        _ => panic!("{mode} {filter} {probe}: {status}: {said}"),
+    }
+}
+
+fn as_user(command: &mut Command, user: Option<u32>) {
+    if let Some(user) = user {
+        command.uid(user).gid(user);
+    }
+}
+
+/// What a mode keeps out of reach also without the filter.
+fn alone(mode: &str) -> &'static [&'static str] {
+    const PATHS: [&str; 6] = [
+        "a file by its path",
+        "the list of users",
+        "other processes in /proc",
+        "another program",
+        // In the namespace alone.
+        UPWARDS,
+        "memory of others",
+    ];
+    match mode {
+        "namespace" => &PATHS,
+        _ => &PATHS[..4],
+    }
+}
+
+fn run_all() {
+    let root = nix::unistd::geteuid().is_root();
+    let users: &[Option<u32>] = if root { &[None, Some(65_534)] } else { &[None] };
+    for user in users {
+        let who = match user {
+            None => "as this user",
+            Some(_) => "as nobody",
+        };
+        if user.is_some() && !reachable_by_all() {
+            println!("skipped: another user cannot run this program");
+            continue;
+        }
+        // An ordinary user may not do everything outside either.
+        let able = |(probe, _): &&Probe| run("none", "none", probe, *user) == Some(REACHED);
+        let probes: Vec<&str> = PROBES
+            .iter()
+            .filter(able)
+            .map(|(probe, _)| *probe)
+            .collect();
+        assert!(probes.len() + 2 >= PROBES.len(), "{who}: {probes:?}");
+        for mode in ["namespace", "chroot"] {
+            if run(mode, "none", PROBES[0].0, *user) == Some(NO_SANDBOX) {
+                println!("skipped: no sandbox {mode} {who}");
+                continue;
+            }
+            for probe in &probes {
+                // A root directory alone is no wall for a program that means to leave: it keeps
+                // paths in.
+                if mode == "chroot" && *probe == UPWARDS {
+                    continue;
+                }
+                // Together with the filter, which ends what tries.
+                let code = run(mode, "kill", probe, *user);
+                assert_ne!(code, Some(REACHED), "{probe} is reached in {mode}, {who}");
+                if alone(mode).contains(probe) {
+                    let code = run(mode, "none", probe, *user);
+                    assert_eq!(code, Some(OUT_OF_REACH), "{probe} in {mode}, {who}");
+                }
+            }
+            println!("ok: {} probes in {mode}, {who}", probes.len());
+        }
+        // The filter alone.
+        for probe in [
+            "the network",
+            "another program",
+            "memory to be executed",
+            "signals to others",
+        ] {
+            assert_eq!(run("none", "kill", probe, *user), None, "{probe}, {who}");
+        }
+    }
+}
+
+/// Whether any user may run this program: its directories have to let them through.
+fn reachable_by_all() -> bool {
+    let path = std::env::current_exe().unwrap();
+    let all = |path: &Path| {
+        fs::metadata(path)
+            .is_ok_and(|metadata| std::os::unix::fs::MetadataExt::mode(&metadata) & 0o005 == 0o005)
+    };
+    path.ancestors().all(all)
+}

@@ -205,9 +205,16 @@ pub enum Failure {
 }
 
 impl Failure {
-    /// 2 for a mistake on the command line, 1 for everything else.
+    /// Whether somebody has said already what went wrong.
+    pub fn is_told(&self) -> bool {
+        matches!(self, Failure::Run(daemon::Error::Daemon(_)))
+    }
+
+    /// 2 for a mistake on the command line, 1 for everything else; for a daemon in its sandbox what
+    /// it ended with.
     pub fn exit_code(&self) -> ExitCode {
         match self {
+            Failure::Run(daemon::Error::Daemon(status)) => ExitCode::from(*status),
             Failure::Usage(_) => ExitCode::from(2),
             Failure::Run(_) => ExitCode::from(1),
         }

@@ -9,7 +9,9 @@ fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("vhost-user-9p: {failure}");
+            if !failure.is_told() {
+                eprintln!("vhost-user-9p: {failure}");
+            }
             failure.exit_code()
         }
     }

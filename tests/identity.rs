@@ -293,3 +293,44 @@ fn the_ids_in_access_control_lists_are_translated_too() {
     let size = guest.client.xattrwalk(fid, 901, name).unwrap();
     assert_eq!(guest.client.read(901, 0, size as u32).unwrap(), value);
 }
+
+#[test]
+fn an_ordinary_user_s_daemon_serves_from_its_sandbox() {
+    const NOBODY: u32 = 65_534;
+    if !geteuid().is_root() {
+        // All other tests show it.
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let share = directory.path().join("share");
+    fs::create_dir(&share).unwrap();
+    for path in [directory.path(), &share] {
+        std::os::unix::fs::chown(path, Some(NOBODY), Some(NOBODY)).unwrap();
+    }
+    // The build may be where only root gets at it.
+    let binary = directory.path().join("daemon");
+    fs::copy(BINARY, &binary).unwrap();
+    let prelude = format!(
+        "exec setpriv --reuid={NOBODY} --regid={NOBODY} --clear-groups --pdeathsig=KILL \"$0\" \"$@\""
+    );
+    let mut guest = Guest::on(Launch::new(binary).share(share).prelude(&prelude));
+    let root = guest.root;
+    let own = [(NOBODY, NOBODY); 3];
+    assert_eq!(make_all(&mut guest, root, NO_ID), own);
+    guest.client.write_file(root, "file", b"content").unwrap();
+    assert_eq!(guest.client.read_file(root, "file").unwrap(), b"content");
+    let fid = guest.walk("file");
+    for (valid, mode, size) in [(setattr::MODE, 0o640, 0), (setattr::SIZE, 0, 3)] {
+        let mut change = no_change(fid);
+        (change.valid, change.mode, change.size) = (valid, mode, size);
+        guest.client.setattr(change).unwrap();
+    }
+    let mut change = no_change(fid);
+    (change.valid, change.uid) = (setattr::UID, 1);
+    refused(guest.client.setattr(change), Errno::EPERM);
+    guest.client.link(root, fid, "another name").unwrap();
+    let seen = guest.client.getattr(fid, getattr::ALL).unwrap();
+    assert_eq!((seen.nlink, seen.size, seen.uid), (2, 3, NOBODY));
+    assert_eq!(owner(&guest, "another name"), (NOBODY, NOBODY));
+    guest.client.remove(fid).unwrap();
+}

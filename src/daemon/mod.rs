@@ -62,7 +62,7 @@ pub enum Error {
     Seccomp(#[from] seccomp::Error),
     /// The daemon has ended, and said why.
     #[error("the daemon ended with status {0}")]
-    Daemon(i32),
+    Daemon(u8),
     /// There is no socket.
     #[error(transparent)]
     Socket(#[from] socket::Error),
@@ -405,7 +405,8 @@ fn look_at(directory: &Path) -> Result<(), Error> {
 fn supervise(daemon: Pid) -> Result<(), Error> {
     match sandbox::supervise(daemon).map_err(host("to wait for the daemon"))? {
         0 => Ok(()),
-        status => Err(Error::Daemon(status)),
+        // A status has 8 bits.
+        status => Err(Error::Daemon(status as u8)),
     }
 }
 

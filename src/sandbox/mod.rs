@@ -1,6 +1,6 @@
 //! What the daemon cannot reach, even if a guest should come to command it.
 //!
-//! Three fences, each for itself: [`namespace`] (or chroot(2)) leaves it no file but the share's, no
+//! Three fences, each for itself: `namespace` (or chroot(2)) leaves it no file but the share's, no
 //! network and no other process; [`capabilities`] leaves root's daemon no right but those over
 //! files; [`seccomp`] leaves it no system call that it does not need. They are put up once, before
 //! the first front-end is served and the first thread is started.

@@ -14,6 +14,11 @@ use std::process::{Command, ExitCode, Stdio};
 use clap::ValueEnum;
 use vhost_user_9p::sandbox::{self, Role, Sandbox, capabilities, seccomp};
 
+/// What has to be possible everywhere: a fault of the program is caught, and told with its place.
+const FAULT: Probe = ("a fault that is caught", |_| {
+    std::panic::catch_unwind(|| panic!("a fault")).is_err()
+});
+
 /// Exit codes of a probe.
 const REACHED: u8 = 10;
 const OUT_OF_REACH: u8 = 11;
@@ -120,7 +125,8 @@ fn enter_and_probe(mode: &str, filter: &str, probe: &str, share: &Path, target: 
         capabilities::reduce(!nix::unistd::geteuid().is_root()).unwrap();
     }
     seccomp::install(filter).unwrap();
-    let (_, attempt) = PROBES.iter().find(|(name, _)| *name == probe).unwrap();
+    let mut probes = PROBES.iter().chain([&FAULT]);
+    let (_, attempt) = probes.find(|(name, _)| *name == probe).unwrap();
     let reached = std::thread::spawn(move || attempt(&target)).join().unwrap();
     if reached { REACHED } else { OUT_OF_REACH }
 }
@@ -141,6 +147,7 @@ fn run(mode: &str, filter: &str, probe: &str, user: Option<u32>) -> Option<u8> {
     };
     let mut command = Command::new(std::env::current_exe().unwrap());
     command
+        .env("RUST_BACKTRACE", "full")
         .args(["--probe", mode, filter, probe])
         .arg(share.path())
         .arg(outside.path())
@@ -230,6 +237,7 @@ fn run_all() {
                     assert_eq!(code, Some(OUT_OF_REACH), "{probe} in {mode}, {who}");
                 }
             }
+            assert_eq!(run(mode, "kill", FAULT.0, *user), Some(REACHED));
             println!("ok: {} probes in {mode}, {who}", probes.len());
         }
         // The filter alone.

@@ -20,7 +20,7 @@ zshdir   = $(PREFIX)/share/zsh/site-functions
 fishdir  = $(PREFIX)/share/fish/vendor_completions.d
 
 .DEFAULT_GOAL := build
-.PHONY: help build check deny audit deny-tool test unit-test model-check bench bench-coroutine bench-coroutine-ir generated install uninstall clean
+.PHONY: help build check deny audit deny-tool test unit-test model-check soak bench bench-coroutine bench-coroutine-ir generated install uninstall clean
 
 help: ## List the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | sort | awk -F'|' '{ printf "make %-16s %s\n", $$1, $$2 }'
@@ -55,6 +55,9 @@ model-check: ## Every order in which the loop and its workers can meet
 	RUSTFLAGS="--cfg loom" $(CARGO) test --release --locked --target-dir $(TARGET)/model -p coroutine --lib model
 
 test: unit-test model-check guest-test uml-test ## Everything: unit and integration tests, and the real guests
+
+soak: ## A hundred thousand tries to get out of the share while the host swaps links in
+	ESCAPE_TRIES=100000 $(CARGO) test --release --locked --test escape -- --nocapture
 
 bench: ## The daemon beside the bare system calls; BENCH=NAME for some of the workloads
 	$(CARGO) bench --locked --bench server -- $(BENCH)

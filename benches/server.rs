@@ -131,8 +131,10 @@ fn guest_round(
 ) -> Result<Round> {
     let (start, cpu) = (Instant::now(), process_time(daemon.pid())?);
     let mut done = 0_u64;
-    while start.elapsed() < ROUND || client.outstanding() > 0 {
-        let more = start.elapsed() < ROUND || !next.is_multiple_of(workload.requests);
+    // An operation of several requests is not left in the middle.
+    let whole = |next: u64| next.is_multiple_of(workload.requests);
+    while start.elapsed() < ROUND || client.outstanding() > 0 || !whole(*next) {
+        let more = start.elapsed() < ROUND || !whole(*next);
         while more && client.outstanding() < depth {
             client.submit(&(workload.request)(fids, *next), &[])?;
             *next += 1;

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::error::{ContextKind, ErrorKind};
 use clap::{ArgGroup, CommandFactory, FromArgMatches, Parser, ValueEnum};
@@ -79,6 +80,12 @@ pub struct Options {
           value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: u16,
 
+    /// How many microseconds the daemon looks for the next request before it sleeps, where that has
+    /// paid lately; 0 for not at all
+    #[arg(long, value_name = "N", default_value_t = 50,
+          value_parser = clap::value_parser!(u16).range(0..=1000))]
+    pub poll_us: u16,
+
     /// How many descriptors the daemon may have open [default: as many as it is allowed]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(64..))]
     pub rlimit_nofile: Option<u64>,
@@ -142,6 +149,11 @@ impl Options {
             uids: map("--translate-uid", &self.translate_uid)?,
             gids: map("--translate-gid", &self.translate_gid)?,
         })
+    }
+
+    /// How long the daemon looks for the next request before it sleeps.
+    pub fn poll_time(&self) -> Duration {
+        Duration::from_micros(self.poll_us.into())
     }
 
     /// The modes of what a mapped model makes on the host.
@@ -329,7 +341,7 @@ mod tests {
 
     #[test]
     fn every_option_is_taken() {
-        let words = "x --fd 7 --shared-dir /d --tag t --readonly --once --threads 2 \
+        let words = "x --fd 7 --shared-dir /d --tag t --readonly --once --threads 2 --poll-us 7 \
                      --rlimit-nofile 99 --inode-file-handles never --multidevs forbid \
                      --log-level debug --security-model mapped-xattr --fmode 0640 --dmode 750";
         let Command::Serve(options) = parse(words).unwrap() else {
@@ -339,6 +351,7 @@ mod tests {
         assert_eq!(options.tag, "t");
         assert!(options.readonly && options.once);
         assert_eq!((options.threads, options.rlimit_nofile), (2, Some(99)));
+        assert_eq!(options.poll_time(), Duration::from_micros(7));
         assert_eq!(options.multidevs, Multidevs::Forbid);
         assert_eq!(options.inode_file_handles, FileHandles::Never);
         assert_eq!(options.log_level, LevelFilter::Debug);
@@ -377,6 +390,7 @@ mod tests {
             "x --socket /s --fd 3 --shared-dir /d",
             "x --socket /s --shared-dir /d --tag=",
             "x --socket /s --shared-dir /d --threads 0",
+            "x --socket /s --shared-dir /d --poll-us 1001",
             "x --socket /s --shared-dir /d --read-only",
             "x --socket /s --shared-dir /d --log-level loud",
             "x --socket /s --shared-dir /d --security-model mapped-inode",

@@ -130,4 +130,4 @@ pub use stack::{
 };
 pub use timer::{Sleep, next_deadline, run_timers, sleep};
 #[cfg(target_os = "linux")]
-pub use workers::Workers;
+pub use workers::{Spin, Workers};

@@ -12,7 +12,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
-use vhost_user::{Connection, DeviceConfig, Handler, Poller, Source, Status, Trigger};
+use vhost_user::{Connection, DeviceConfig, Handler, Poller, Source, Status};
 
 /// Where the guest's memory is in the guest, and in the front-end.
 pub const GUEST: u64 = 0x4000_0000;
@@ -36,12 +36,8 @@ const MANY_TURNS: usize = 10_000;
 struct Watched(Epoll);
 
 impl Poller for Watched {
-    fn watch(&self, fd: BorrowedFd<'_>, source: Source, trigger: Trigger) -> io::Result<()> {
-        let flags = match trigger {
-            Trigger::Level => EpollFlags::EPOLLIN,
-            Trigger::Edge => EpollFlags::EPOLLIN | EpollFlags::EPOLLET,
-        };
-        let event = EpollEvent::new(flags, u64::from(source == Source::Kick));
+    fn watch(&self, fd: BorrowedFd<'_>, source: Source) -> io::Result<()> {
+        let event = EpollEvent::new(EpollFlags::EPOLLIN, u64::from(source == Source::Kick));
         Ok(self.0.add(fd, event)?)
     }
 
@@ -205,6 +201,8 @@ impl Machine {
 
     /// One turn of the loop; whether anything happened.
     pub fn turn(&mut self) -> bool {
+        let found =
+            (self.connection.as_ref()).is_some_and(|connection| !connection.prepare_sleep());
         let mut events = [EpollEvent::empty(); 4];
         let count = self.watched.0.wait(&mut events, EpollTimeout::ZERO);
         let count = count.expect("epoll");
@@ -219,15 +217,16 @@ impl Machine {
                 self.connection = None;
             }
         }
-        if let Some(connection) = &self.connection
-            && connection.notify().is_err()
-        {
-            self.connection = None;
+        if let Some(connection) = &self.connection {
+            connection.take_requests();
+            if connection.notify().is_err() {
+                self.connection = None;
+            }
         }
         let mut replies = [0; 4096];
         while self.socket.read(&mut replies).is_ok_and(|count| count > 0) {}
         let _ = self.call.read();
-        count > 0
+        found || count > 0
     }
 
     /// Turns until nothing happens any more.

@@ -7,9 +7,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use coroutine::Workers;
+use coroutine::{Spin, Workers};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -18,7 +18,7 @@ use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Pid, geteuid};
-use vhost_user::{Connection, DeviceConfig, Poller, Source, Status, Trigger};
+use vhost_user::{Connection, DeviceConfig, Poller, Source, Status};
 
 use crate::cli::{FileHandles, Options};
 use crate::export::users::Users;
@@ -31,6 +31,8 @@ use socket::Socket;
 const VIRTIO_9P_MOUNT_TAG: u64 = 1 << 0;
 /// Linux asks for 128 descriptors, User-mode Linux for 256.
 const MAX_QUEUE_SIZE: u16 = 1024;
+/// How long a busy loop leaves signals, the front-end and new connections alone.
+const LOOK_INTERVAL: Duration = Duration::from_micros(100);
 
 /// Why the daemon cannot start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -132,16 +134,12 @@ impl Reactor {
 }
 
 impl Poller for Reactor {
-    fn watch(&self, fd: BorrowedFd<'_>, source: Source, trigger: Trigger) -> io::Result<()> {
+    fn watch(&self, fd: BorrowedFd<'_>, source: Source) -> io::Result<()> {
         let token = match source {
             Source::Control => Token::Control,
             Source::Kick => Token::Kick,
         };
-        let flags = match trigger {
-            Trigger::Level => EpollFlags::EPOLLIN,
-            Trigger::Edge => EpollFlags::EPOLLIN | EpollFlags::EPOLLET,
-        };
-        Ok(self.0.add(fd, EpollEvent::new(flags, token as u64))?)
+        Reactor::watch(self, fd, token)
     }
 
     fn unwatch(&self, fd: BorrowedFd<'_>) {
@@ -216,6 +214,8 @@ pub fn run(options: &Options) -> Result<(), Error> {
         server,
         socket,
         connection: None,
+        search: Spin::new(options.poll_time()),
+        looked: Instant::now(),
         served: false,
         stopping: false,
     };
@@ -234,6 +234,10 @@ struct Daemon {
     server: Rc<Server>,
     socket: Socket,
     once: bool,
+    /// For requests, before the loop sleeps.
+    search: Spin,
+    /// When the descriptors were last looked at.
+    looked: Instant,
     /// Whether a front-end has been there.
     served: bool,
     stopping: bool,
@@ -241,24 +245,15 @@ struct Daemon {
 
 impl Daemon {
     fn turn_until_stopped(&mut self) -> Result<(), Error> {
-        let mut events = [EpollEvent::empty(); 8];
         while !self.stopping {
-            let timeout = if self.server.workers().prepare_sleep() {
-                until_next_moment()
-            } else {
-                EpollTimeout::ZERO
-            };
-            let count = match self.reactor.0.wait(&mut events, timeout) {
-                Ok(count) => count,
-                Err(Errno::EINTR) => 0,
-                Err(error) => return Err(host("epoll")(error)),
-            };
+            let timeout = self.prepare_sleep();
+            // While the guest keeps the loop busy, the descriptors can wait for a moment.
+            if timeout != EpollTimeout::ZERO || self.looked.elapsed() >= LOOK_INTERVAL {
+                self.wait(timeout)?;
+            }
             self.server.workers().awake();
-            for token in events[..count]
-                .iter()
-                .filter_map(|event| Token::of(event.data()))
-            {
-                self.on_event(token)?;
+            if let Some(connection) = &self.connection {
+                connection.take_requests();
             }
             self.server.workers().run_completed();
             coroutine::run_timers();
@@ -272,6 +267,44 @@ impl Daemon {
         log::info!("stopping");
         // Drains what is under way.
         self.connection = None;
+        Ok(())
+    }
+
+    /// How long the loop may block: not at all if there is something to be done, or comes within
+    /// the time that a search for it pays.
+    fn prepare_sleep(&self) -> EpollTimeout {
+        let workers = self.server.workers();
+        let may_sleep = match &self.connection {
+            None => workers.prepare_sleep(),
+            Some(connection) => {
+                let is_there = || connection.has_requests() || workers.has_completed();
+                !self.search.until(is_there)
+                    && workers.prepare_sleep()
+                    && connection.prepare_sleep()
+            }
+        };
+        if may_sleep {
+            until_next_moment()
+        } else {
+            EpollTimeout::ZERO
+        }
+    }
+
+    /// Waits for the descriptors.
+    fn wait(&mut self, timeout: EpollTimeout) -> Result<(), Error> {
+        let mut events = [EpollEvent::empty(); 8];
+        let count = match self.reactor.0.wait(&mut events, timeout) {
+            Ok(count) => count,
+            Err(Errno::EINTR) => 0,
+            Err(error) => return Err(host("epoll")(error)),
+        };
+        self.looked = Instant::now();
+        for token in events[..count]
+            .iter()
+            .filter_map(|event| Token::of(event.data()))
+        {
+            self.on_event(token)?;
+        }
         Ok(())
     }
 

@@ -1,20 +1,20 @@
 //! One front-end, from connect to disconnect.
 
+use std::cell::Cell;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use nix::sys::eventfd::{EfdFlags, EventFd};
 use vhost::vhost_user::{BackendReqHandler, Error as ProtocolError};
 
 use crate::device::Device;
 use crate::ring::{Ring, RingError};
 use crate::tally::Tally;
-use crate::{DeviceConfig, Error, Handler, Poller, Source, Trigger};
+use crate::{DeviceConfig, Error, Handler, Poller, Source};
 
-/// How often one event may look into the ring before the loop has its turn: a driver that posts
-/// without end must not keep other things from happening.
+/// How many requests are taken in one turn of the loop: a driver that posts without end must not
+/// keep other things from happening.
 const BUDGET: usize = 256;
 
 /// Whether the front-end is still there.
@@ -36,8 +36,8 @@ pub struct Connection {
     poller: Rc<dyn Poller>,
     /// The socket again, to be watched.
     socket: OwnedFd,
-    /// Brings the loop back to a ring that was left before it was empty.
-    again: EventFd,
+    /// Whether the driver's kick is to be taken back.
+    kicked: Cell<bool>,
     refusals: Tally,
 }
 
@@ -68,16 +68,9 @@ impl Connection {
         // The crate asks again and again for what is not there yet, instead of coming back later.
         stream.set_nonblocking(false).map_err(Error::Socket)?;
         let socket: OwnedFd = stream.try_clone().map_err(Error::Socket)?.into();
-        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
-        let again =
-            EventFd::from_value_and_flags(0, flags).map_err(|error| Error::Socket(error.into()))?;
         poller
-            .watch(socket.as_fd(), Source::Control, Trigger::Level)
+            .watch(socket.as_fd(), Source::Control)
             .map_err(Error::Watch)?;
-        if let Err(error) = poller.watch(again.as_fd(), Source::Kick, Trigger::Edge) {
-            poller.unwatch(socket.as_fd());
-            return Err(Error::Watch(error));
-        }
         Ok(Connection {
             messages: BackendReqHandler::from_stream(stream, device.clone()),
             device,
@@ -85,39 +78,75 @@ impl Connection {
             handler,
             poller,
             socket,
-            again,
+            kicked: Cell::new(false),
             refusals: Tally::default(),
         })
     }
 
-    /// To be called when a descriptor of `source` is readable: handles one message, or takes
-    /// requests out of the ring. Errors: the connection is of no use any more and has to be
-    /// dropped.
+    /// To be called when a descriptor of `source` is readable: handles one message, or notes that
+    /// the driver has kicked. Errors: the connection is of no use any more and has to be dropped.
     ///
     /// A request that is well-formed but refused leaves the connection open: the front-end is told
     /// so if it asks for acknowledgements. What is malformed, or has to have an answer and gets
     /// none, ends it.
     pub fn ready(&mut self, source: Source) -> Result<Status, Error> {
-        if source == Source::Control {
-            match self.messages.handle_request() {
-                Ok(()) => {}
-                // The second: it has left before it read, or while it was sent, an answer.
-                Err(ProtocolError::Disconnected | ProtocolError::SocketBroken(_)) => {
-                    return Ok(Status::Disconnected);
+        if source == Source::Kick {
+            self.kicked.set(true);
+            return Ok(Status::Open);
+        }
+        match self.messages.handle_request() {
+            Ok(()) => {}
+            // The second: it has left before it read, or while it was sent, an answer.
+            Err(ProtocolError::Disconnected | ProtocolError::SocketBroken(_)) => {
+                return Ok(Status::Disconnected);
+            }
+            // Refused, and the front-end was told so if it had asked to be.
+            Err(ProtocolError::ReqHandlerError(error)) => {
+                if let Some(number) = self.refusals.count() {
+                    log::warn!("a vhost-user message is refused: {error} (number {number})");
                 }
-                // Refused, and the front-end was told so if it had asked to be.
-                Err(ProtocolError::ReqHandlerError(error)) => {
-                    if let Some(number) = self.refusals.count() {
-                        log::warn!("a vhost-user message is refused: {error} (number {number})");
-                    }
-                }
-                Err(error) => return Err(error.into()),
+            }
+            Err(error) => return Err(error.into()),
+        }
+        Ok(Status::Open)
+    }
+
+    /// Whether there is a request to be taken; costs no call.
+    pub fn has_requests(&self) -> bool {
+        self.ring.has_requests()
+    }
+
+    /// To be called at every turn of the loop, whatever has woken it: takes requests out of the ring
+    /// and gives them to the handler. The driver may have been faster than its front-end, or its
+    /// kick have gone with a descriptor that was replaced.
+    pub fn take_requests(&self) {
+        if self.has_requests() {
+            // They stay off while the loop is awake.
+            self.ring.disable_kicks();
+            if let Err(error) = self.try_take_requests() {
+                self.ring.fail(&error);
             }
         }
-        // Also after a message: the driver may have been faster than its front-end, or its
-        // notification have gone with a descriptor that was replaced.
-        self.empty_ring();
-        Ok(Status::Open)
+        self.leave_if_broken();
+    }
+
+    fn try_take_requests(&self) -> Result<(), RingError> {
+        for _ in 0..BUDGET {
+            match self.ring.pop()? {
+                Some(request) => self.handler.handle(request),
+                None => break,
+            }
+        }
+        Ok(())
+    }
+
+    /// Before the loop blocks: true if it may, and from now on a request brings a kick; false if one
+    /// is there already.
+    pub fn prepare_sleep(&self) -> bool {
+        if self.kicked.take() {
+            self.device().clear_kick();
+        }
+        !self.ring.enable_kicks()
     }
 
     /// To be called at the end of a turn of the loop: one notification for all requests completed
@@ -139,38 +168,6 @@ impl Connection {
             self.device().unwatch();
         }
     }
-
-    fn empty_ring(&self) {
-        if self.ring.is_running()
-            && let Err(error) = self.try_empty_ring()
-        {
-            self.ring.fail(&error);
-        }
-        self.leave_if_broken();
-    }
-
-    fn try_empty_ring(&self) -> Result<(), RingError> {
-        self.ring.disable_kicks();
-        for _ in 0..BUDGET {
-            if !self.ring.is_running() {
-                return Ok(());
-            }
-            if let Some(request) = self.ring.pop()? {
-                self.handler.handle(request);
-                continue;
-            }
-            self.device().clear_kick();
-            // From here on a new request brings a new notification; one that came before is
-            // taken out now.
-            if !self.ring.enable_kicks() {
-                return Ok(());
-            }
-            self.ring.disable_kicks();
-        }
-        // Cannot fail: the counter never gets full by ones.
-        let _ = self.again.write(1);
-        Ok(())
-    }
 }
 
 impl Drop for Connection {
@@ -178,6 +175,5 @@ impl Drop for Connection {
         self.device().stop();
         self.handler.reset();
         self.poller.unwatch(self.socket.as_fd());
-        self.poller.unwatch(self.again.as_fd());
     }
 }

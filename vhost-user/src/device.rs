@@ -134,10 +134,7 @@ impl Device {
         self.ring
             .start(size, addresses, self.memory.clone(), self.base, event_idx)
             .map_err(failed)?;
-        if let Err(error) = self
-            .poller
-            .watch(kick.as_fd(), Source::Kick, kick.trigger())
-        {
+        if let Err(error) = self.poller.watch(kick.as_fd(), Source::Kick) {
             self.ring.stop();
             return Err(failed(error));
         }
@@ -366,7 +363,7 @@ impl VhostUserBackendReqHandlerMut for Device {
         let kick = Kick::new(file).map_err(failed)?;
         if self.ring.is_running() {
             self.poller
-                .watch(kick.as_fd(), Source::Kick, kick.trigger())
+                .watch(kick.as_fd(), Source::Kick)
                 .map_err(failed)?;
             self.unwatch();
             self.watched = true;

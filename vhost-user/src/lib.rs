@@ -4,7 +4,7 @@
 //! memory and the ring; from then on requests go between the guest and this process without it.
 //! The crate knows nothing of what the device does: it turns descriptor chains into [`Request`]s,
 //! gives them to a [`Handler`], and pushes them when they are completed. It runs on one thread, in
-//! somebody else's event loop ([`Poller`], [`Connection::ready`]).
+//! somebody else's event loop ([`Poller`]).
 //!
 //! - `connection`: one front-end, from connect to disconnect.
 //! - `device`: the control messages, what starts and stops the ring.
@@ -83,21 +83,12 @@ pub enum Source {
     Kick,
 }
 
-/// When a watched descriptor has something new (epoll(7)).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Trigger {
-    /// As long as it is readable.
-    Level,
-    /// When it has become readable once more, whether or not it was read: an eventfd that only
-    /// wakes costs no call to read it.
-    Edge,
-}
-
-/// The event loop, which watches descriptors for being readable and then calls
-/// [`Connection::ready`].
+/// The event loop. Each of its turns calls [`Connection::ready`] for what is readable, then
+/// [`Connection::take_requests`] and at its end [`Connection::notify`]; before it blocks it asks
+/// [`Connection::prepare_sleep`].
 pub trait Poller {
-    /// Starts to watch `fd`. What is readable already counts as new. Errors: those of the loop.
-    fn watch(&self, fd: BorrowedFd<'_>, source: Source, trigger: Trigger) -> io::Result<()>;
+    /// Starts to watch whether `fd` is readable. Errors: those of the loop.
+    fn watch(&self, fd: BorrowedFd<'_>, source: Source) -> io::Result<()>;
     /// Ends it. The descriptor is still open, and was watched.
     fn unwatch(&self, fd: BorrowedFd<'_>);
 }

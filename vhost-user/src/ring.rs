@@ -224,14 +224,19 @@ impl Ring {
         }
     }
 
-    /// Asks the driver not to notify while the ring is being emptied.
+    /// Whether a request is available.
+    pub(crate) fn has_requests(&self) -> bool {
+        (self.split.borrow().as_ref()).is_some_and(SplitRing::has_requests)
+    }
+
+    /// Asks the driver not to notify: the ring is looked at without that.
     pub(crate) fn disable_kicks(&self) {
         if let Some(split) = &*self.split.borrow() {
             split.disable_kicks();
         }
     }
 
-    /// Asks the driver to notify again. True if something has become available in between.
+    /// Asks the driver to notify again. True if something is available already.
     pub(crate) fn enable_kicks(&self) -> bool {
         (self.split.borrow().as_ref()).is_some_and(SplitRing::enable_kicks)
     }

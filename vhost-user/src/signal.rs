@@ -3,6 +3,7 @@
 //! They should be eventfds, but are also seen as pipes and as ends of socket pairs (User-mode
 //! Linux), or missing: then the ring is looked at from time to time.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -14,8 +15,6 @@ use nix::sys::stat::{SFlag, fstat};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
-use crate::Trigger;
-
 /// How often a ring without a kick descriptor is looked at.
 const POLL_INTERVAL: std::time::Duration = std::time::Duration::from_micros(500);
 
@@ -25,55 +24,68 @@ const EVENTFD: SFlag = SFlag::empty();
 /// What wakes the device.
 pub(crate) struct Kick {
     fd: OwnedFd,
-    trigger: Trigger,
+    /// Whether the descriptor can be read without blocking whatever its flags say, as eventfds can.
+    nowait: Cell<bool>,
 }
 
 impl Kick {
     /// The front-end's descriptor, or a timer where it gives none. Errors: those of
     /// timerfd_create(2).
     pub(crate) fn new(file: Option<File>) -> io::Result<Kick> {
-        if let Some(file) = file {
-            let trigger = Trigger::Level;
-            let fd = file.into();
-            return Ok(Kick { fd, trigger });
-        }
-        let timer = TimerFd::new(
-            ClockId::CLOCK_MONOTONIC,
-            TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK,
-        )?;
-        let interval = Expiration::Interval(TimeSpec::from_duration(POLL_INTERVAL));
-        timer.set(interval, TimerSetTimeFlags::empty())?;
-        // Starts its next interval when it is read.
-        let trigger = Trigger::Level;
-        let fd = timer.into();
-        Ok(Kick { fd, trigger })
+        let fd = match file {
+            Some(file) => file.into(),
+            None => timer()?.into(),
+        };
+        let nowait = Cell::new(true);
+        Ok(Kick { fd, nowait })
     }
 
-    /// How it is to be watched.
-    pub(crate) fn trigger(&self) -> Trigger {
-        self.trigger
-    }
-
-    /// Takes the notification back, if there is one and it would come again. False if nothing can come any more, as
-    /// whoever held the other end has gone: the descriptor would wake the loop for ever.
+    /// Takes the notification back, if there is one. False if nothing can come any more, as whoever
+    /// held the other end has gone: the descriptor would wake the loop for ever.
     #[must_use]
     pub(crate) fn clear(&self) -> bool {
-        if self.trigger == Trigger::Edge {
-            return true;
+        // A timer gives eight bytes and is empty then; a pipe may hold more, which only means another
+        // look at the ring.
+        let mut bytes = [0; 64];
+        if self.nowait.get() {
+            match read_now(&self.fd, &mut bytes) {
+                Err(Errno::EAGAIN | Errno::EINTR) => return true,
+                Ok(count) => return count > 0,
+                Err(_) => self.nowait.set(false),
+            }
         }
         // Asked first: the descriptor may block, and somebody may have been faster.
         let found = poll_now(self.fd.as_fd(), PollFlags::POLLIN);
         if !found.contains(PollFlags::POLLIN) {
             return found.is_empty();
         }
-        let mut bytes = [0; 64];
-        // A timer gives eight bytes and is empty then; a pipe may hold more, which only means another
-        // look at the ring.
         match nix::unistd::read(&self.fd, &mut bytes) {
             Ok(count) => count > 0,
             Err(error) => matches!(error, Errno::EAGAIN | Errno::EINTR),
         }
     }
+}
+
+/// read(2) that never waits. Errors: those of preadv2(2); EAGAIN if there is nothing.
+fn read_now(fd: impl AsFd, bytes: &mut [u8]) -> nix::Result<usize> {
+    let piece = libc::iovec {
+        iov_base: bytes.as_mut_ptr().cast(),
+        iov_len: bytes.len(),
+    };
+    // SAFETY: the one piece is the slice, which nobody else has meanwhile.
+    let count = unsafe { libc::preadv2(fd.as_fd().as_raw_fd(), &piece, 1, -1, libc::RWF_NOWAIT) };
+    Errno::result(count).map(|count| count as usize)
+}
+
+/// A timer that looks at a ring nobody kicks for.
+fn timer() -> io::Result<TimerFd> {
+    let timer = TimerFd::new(
+        ClockId::CLOCK_MONOTONIC,
+        TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK,
+    )?;
+    let interval = Expiration::Interval(TimeSpec::from_duration(POLL_INTERVAL));
+    timer.set(interval, TimerSetTimeFlags::empty())?;
+    Ok(timer)
 }
 
 impl AsFd for Kick {

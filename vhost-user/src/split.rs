@@ -159,6 +159,12 @@ impl SplitRing {
         self.next_available
     }
 
+    /// Whether there is a next request, or the ring is broken.
+    pub(crate) fn has_requests(&self) -> bool {
+        self.seen_available != self.next_available
+            || u16::from_le(self.available.u16(INDEX).load(Relaxed)) != self.next_available
+    }
+
     /// The first descriptor of the next request, if there is one; it is still to be
     /// [taken](SplitRing::take). Errors: the driver has made more available than there can be, or
     /// one that is not in the ring.
@@ -242,7 +248,7 @@ impl SplitRing {
         }
         // The driver reads the wish after it has written the index, this side the other way round.
         fence(SeqCst);
-        u16::from_le(self.available.u16(INDEX).load(Relaxed)) != self.next_available
+        self.has_requests()
     }
 }
 

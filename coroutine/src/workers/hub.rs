@@ -126,7 +126,7 @@ impl<E: Event + Send + Sync + 'static> Hub<E> {
             done: AtomicPtr::new(ptr::null_mut()),
             sleeping: AtomicBool::new(false),
             max_threads: max_threads.max(1),
-            spin: Spin::new(),
+            spin: Spin::new(super::SEARCH),
             event,
         }))
     }

@@ -18,6 +18,7 @@ use std::marker::PhantomData;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::ptr::{self, NonNull};
 use std::thread::panicking;
+use std::time::Duration;
 
 use crate::core::{in_coroutine, resume, this, wait_for};
 use crate::trace;
@@ -25,7 +26,12 @@ use event::Event;
 use hub::{Hub, Progress};
 pub(crate) use job::Job;
 use job::JobOf;
-use spin::Spin;
+pub use spin::Spin;
+
+/// How long the search for a job or its completion is: a little more than it takes to wake a worker,
+/// so that the loop finds what a worker does that has slept. Otherwise neither would ever find the
+/// other searching again.
+const SEARCH: Duration = Duration::from_micros(20);
 
 /// A pool of threads, used by the coroutines of one other thread.
 ///
@@ -93,7 +99,7 @@ impl Workers {
             completed: Cell::new(ptr::null_mut()),
             armed: Cell::new(false),
             signalled: Cell::new(false),
-            spin: Spin::new(),
+            spin: Spin::new(SEARCH),
             thread_bound: PhantomData,
         })
     }
@@ -143,6 +149,11 @@ impl Workers {
         count
     }
 
+    /// Whether a job is done whose coroutine is to be continued; costs no call.
+    pub fn has_completed(&self) -> bool {
+        !self.completed.get().is_null() || self.hub.is_done()
+    }
+
     /// For draining: blocks until at least one job is done, and continues its coroutine. Returns 0
     /// at once if nothing is outstanding.
     ///
@@ -165,8 +176,7 @@ impl Workers {
     /// descriptor readable; false if something is done already. Where it has paid lately, it looks
     /// a few microseconds for something to be done.
     pub fn prepare_sleep(&self) -> bool {
-        let is_done = || !self.completed.get().is_null() || self.hub.is_done();
-        if self.outstanding.get() > 0 && self.spin.until(is_done) {
+        if self.outstanding.get() > 0 && self.spin.until(|| self.has_completed()) {
             return false;
         }
         self.armed.set(true);

@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use vhost_user::{Connection, DeviceConfig, Error, Handler, Poller, Source, Status, Trigger};
+use vhost_user::{Connection, DeviceConfig, Error, Handler, Poller, Source, Status};
 
 /// A loop that has not come to rest after so many turns is spinning.
 const MANY_TURNS: usize = 1000;
@@ -23,12 +23,8 @@ pub struct Watched {
 }
 
 impl Poller for Watched {
-    fn watch(&self, fd: BorrowedFd<'_>, source: Source, trigger: Trigger) -> io::Result<()> {
-        let flags = match trigger {
-            Trigger::Level => EpollFlags::EPOLLIN,
-            Trigger::Edge => EpollFlags::EPOLLIN | EpollFlags::EPOLLET,
-        };
-        let event = EpollEvent::new(flags, u64::from(source == Source::Kick));
+    fn watch(&self, fd: BorrowedFd<'_>, source: Source) -> io::Result<()> {
+        let event = EpollEvent::new(EpollFlags::EPOLLIN, u64::from(source == Source::Kick));
         self.epoll.add(fd, event)?;
         self.fds.borrow_mut().push(fd.as_raw_fd());
         Ok(())
@@ -109,7 +105,11 @@ impl EventLoop {
     }
 
     fn turn_with(&mut self, timeout: EpollTimeout) -> Vec<Source> {
-        let sources = self.watched.wait(timeout);
+        // What is in the ring already is as good as a kick.
+        let found =
+            (self.connection.as_ref()).is_some_and(|connection| !connection.prepare_sleep());
+        let timeout = if found { EpollTimeout::ZERO } else { timeout };
+        let mut sources = self.watched.wait(timeout);
         for &source in &sources {
             if let Some(connection) = &mut self.connection {
                 match connection.ready(source) {
@@ -119,8 +119,14 @@ impl EventLoop {
                 }
             }
         }
+        if let Some(connection) = &self.connection {
+            connection.take_requests();
+        }
         self.notify();
         assert!(!self.watched.needless.get(), "was not watched");
+        if found && sources.is_empty() {
+            sources.push(Source::Kick);
+        }
         sources
     }
 

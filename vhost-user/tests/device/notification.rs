@@ -183,17 +183,32 @@ fn a_driver_with_event_idx_is_called_when_it_wants_to_be() {
 }
 
 #[test]
-fn the_driver_is_asked_for_kicks_only_when_the_ring_is_empty() {
+fn the_driver_is_asked_for_kicks_only_before_the_loop_sleeps() {
     let mut machine = Machine::started_with(FEATURES & !feature::EVENT_IDX);
     assert_eq!(machine.ring.used_flags(&machine.memory), 0);
     machine.exercise();
+    assert_eq!(machine.ring.used_flags(&machine.memory), NO_NOTIFY);
+    machine.event_loop.run();
     assert_eq!(machine.ring.used_flags(&machine.memory), 0);
     machine.stop();
 
     let mut machine = Machine::started();
     assert_eq!(machine.ring.avail_event(&machine.memory), 0);
     machine.exercise();
+    machine.event_loop.run();
     assert_eq!(machine.ring.avail_event(&machine.memory), 3);
+}
+
+#[test]
+fn a_request_without_a_kick_is_found_before_the_loop_sleeps() {
+    for features in [FEATURES, FEATURES & !feature::EVENT_IDX] {
+        let mut machine = Machine::started_with(features);
+        machine.exercise();
+        // As a driver that was not asked to kick does.
+        machine.post_echo(0, b"hello");
+        machine.event_loop.turn_when_ready();
+        assert_eq!(machine.take_used().len(), 1);
+    }
 }
 
 #[test]

@@ -10,6 +10,7 @@ use libc::{c_int, iovec};
 use vm_memory::VolatileSlice;
 
 use crate::memory::Memory;
+use crate::prefetch;
 
 /// The most segments that one system call takes (limits.h).
 const IOV_MAX: usize = 1024;
@@ -72,6 +73,17 @@ impl Segments {
             self.len += slice.len();
         }
         true
+    }
+
+    /// Hints that the first bytes, up to `len`, will be used, as far as they are in one piece.
+    pub(crate) fn prefetch(&self, len: usize, hint: fn(*const u8)) {
+        let Some(first) = self.list.first() else {
+            return;
+        };
+        let start = first.iov_base.cast::<u8>().cast_const();
+        for at in (0..len.min(first.iov_len)).step_by(prefetch::LINE) {
+            hint(start.wrapping_add(at));
+        }
     }
 
     /// Gives the list's memory back for the next request.

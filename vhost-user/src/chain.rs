@@ -10,6 +10,7 @@ use vm_memory::{ByteValued, VolatileMemory, VolatileSlice};
 
 use crate::buffers::Segments;
 use crate::memory::Memory;
+use crate::prefetch;
 
 /// The most descriptors of an indirect table. The specification allows no chain longer than the
 /// ring, but Linux makes tables as long as its requests have pieces, whatever the ring's size, and
@@ -93,6 +94,17 @@ impl Table<'_> {
                     .map_err(|_| ChainError::Address(address))
             }
         }
+    }
+}
+
+/// Fetches the indirect table of a chain, if it has one. Nothing is believed: [`walk`] reads the
+/// descriptor again.
+pub(crate) fn prefetch_table(memory: &Memory, table: VolatileSlice<'_>, head: u16) {
+    if let Ok(first) = Table::Mapped(table).descriptor(memory, head)
+        && u32::from(u16::from_le(first.flags)) & VRING_DESC_F_INDIRECT != 0
+        && let Some(start) = memory.contiguous(u64::from_le(first.address), 1)
+    {
+        prefetch::for_reading(start.as_ptr());
     }
 }
 

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use vhost::vhost_user::{BackendReqHandler, Error as ProtocolError};
 
 use crate::device::Device;
+use crate::request::Request;
 use crate::ring::{Ring, RingError};
 use crate::tally::Tally;
 use crate::{DeviceConfig, Error, Handler, Poller, Source};
@@ -39,6 +40,8 @@ pub struct Connection {
     /// Whether the driver's kick is to be taken back.
     kicked: Cell<bool>,
     refusals: Tally,
+    /// Empty; kept for its memory.
+    batch: Cell<Vec<Request>>,
 }
 
 impl Connection {
@@ -80,6 +83,7 @@ impl Connection {
             socket,
             kicked: Cell::new(false),
             refusals: Tally::default(),
+            batch: Cell::default(),
         })
     }
 
@@ -131,13 +135,22 @@ impl Connection {
     }
 
     fn try_take_requests(&self) -> Result<(), RingError> {
-        for _ in 0..BUDGET {
-            match self.ring.pop()? {
-                Some(request) => self.handler.handle(request),
-                None => break,
+        let mut batch = self.batch.take();
+        let mut left = BUDGET;
+        let result = loop {
+            let result = self.ring.pop(&mut batch);
+            let count = batch.len();
+            // What was taken before the ring broke is answered.
+            batch
+                .drain(..)
+                .for_each(|request| self.handler.handle(request));
+            left = left.saturating_sub(count);
+            if result.is_err() || count == 0 || left == 0 {
+                break result;
             }
-        }
-        Ok(())
+        };
+        self.batch.replace(batch);
+        result
     }
 
     /// Before the loop blocks: true if it may, and from now on a request brings a kick; false if one

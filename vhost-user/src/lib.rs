@@ -13,6 +13,7 @@
 //! - `chain`: one walk over the descriptors of a request, and all that can be wrong with them.
 //! - `buffers`: copying and I/O on guest memory.
 //! - `request`: a request, from pop to push.
+//! - `prefetch`: brings near what another processor has written.
 //! - `signal`: the descriptors by which both sides wake each other.
 //! - `tally`: keeps what a guest can bring about without end out of the log.
 //!
@@ -32,6 +33,7 @@ mod chain;
 mod connection;
 mod device;
 mod memory;
+mod prefetch;
 mod request;
 mod ring;
 mod signal;

@@ -9,11 +9,18 @@ use libc::iovec;
 use crate::buffers::Segments;
 use crate::chain::{self, ChainError};
 use crate::memory::Memory;
+use crate::prefetch;
 use crate::request::Request;
 use crate::signal::Call;
 use crate::split::{Addresses, SplitRing};
 use crate::tally::Tally;
 
+/// How many requests are taken at once, if there are so many: to fetch what they begin with takes
+/// little longer than for one.
+const BATCH: u8 = 16;
+/// As long as most requests and replies are that have no payload.
+const REQUEST: usize = 64;
+const REPLY: usize = 192;
 /// How many lists of segments are kept for the next requests.
 const SPARE_LISTS: usize = 256;
 /// After so many bytes the driver is notified without waiting for the end of the turn: it can work
@@ -142,15 +149,46 @@ impl Ring {
         }
     }
 
-    /// The next request, if one is available.
-    pub(crate) fn pop(self: &Rc<Ring>) -> Result<Option<Request>, RingError> {
+    /// Takes the next requests, a batch at the most, and puts them behind those in `into`; none if
+    /// none is available. Errors: how the driver has broken the ring. What came before is taken.
+    pub(crate) fn pop(self: &Rc<Ring>, into: &mut Vec<Request>) -> Result<(), RingError> {
         let mut split = self.split.borrow_mut();
         let Some(split) = &mut *split else {
-            return Ok(None);
+            return Ok(());
         };
-        let Some(head) = split.peek()? else {
-            return Ok(None);
+        if split.peek()?.is_none() {
+            return Ok(());
+        }
+        self.prefetch(split);
+        for _ in 0..BATCH {
+            let Some(head) = split.peek()? else { break };
+            into.push(self.pop_one(split, head)?);
+        }
+        Ok(())
+    }
+
+    /// What the next requests begin with.
+    fn prefetch(&self, split: &SplitRing) {
+        let (memory, table) = (split.memory(), split.descriptors());
+        let known = || {
+            let heads = split.known(BATCH.into());
+            heads.filter(|&head| head < split.size())
         };
+        // One alone is read at once.
+        if known().nth(1).is_none() {
+            return;
+        }
+        let size = chain::DESCRIPTOR_SIZE as usize;
+        let start = table.ptr_guard();
+        for head in known() {
+            prefetch::for_reading(start.as_ptr().wrapping_add(usize::from(head) * size));
+        }
+        for head in known() {
+            chain::prefetch_table(memory, table, head);
+        }
+    }
+
+    fn pop_one(self: &Rc<Ring>, split: &mut SplitRing, head: u16) -> Result<Request, RingError> {
         if self.in_flight.get() == split.size() {
             return Err(RingError::TooMany);
         }
@@ -159,16 +197,12 @@ impl Ring {
         let mut writable = Segments::new(self.take_list());
         let table = split.descriptors();
         chain::walk(&memory, table, head, &mut readable, &mut writable)?;
+        readable.prefetch(REQUEST, prefetch::for_reading);
+        writable.prefetch(REPLY, prefetch::for_writing);
         // Only now: a chain that was not understood was not taken.
         split.take();
         self.in_flight.set(self.in_flight.get() + 1);
-        Ok(Some(Request::new(
-            self.clone(),
-            head,
-            memory,
-            readable,
-            writable,
-        )))
+        Ok(Request::new(self.clone(), head, memory, readable, writable))
     }
 
     /// Gives a chain back to the driver. After the ring has been stopped nothing is written.

@@ -180,12 +180,23 @@ impl SplitRing {
             }
             self.seen_available = index;
         }
-        let place = HEADER + HEAD_SIZE * usize::from(self.next_available % self.size);
-        let head = u16::from_le(self.available.u16(place).load(Relaxed));
+        let head = self.head(self.next_available);
         if head >= self.size {
             return Err(RingError::Head(head));
         }
         Ok(Some(head))
+    }
+
+    /// The first descriptors of up to `most` requests that are known to be available, the next one
+    /// first. Nothing of them was checked.
+    pub(crate) fn known(&self, most: u16) -> impl Iterator<Item = u16> {
+        let count = self.seen_available.wrapping_sub(self.next_available);
+        (0..count.min(most)).map(|ahead| self.head(self.next_available.wrapping_add(ahead)))
+    }
+
+    fn head(&self, index: u16) -> u16 {
+        let place = HEADER + HEAD_SIZE * usize::from(index % self.size);
+        u16::from_le(self.available.u16(place).load(Relaxed))
     }
 
     /// Takes the request that was found.

@@ -206,6 +206,37 @@ fn what_was_answered_before_the_ring_breaks_is_announced() {
 }
 
 #[test]
+fn what_comes_before_a_broken_request_is_answered_and_what_is_behind_is_not() {
+    for (what, breakage) in BREAKAGES {
+        let mut machine = Machine::started();
+        machine.exercise();
+        // They are looked at together.
+        let heads = [20, 22, 24, 26];
+        for head in heads {
+            machine.post_echo(head, b"hello");
+        }
+        let next = machine.ring.avail_idx + 1;
+        breakage(&mut machine);
+        let one = machine.ring.avail_idx == next;
+        if one {
+            machine.post_echo(30, b"never");
+        }
+        machine.kick();
+        machine.event_loop.run();
+        assert_eq!(count(&machine.error), 1, "{what}");
+        // An index that cannot be says nothing of any request.
+        let answered: &[u16] = if one { &heads } else { &[] };
+        let used = machine.take_used();
+        assert!(
+            used.iter()
+                .map(|used| used.head)
+                .eq(answered.iter().copied()),
+            "{what}: {used:?}"
+        );
+    }
+}
+
+#[test]
 fn a_driver_cannot_have_more_under_way_than_descriptors() {
     let mut machine = Machine::started();
     machine.handler.keep.set(true);

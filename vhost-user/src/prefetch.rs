@@ -1,0 +1,44 @@
+//! Fetches what the driver has written, and what is to be written for it, before it is needed.
+//!
+//! The lines of the ring and of the buffers are in another processor's cache, and each costs as much
+//! as a short system call. Fetched for many requests at once they cost little more than one.
+
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+use std::arch::asm;
+
+/// Bytes of a cache line, or of half of one.
+pub(crate) const LINE: usize = 64;
+
+/// A hint that `place` will be read.
+#[inline]
+pub(crate) fn for_reading(place: *const u8) {
+    // SAFETY: a hint, which no address makes fail.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        asm!("prefetcht0 [{}]", in(reg) place, options(nostack, preserves_flags, readonly));
+    }
+    // SAFETY: as above.
+    #[cfg(target_arch = "aarch64")]
+    unsafe {
+        asm!("prfm pldl1keep, [{}]", in(reg) place, options(nostack, preserves_flags, readonly));
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let _ = place;
+}
+
+/// A hint that `place` will be written.
+#[inline]
+pub(crate) fn for_writing(place: *const u8) {
+    // SAFETY: a hint, which no address makes fail; a processor without it does nothing.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        asm!("prefetchw [{}]", in(reg) place, options(nostack, preserves_flags, readonly));
+    }
+    // SAFETY: as above.
+    #[cfg(target_arch = "aarch64")]
+    unsafe {
+        asm!("prfm pstl1keep, [{}]", in(reg) place, options(nostack, preserves_flags, readonly));
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let _ = place;
+}

@@ -20,7 +20,7 @@ zshdir   = $(PREFIX)/share/zsh/site-functions
 fishdir  = $(PREFIX)/share/fish/vendor_completions.d
 
 .DEFAULT_GOAL := build
-.PHONY: help build check deny audit deny-tool test unit-test model-check soak bench bench-coroutine bench-coroutine-ir generated install uninstall clean
+.PHONY: help build check deny audit deny-tool test unit-test model-check soak bench bench-record bench-check bench-coroutine bench-coroutine-ir generated install uninstall clean
 
 help: ## List the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | sort | awk -F'|' '{ printf "make %-16s %s\n", $$1, $$2 }'
@@ -59,8 +59,14 @@ test: unit-test model-check guest-test uml-test ## Everything: unit and integrat
 soak: ## A hundred thousand tries to get out of the share while the host swaps links in
 	ESCAPE_TRIES=100000 $(CARGO) test --release --locked --test escape -- --nocapture
 
-bench: ## The daemon beside the bare system calls; BENCH=NAME for some of the workloads
-	$(CARGO) bench --locked --bench server -- $(BENCH)
+bench: ## The daemon beside virtiofsd and the bare system calls; BENCH=NAME for some of the workloads
+	VIRTIOFSD=$$(benches/virtiofsd.sh) $(CARGO) bench --locked --bench server -- $(BENCH)
+
+bench-record: ## The same, kept in docs/bench as lines, a table and plots
+	VIRTIOFSD=$$(benches/virtiofsd.sh) $(CARGO) bench --locked --bench server -- --record
+
+bench-check: ## The same beside what was kept: names what has become worse
+	VIRTIOFSD=$$(benches/virtiofsd.sh) $(CARGO) bench --locked --bench server -- --check $(BENCH)
 
 bench-coroutine: ## The coroutine library beside its peers
 	$(CARGO) bench --locked -p coroutine-bench --bench peers -- $(BENCH)

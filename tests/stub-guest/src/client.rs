@@ -269,6 +269,21 @@ impl Client {
         self.post(slot, placed)
     }
 
+    /// The same with payloads in pages of their own: `sent` behind the frame, and `received` bytes of
+    /// room behind the `writable` ones.
+    pub fn submit_pages(
+        &mut self,
+        frame: &[u8],
+        sent: &[u8],
+        writable: usize,
+        received: usize,
+    ) -> Result<u16> {
+        let slot = self.take_slot();
+        let placed = self.place_frame(frame, writable);
+        let placed = placed.and_then(|pending| self.place_pages(pending, sent, received));
+        self.post(slot, placed)
+    }
+
     /// Tells the device of what was submitted, if it wants to know.
     pub fn kick(&mut self) -> Result<()> {
         self.front_end.kick()
@@ -402,9 +417,19 @@ impl Client {
         let mut pending = self.place_frame(frame, capacity)?;
         pending.kind = Some(message.kind());
         pending.tag = Some(tag);
-        let sent = if writing { payload.len() } else { 0 };
+        let sent = if writing { payload } else { &[] };
+        self.place_pages(pending, sent, reading.unwrap_or(0))
+    }
+
+    /// Gives a placed frame pages with `sent` in them, and pages for `received` bytes.
+    fn place_pages(
+        &mut self,
+        mut pending: Pending,
+        sent: &[u8],
+        received: usize,
+    ) -> Result<Pending> {
         let memory = self.front_end.memory();
-        let pages = [sent, reading.unwrap_or(0)].map(|len| match len {
+        let pages = [sent.len(), received].map(|len| match len {
             0 => Ok(Buffer::default()),
             len => Buffer::alloc(memory, len),
         });
@@ -413,16 +438,16 @@ impl Client {
                 pending.sent_pages = Pages(sent);
                 pending.received_pages = Pages(received);
             }
-            [sent, received] => {
+            [sent_pages, received] => {
                 release(memory, &pending);
-                for buffer in [sent, received] {
+                for buffer in [sent_pages, received] {
                     buffer?.free(memory);
                 }
-                return Err(Error::OutOfMemory(payload.len()));
+                return Err(Error::OutOfMemory(sent.len()));
             }
         }
-        let mut rest = payload;
-        for (addr, len) in pending.sent_pages.parts(sent) {
+        let mut rest = sent;
+        for (addr, len) in pending.sent_pages.parts(sent.len()) {
             let (part, after) = rest.split_at(len);
             memory.write(addr, part)?;
             rest = after;

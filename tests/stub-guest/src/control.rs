@@ -66,6 +66,8 @@ pub struct Control {
     stream: UnixStream,
     /// Whether REPLY_ACK is negotiated: then every set message waits for its acknowledgement.
     reply_ack: bool,
+    /// The ring that messages about a ring are about.
+    ring: u8,
 }
 
 impl Control {
@@ -80,7 +82,13 @@ impl Control {
         Ok(Control {
             stream,
             reply_ack: false,
+            ring: 0,
         })
+    }
+
+    /// Says which ring is used, instead of ring 0.
+    pub fn set_ring(&mut self, ring: u8) {
+        self.ring = ring;
     }
 
     /// Says whether REPLY_ACK is negotiated.
@@ -166,29 +174,32 @@ impl Control {
         self.set(request, &value.to_le_bytes(), &[])
     }
 
-    /// [`set`](Self::set) with a vring state: ring 0 and a number.
+    /// [`set`](Self::set) with a vring state: the ring and a number.
     pub fn set_vring(&mut self, request: u32, value: u32) -> Result<()> {
-        self.set(request, &vring_state(value), &[])
+        let state = self.vring_state(value);
+        self.set(request, &state, &[])
     }
 
     /// [`set`](Self::set) with a vring's file descriptor, or with word that there is none.
     pub fn set_vring_fd(&mut self, request: u32, fd: Option<BorrowedFd<'_>>) -> Result<()> {
+        let ring = u64::from(self.ring);
         match fd {
-            Some(fd) => self.set(request, &0u64.to_le_bytes(), &[fd.as_raw_fd()]),
-            None => self.set(request, &NO_FD.to_le_bytes(), &[]),
+            Some(fd) => self.set(request, &ring.to_le_bytes(), &[fd.as_raw_fd()]),
+            None => self.set(request, &(NO_FD | ring).to_le_bytes(), &[]),
         }
     }
 
-    /// VHOST_USER_GET_VRING_BASE for ring 0: stops the ring and returns where it stopped.
+    /// VHOST_USER_GET_VRING_BASE: stops the ring and returns where it stopped.
     pub fn get_vring_base(&mut self) -> Result<u16> {
-        self.send(request::GET_VRING_BASE, 0, &vring_state(0), &[])?;
+        let asked = self.vring_state(0);
+        self.send(request::GET_VRING_BASE, 0, &asked, &[])?;
         let wrong = |problem| Error::Control {
             request: request::GET_VRING_BASE,
             problem,
         };
         let reply = self.receive(request::GET_VRING_BASE)?;
-        let [0, 0, 0, 0, base @ ..] = reply.as_slice() else {
-            return Err(wrong("the reply is not about ring 0"));
+        let Some(base) = reply.strip_prefix(&asked[..4]) else {
+            return Err(wrong("the reply is about another ring"));
         };
         let base = base.try_into().map(u32::from_le_bytes);
         u16::try_from(base.map_err(|_| wrong("the reply is not a vring state"))?)
@@ -243,6 +254,10 @@ impl Control {
         self.set(request::REM_MEM_REG, &payload, &[])
     }
 
+    fn vring_state(&self, value: u32) -> [u8; 8] {
+        (u64::from(self.ring) | u64::from(value) << 32).to_le_bytes()
+    }
+
     fn receive_u64(&mut self, request: u32) -> Result<u64> {
         let reply = self.receive(request)?;
         let value = reply.try_into().map(u64::from_le_bytes);
@@ -266,10 +281,6 @@ impl AsFd for Control {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.stream.as_fd()
     }
-}
-
-fn vring_state(value: u32) -> Vec<u8> {
-    [0u32.to_le_bytes(), value.to_le_bytes()].concat()
 }
 
 fn region_bytes(info: &RegionInfo) -> Vec<u8> {

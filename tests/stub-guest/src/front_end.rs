@@ -46,6 +46,9 @@ pub enum CallFd {
 /// How the front-end behaves. `Options::default()` is a Linux guest under QEMU.
 #[derive(Clone, Debug)]
 pub struct Options {
+    /// The ring that requests go through. A 9P device has ring 0 alone; those of a file system device
+    /// (virtio-fs) begin at 1.
+    pub ring: u8,
     /// Descriptors in the ring.
     pub queue_size: u16,
     /// Virtio feature bits to accept, of those offered.
@@ -73,6 +76,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Options {
+            ring: 0,
             queue_size: 128,
             features: u64::MAX,
             protocol_features: u64::MAX,
@@ -127,6 +131,7 @@ impl FrontEnd {
     /// Negotiates features and shares memory, without starting the ring.
     pub fn negotiate(stream: UnixStream, options: Options) -> Result<FrontEnd> {
         let mut control = Control::new(stream, options.timeout)?;
+        control.set_ring(options.ring);
         control.set(request::SET_OWNER, &[], &[])?;
         let offered = control.get_u64(request::GET_FEATURES)?;
         let features = offered & options.features;
@@ -432,7 +437,7 @@ impl FrontEnd {
 
     fn send_addresses(&mut self) -> Result<()> {
         let layout = self.ring.layout();
-        let mut payload = vec![0; 8];
+        let mut payload = u64::from(self.options.ring).to_le_bytes().to_vec();
         for address in [layout.table, layout.used, layout.avail] {
             payload.extend_from_slice(&self.memory.user_address(address)?.to_le_bytes());
         }

@@ -1,6 +1,7 @@
 //! A vhost-user front-end with a 9P client on it, for tests, benches and people.
 //!
 //! ```text
+//! fuse::Client  FUSE messages, for the peers of the benches fuse
 //! Client      9P messages: tags, fids, replies           client, messages, files
 //!   └ FrontEnd    negotiation, notifications, stop           front_end, control
 //!       ├ Ring         one split ring, driver's side         ring
@@ -15,6 +16,7 @@ pub mod daemon;
 mod error;
 pub mod files;
 pub mod front_end;
+pub mod fuse;
 pub mod memory;
 pub mod messages;
 pub mod ring;

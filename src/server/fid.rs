@@ -79,8 +79,6 @@ pub struct File {
     pub writable: bool,
     /// Whether a write returns only when the device has the data (O_SYNC, O_DSYNC).
     pub sync: bool,
-    /// Whether the file system has not yet refused `RWF_NOWAIT`: reads, then writes.
-    pub nowait: [Cell<bool>; 2],
     /// Up to which [`Export::set_id_given`](crate::export::Export::set_id_given) a write has
     /// taken the file's set-id bits away.
     pub set_id_dropped: Cell<u64>,
@@ -93,7 +91,6 @@ impl File {
             fd,
             writable: flags & OFlag::O_ACCMODE != OFlag::O_RDONLY,
             sync: flags.intersects(OFlag::O_SYNC | OFlag::O_DSYNC),
-            nowait: [Cell::new(true), Cell::new(true)],
             set_id_dropped: Cell::new(0),
         }
     }

@@ -28,7 +28,7 @@ use nix::sys::statfs::{
 const RAMFS_MAGIC: i64 = 0x8584_58f6;
 
 /// Major and minor number of a file system's device.
-type Device = (u32, u32);
+pub type Device = (u32, u32);
 
 /// What a call asks of the file system, as far as its time goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +41,15 @@ pub enum Cost {
     Change,
     /// Waits by its nature, or is known to: fsync, a read that misses the cache.
     Wait,
+}
+
+/// A direction of data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transfer {
+    /// From a file.
+    Read,
+    /// To a file.
+    Write,
 }
 
 /// What a file system's files are in.
@@ -84,6 +93,8 @@ struct FileSystem {
     medium: Medium,
     reads: Pace,
     changes: Pace,
+    /// Whether it has not yet refused `RWF_NOWAIT`, by [`Transfer`].
+    nowait: [Cell<bool>; 2],
 }
 
 impl Placement {
@@ -144,6 +155,17 @@ impl Placement {
         }
     }
 
+    /// Whether it is worth to ask for a transfer that does not wait.
+    pub fn tries_nowait(&self, device: Device, transfer: Transfer) -> bool {
+        self.with(device, |known| known.nowait[transfer as usize].get())
+            .unwrap_or(true)
+    }
+
+    /// The file system knows no transfer that does not wait (EOPNOTSUPP).
+    pub fn refuses_nowait(&self, device: Device, transfer: Transfer) {
+        self.with(device, |known| known.nowait[transfer as usize].set(false));
+    }
+
     fn with<T>(&self, device: Device, f: impl FnOnce(&FileSystem) -> T) -> Option<T> {
         if self.is_root(device) {
             return Some(f(&self.root.1));
@@ -158,6 +180,7 @@ impl FileSystem {
             medium,
             reads: Pace::default(),
             changes: Pace::default(),
+            nowait: [Cell::new(true), Cell::new(true)],
         }
     }
 }
@@ -265,6 +288,16 @@ mod tests {
         pace.took(Duration::ZERO);
         pace.took(LONG);
         assert_eq!(pause(), FIRST_PAUSE);
+    }
+
+    #[test]
+    fn what_a_file_system_refuses_is_not_tried_again() {
+        let placement = Placement::new(ROOT, Medium::Disk);
+        placement.learn((8, 2), Medium::Memory);
+        placement.refuses_nowait(ROOT, Transfer::Write);
+        assert!(!placement.tries_nowait(ROOT, Transfer::Write));
+        assert!(placement.tries_nowait(ROOT, Transfer::Read));
+        assert!(placement.tries_nowait((8, 2), Transfer::Write));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::export::errno_of;
 use crate::server::Server;
 use crate::server::exchange::Exchange;
 use crate::server::fid::{Content, Fid, File, Handle, OpenFile, XattrDraft};
-use crate::server::placement::Cost;
+use crate::server::placement::{Cost, Device, Transfer};
 
 /// A copy that takes so long that others should not wait for it: as long as several hops.
 const LARGE: usize = 128 * 1024;
@@ -87,7 +87,7 @@ impl Server {
         into: &Writable,
         count: usize,
     ) -> Result<usize, Errno> {
-        let fd = file.fd.as_fd();
+        let (fd, device) = (file.fd.as_fd(), open.inode.key().id.device);
         let read = move |done: usize, flags| {
             into.read_from_file(
                 fd,
@@ -99,14 +99,14 @@ impl Server {
         };
         let mut done = 0;
         let mut cost = self.copying(count, Cost::Read);
-        if file.nowait[0].get() {
+        if self.placement.tries_nowait(device, Transfer::Read) {
             match go_on(&mut done, count, |done| read(done, libc::RWF_NOWAIT)) {
                 Err(Errno::EAGAIN) => cost = Cost::Wait,
-                Err(Errno::EOPNOTSUPP) => file.nowait[0].set(false),
+                Err(Errno::EOPNOTSUPP) => self.placement.refuses_nowait(device, Transfer::Read),
                 result => return result.map(|()| done),
             }
         }
-        self.transfer(open, cost, done, count, read)
+        self.transfer(device, cost, done, count, read)
     }
 
     /// Before the first write to an open file, and the first after a chmod that may have given
@@ -130,7 +130,7 @@ impl Server {
         from: &Readable,
         count: usize,
     ) -> Result<usize, Errno> {
-        let fd = file.fd.as_fd();
+        let (fd, device) = (file.fd.as_fd(), open.inode.key().id.device);
         let write = move |done: usize, flags| {
             from.write_to_file(
                 fd,
@@ -144,14 +144,14 @@ impl Server {
         let mut cost = self.copying(count, Cost::Change);
         if file.sync {
             cost = Cost::Wait;
-        } else if file.nowait[1].get() {
+        } else if self.placement.tries_nowait(device, Transfer::Write) {
             match go_on(&mut done, count, |done| write(done, libc::RWF_NOWAIT)) {
                 Err(Errno::EAGAIN) => cost = Cost::Wait,
-                Err(Errno::EOPNOTSUPP) => file.nowait[1].set(false),
+                Err(Errno::EOPNOTSUPP) => self.placement.refuses_nowait(device, Transfer::Write),
                 result => return result.map(|()| done),
             }
         }
-        self.transfer(open, cost, done, count, write)
+        self.transfer(device, cost, done, count, write)
     }
 
     /// What a copy of `count` bytes costs that is `small` if it is: a worker makes large ones while
@@ -170,14 +170,14 @@ impl Server {
     /// begun.
     fn transfer(
         &self,
-        open: &OpenFile,
+        device: Device,
         cost: Cost,
         mut done: usize,
         count: usize,
         call: impl Fn(usize, i32) -> std::io::Result<usize> + Send + Sync,
     ) -> Result<usize, Errno> {
         let progress = &mut done;
-        self.call(open.inode.key().id.device, cost, || {
+        self.call(device, cost, || {
             go_on(progress, count, |done| call(done, 0))
         })?;
         Ok(done)

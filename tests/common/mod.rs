@@ -1,6 +1,9 @@
 //! What the integration tests share: a daemon with a guest that has mounted it.
 #![allow(dead_code, reason = "each test binary uses the part that it needs")]
 
+pub mod load;
+pub mod random;
+
 use std::ffi::CString;
 use std::fmt::Debug;
 use std::fs;

@@ -335,6 +335,12 @@ impl Client {
     /// Whether a request has come back, without waiting.
     pub fn is_done(&mut self, tag: u16) -> Result<bool> {
         self.kick()?;
+        self.is_used(tag)
+    }
+
+    /// [`is_done`](Self::is_done) without telling the device that there is something to do: nothing
+    /// is written anywhere.
+    pub fn is_used(&mut self, tag: u16) -> Result<bool> {
         while let Some(used) = self.front_end.try_used()? {
             self.complete(used)?;
         }

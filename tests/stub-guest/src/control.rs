@@ -7,6 +7,7 @@
 //! deadline, wrong messages must be sendable, and a second reading of the specification is a witness.
 
 use std::io::{self, IoSlice, Read, Write};
+use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
@@ -91,6 +92,13 @@ impl Control {
         self.ring = ring;
     }
 
+    /// Ends the connection in both directions, as the end of this process would.
+    pub fn hang_up(&self) -> Result<()> {
+        self.stream
+            .shutdown(Shutdown::Both)
+            .map_err(Error::io("shutdown of the vhost-user socket"))
+    }
+
     /// Says whether REPLY_ACK is negotiated.
     pub fn set_reply_ack(&mut self, on: bool) {
         self.reply_ack = on;
@@ -159,10 +167,22 @@ impl Control {
 
     /// A request that is acknowledged if REPLY_ACK is negotiated, and else not at all.
     pub fn set(&mut self, request: u32, payload: &[u8], fds: &[RawFd]) -> Result<()> {
+        self.begin_set(request, payload, fds)?;
+        self.end_set(request)
+    }
+
+    /// The first half of [`set`](Self::set): what is done before [`end_set`](Self::end_set) happens
+    /// while the back-end deals with the message.
+    pub fn begin_set(&mut self, request: u32, payload: &[u8], fds: &[RawFd]) -> Result<()> {
+        let flags = if self.reply_ack { FLAG_NEED_REPLY } else { 0 };
+        self.send(request, flags, payload, fds)
+    }
+
+    /// The second half of [`set`](Self::set): the acknowledgement.
+    pub fn end_set(&mut self, request: u32) -> Result<()> {
         if !self.reply_ack {
-            return self.send(request, 0, payload, fds);
+            return Ok(());
         }
-        self.send(request, FLAG_NEED_REPLY, payload, fds)?;
         match self.receive_u64(request)? {
             0 => Ok(()),
             code => Err(Error::Refused { request, code }),
@@ -191,14 +211,25 @@ impl Control {
 
     /// VHOST_USER_GET_VRING_BASE: stops the ring and returns where it stopped.
     pub fn get_vring_base(&mut self) -> Result<u16> {
+        self.begin_get_vring_base()?;
+        self.end_get_vring_base()
+    }
+
+    /// The first half of [`get_vring_base`](Self::get_vring_base).
+    pub fn begin_get_vring_base(&mut self) -> Result<()> {
         let asked = self.vring_state(0);
-        self.send(request::GET_VRING_BASE, 0, &asked, &[])?;
+        self.send(request::GET_VRING_BASE, 0, &asked, &[])
+    }
+
+    /// The second half of [`get_vring_base`](Self::get_vring_base): the answer.
+    pub fn end_get_vring_base(&mut self) -> Result<u16> {
         let wrong = |problem| Error::Control {
             request: request::GET_VRING_BASE,
             problem,
         };
         let reply = self.receive(request::GET_VRING_BASE)?;
-        let Some(base) = reply.strip_prefix(&asked[..4]) else {
+        let ring = u32::from(self.ring).to_le_bytes();
+        let Some(base) = reply.strip_prefix(&ring) else {
             return Err(wrong("the reply is about another ring"));
         };
         let base = base.try_into().map(u32::from_le_bytes);
@@ -233,13 +264,20 @@ impl Control {
 
     /// VHOST_USER_SET_MEM_TABLE with these regions.
     pub fn set_mem_table(&mut self, regions: &[(RegionInfo, BorrowedFd<'_>)]) -> Result<()> {
+        self.begin_set_mem_table(regions)?;
+        self.end_set(request::SET_MEM_TABLE)
+    }
+
+    /// The first half of [`set_mem_table`](Self::set_mem_table); the second is
+    /// [`end_set`](Self::end_set).
+    pub fn begin_set_mem_table(&mut self, regions: &[(RegionInfo, BorrowedFd<'_>)]) -> Result<()> {
         let mut payload = Vec::new();
         payload.extend_from_slice(&(regions.len() as u64).to_le_bytes());
         for (info, _) in regions {
             payload.extend_from_slice(&region_bytes(info));
         }
         let fds: Vec<RawFd> = regions.iter().map(|(_, fd)| fd.as_raw_fd()).collect();
-        self.set(request::SET_MEM_TABLE, &payload, &fds)
+        self.begin_set(request::SET_MEM_TABLE, &payload, &fds)
     }
 
     /// VHOST_USER_ADD_MEM_REG.

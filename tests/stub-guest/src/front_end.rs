@@ -130,21 +130,7 @@ impl FrontEnd {
 
     /// Negotiates features and shares memory, without starting the ring.
     pub fn negotiate(stream: UnixStream, options: Options) -> Result<FrontEnd> {
-        let mut control = Control::new(stream, options.timeout)?;
-        control.set_ring(options.ring);
-        control.set(request::SET_OWNER, &[], &[])?;
-        let offered = control.get_u64(request::GET_FEATURES)?;
-        let features = offered & options.features;
-        if features & FEATURE_VERSION_1 == 0 && options.features & FEATURE_VERSION_1 != 0 {
-            return Err(Error::NotOffered("VIRTIO_F_VERSION_1"));
-        }
-        let mut protocol_features = 0;
-        if features & FEATURE_PROTOCOL_FEATURES != 0 {
-            let offered = control.get_u64(request::GET_PROTOCOL_FEATURES)?;
-            protocol_features = offered & options.protocol_features;
-            control.set_u64(request::SET_PROTOCOL_FEATURES, protocol_features)?;
-            control.set_reply_ack(protocol_features & protocol_feature::REPLY_ACK != 0);
-        }
+        let (control, offered, features, protocol_features) = introduce(stream, &options)?;
         let mut memory = GuestMemory::new(&options.regions)?;
         let event_idx = features & FEATURE_EVENT_IDX != 0;
         let ring = Ring::new(&mut memory, options.queue_size, event_idx, options.base)?;
@@ -165,6 +151,20 @@ impl FrontEnd {
         front_end.control.set_u64(request::SET_FEATURES, features)?;
         front_end.set_mem_table()?;
         Ok(front_end)
+    }
+
+    /// Goes over to another connection, to the same or to another back-end, with guest memory and
+    /// ring as they are: what is in the available ring is there still. [`start`](Self::start) goes
+    /// on. Errors: the back-end offers other features.
+    pub fn reconnect(&mut self, stream: UnixStream) -> Result<()> {
+        let (control, offered, features, protocol_features) = introduce(stream, &self.options)?;
+        if features != self.features {
+            return Err(Error::NotOffered("the same features"));
+        }
+        (self.control, self.offered) = (control, offered);
+        self.protocol_features = protocol_features;
+        self.control.set_u64(request::SET_FEATURES, features)?;
+        self.set_mem_table()
     }
 
     /// Starts the ring, which begins at index `base`.
@@ -211,8 +211,15 @@ impl FrontEnd {
 
     /// Sends the memory table as it is now.
     pub fn set_mem_table(&mut self) -> Result<()> {
+        self.begin_set_mem_table()?;
+        self.control.end_set(request::SET_MEM_TABLE)
+    }
+
+    /// Sends the memory table as it is now, and leaves its acknowledgement for
+    /// [`Control::end_set`].
+    pub fn begin_set_mem_table(&mut self) -> Result<()> {
         let regions: Vec<_> = self.memory.regions().collect();
-        self.control.set_mem_table(&regions)
+        self.control.begin_set_mem_table(&regions)
     }
 
     /// Adds a region of `size` bytes to the guest's memory with ADD_MEM_REG. Returns its index.
@@ -476,6 +483,27 @@ impl FrontEnd {
         self.call = ours;
         Ok(())
     }
+}
+
+/// Negotiates up to the features, which are not sent yet: what the back-end offers, the features and
+/// the protocol features.
+fn introduce(stream: UnixStream, options: &Options) -> Result<(Control, u64, u64, u64)> {
+    let mut control = Control::new(stream, options.timeout)?;
+    control.set_ring(options.ring);
+    control.set(request::SET_OWNER, &[], &[])?;
+    let offered = control.get_u64(request::GET_FEATURES)?;
+    let features = offered & options.features;
+    if features & FEATURE_VERSION_1 == 0 && options.features & FEATURE_VERSION_1 != 0 {
+        return Err(Error::NotOffered("VIRTIO_F_VERSION_1"));
+    }
+    let mut protocol_features = 0;
+    if features & FEATURE_PROTOCOL_FEATURES != 0 {
+        let offered = control.get_u64(request::GET_PROTOCOL_FEATURES)?;
+        protocol_features = offered & options.protocol_features;
+        control.set_u64(request::SET_PROTOCOL_FEATURES, protocol_features)?;
+        control.set_reply_ack(protocol_features & protocol_feature::REPLY_ACK != 0);
+    }
+    Ok((control, offered, features, protocol_features))
 }
 
 /// Empties a call fd, which does not block.

@@ -41,8 +41,13 @@ enum Kind {
     Getattr,
     Walk(u32),
     WalkNowhere,
-    Read { at: usize, count: usize },
-    Write { slot: usize },
+    Read {
+        at: usize,
+        count: usize,
+    },
+    Write {
+        slot: usize,
+    },
     Append,
     Readdir,
     Statfs,
@@ -56,8 +61,17 @@ enum Kind {
     Getlock,
     /// Waits: the host has the lock.
     Lock,
-    Flush { oldtag: u16 },
+    Flush {
+        oldtag: u16,
+    },
     Clunk(u32),
+}
+
+impl Posted {
+    /// Whether its answer may not come before [`Load::let_go`].
+    pub fn waits(&self) -> bool {
+        matches!(self.kind, Kind::Lock | Kind::Flush { .. })
+    }
 }
 
 /// A request that is to be posted.
@@ -478,7 +492,9 @@ fn name(kind: Kind, serial: u64) -> String {
 
 /// What a write writes: more than a page, and another one for each.
 fn written(serial: u64) -> Vec<u8> {
-    serial.to_le_bytes().repeat(SLOT / 8 - serial as usize % 100)
+    serial
+        .to_le_bytes()
+        .repeat(SLOT / 8 - serial as usize % 100)
 }
 
 /// What an append appends.

@@ -415,6 +415,15 @@ impl FrontEnd {
             .map_err(Error::io("read of the error fd"))
     }
 
+    /// Waits until there is an answer on the control socket, which stays there, or its end.
+    pub fn wait_answer(&mut self, timeout: Duration) -> Result<()> {
+        let flags = PollFlags::POLLIN;
+        if poll_for(&mut [PollFd::new(self.control.as_fd(), flags)], timeout)? == 0 {
+            return Err(Error::Timeout("answer on the vhost-user socket"));
+        }
+        Ok(())
+    }
+
     /// Waits until the back-end closes the control socket.
     pub fn wait_closed(&mut self, timeout: Duration) -> Result<()> {
         let flags = PollFlags::POLLHUP;

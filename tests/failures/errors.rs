@@ -1,0 +1,141 @@
+//! The host's errno reaches the guest, for every operation, and the next try is as good as any.
+
+use nix::errno::Errno;
+use protocol::{open, setattr, unlink};
+use stub_guest::{Client, Result};
+
+use super::Host;
+use super::common::{NO_ID, no_change};
+use super::faulty::Op;
+
+/// Fids on the failing file system.
+struct Fids {
+    root: u32,
+    directory: u32,
+    file: u32,
+    /// The same file, open.
+    open: u32,
+    /// The directory, open.
+    list: u32,
+    link: u32,
+}
+
+/// A request that makes the host do one operation.
+type Try = fn(&mut Client, &Fids) -> Result<()>;
+
+const TRIES: &[(Op, Try)] = &[
+    (Op::Lookup, |c, f| {
+        c.walk(f.directory, 900, &["file"])?;
+        c.clunk(900)
+    }),
+    (Op::Getattr, |c, f| {
+        c.getattr(f.file, protocol::getattr::ALL).map(drop)
+    }),
+    (Op::Setattr, |c, f| {
+        c.setattr(protocol::Tsetattr {
+            valid: setattr::MODE,
+            mode: 0o600,
+            ..no_change(f.file)
+        })
+    }),
+    (Op::Open, |c, f| {
+        c.walk::<&str>(f.file, 901, &[])?;
+        let opened = c.lopen(901, open::RDONLY);
+        c.clunk(901)?;
+        opened.map(drop)
+    }),
+    (Op::Create, |c, f| {
+        c.walk::<&str>(f.directory, 902, &[])?;
+        let made = c.lcreate(902, "new", open::WRONLY | open::EXCL, 0o600, NO_ID);
+        c.clunk(902)?;
+        made.map(drop)?;
+        c.unlinkat(f.directory, "new", 0)
+    }),
+    (Op::Read, |c, f| c.read(f.open, 0, 10).map(drop)),
+    (Op::Write, |c, f| {
+        c.write(f.open, 0, b"0123456789").map(drop)
+    }),
+    (Op::Fsync, |c, f| c.fsync(f.open, 0)),
+    (Op::Mkdir, |c, f| {
+        c.mkdir(f.directory, "made", 0o700, NO_ID)?;
+        c.unlinkat(f.directory, "made", unlink::REMOVEDIR)
+    }),
+    (Op::Mknod, |c, f| {
+        c.mknod(f.directory, "fifo", libc::S_IFIFO | 0o600, (0, 0), NO_ID)?;
+        c.unlinkat(f.directory, "fifo", 0)
+    }),
+    (Op::Symlink, |c, f| {
+        c.symlink(f.directory, "soft", "a target", NO_ID)?;
+        c.unlinkat(f.directory, "soft", 0)
+    }),
+    (Op::Link, |c, f| {
+        c.link(f.directory, f.file, "hard")?;
+        c.unlinkat(f.directory, "hard", 0)
+    }),
+    (Op::Readlink, |c, f| c.readlink(f.link).map(drop)),
+    (Op::Unlink, |c, f| {
+        // There already if it could not be removed the last time.
+        let _ = c.mknod(f.directory, "gone", libc::S_IFIFO | 0o600, (0, 0), NO_ID);
+        c.unlinkat(f.directory, "gone", 0)
+    }),
+    (Op::Rename, |c, f| {
+        c.renameat(f.directory, "file", f.directory, "moved")?;
+        c.renameat(f.directory, "moved", f.directory, "file")
+    }),
+    (Op::Readdir, |c, f| c.readdir(f.list, 0, 4000).map(drop)),
+    (Op::Statfs, |c, f| c.statfs(f.directory).map(drop)),
+    (Op::Getxattr, |c, f| {
+        c.xattrwalk(f.file, 903, "user.faulty")?;
+        c.clunk(903)
+    }),
+    (Op::Setxattr, |c, f| {
+        c.walk::<&str>(f.file, 904, &[])?;
+        c.xattrcreate(904, "user.faulty", 3, 0)?;
+        c.write(904, 0, b"abc")?;
+        c.clunk(904)
+    }),
+    (Op::Removexattr, |c, f| {
+        c.walk::<&str>(f.file, 905, &[])?;
+        c.xattrcreate(905, "user.faulty", 0, 0)?;
+        c.clunk(905)
+    }),
+];
+
+const ERRORS: [Errno; 7] = [
+    Errno::EIO,
+    Errno::ENOSPC,
+    Errno::EDQUOT,
+    Errno::ESTALE,
+    Errno::EMFILE,
+    Errno::EROFS,
+    Errno::ENOMEM,
+];
+
+#[test]
+fn every_error_of_the_host_reaches_the_guest() {
+    let Some(mut host) = Host::new(|launch| launch) else {
+        return;
+    };
+    std::os::unix::fs::symlink("a target", host.faulty.path("link")).unwrap();
+    let fids = Fids {
+        root: host.root,
+        directory: host.walk("faulty"),
+        file: host.walk("faulty/file"),
+        open: host.open("faulty/file", open::RDWR),
+        list: host.open("faulty", open::RDONLY | open::DIRECTORY),
+        link: host.walk("faulty/link"),
+    };
+    let Host { guest, faulty, .. } = &mut host;
+    for (op, attempt) in TRIES {
+        for errno in ERRORS {
+            faulty.fail(*op, errno);
+            let first = attempt(&mut guest.client, &fids).map_err(|error| error.errno());
+            assert_eq!(first, Err(Some(errno as i32)), "{op:?}");
+            // The other file system knows nothing of it.
+            guest.client.read_file(fids.root, "file").unwrap();
+            faulty.release();
+            let second = attempt(&mut guest.client, &fids);
+            second.unwrap_or_else(|error| panic!("{op:?} after {errno:?}: {error}"));
+        }
+    }
+}

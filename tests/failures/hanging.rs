@@ -1,0 +1,307 @@
+//! A file system that hangs: who asked it for something waits, and nobody else.
+
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::signal::Signal;
+use protocol::{
+    Names, Rmessage, Tflush, Tfsync, Tgetattr, Tmessage, Tread, Treaddir, Tstatfs, Twalk, Twrite,
+    getattr, open,
+};
+use stub_guest::control::request;
+use stub_guest::{Client, Completion, Error, Options};
+
+use super::Host;
+use super::faulty::Op;
+
+/// A moment in which nothing may come. It only has to be long enough to be an argument: a test that
+/// passes by mistake on a slow machine fails on others.
+const A_WHILE: Duration = Duration::from_millis(100);
+
+/// Fids of the two file systems.
+struct Fids {
+    /// Open on the one that hangs.
+    there: u32,
+    /// Its root.
+    directory: u32,
+    /// Its root, open.
+    list: u32,
+    /// Open on the other one.
+    here: u32,
+}
+
+fn open_both(host: &mut Host) -> Fids {
+    Fids {
+        there: host.open("faulty/file", open::RDWR),
+        directory: host.walk("faulty"),
+        list: host.open("faulty", open::RDONLY | open::DIRECTORY),
+        here: host.open("file", open::RDWR),
+    }
+}
+
+/// A request that makes the host do `op`.
+fn submit(client: &mut Client, fids: &Fids, op: Op) -> u16 {
+    let (fid, offset) = (fids.there, 0);
+    let message = match op {
+        Op::Lookup => {
+            let mut names = Names::new();
+            assert!(names.push(b"file"));
+            let newfid = client.alloc_fid();
+            Tmessage::Walk(Twalk {
+                fid: fids.directory,
+                newfid,
+                names,
+            })
+        }
+        Op::Getattr => Tmessage::Getattr(Tgetattr {
+            fid,
+            mask: getattr::ALL,
+        }),
+        Op::Read => Tmessage::Read(Tread {
+            fid,
+            offset,
+            count: 10,
+        }),
+        Op::Write => Tmessage::Write(Twrite {
+            fid,
+            offset,
+            count: 10,
+        }),
+        Op::Fsync => Tmessage::Fsync(Tfsync { fid, datasync: 0 }),
+        Op::Statfs => Tmessage::Statfs(Tstatfs { fid }),
+        Op::Readdir => Tmessage::Readdir(Treaddir {
+            fid: fids.list,
+            offset,
+            count: 4000,
+        }),
+        _ => unreachable!("{op:?} has no request here"),
+    };
+    let payload: &[u8] = if op == Op::Write { b"0123456789" } else { b"" };
+    let tag = client.submit(&message, payload).unwrap();
+    client.kick().unwrap();
+    tag
+}
+
+const OPS: [Op; 7] = [
+    Op::Lookup,
+    Op::Getattr,
+    Op::Read,
+    Op::Write,
+    Op::Fsync,
+    Op::Statfs,
+    Op::Readdir,
+];
+
+/// What the guest does with the healthy file system meanwhile.
+fn use_the_other(client: &mut Client, root: u32, here: u32) {
+    client.getattr(here, getattr::ALL).unwrap();
+    assert_eq!(client.read(here, 2, 3).unwrap(), b"234");
+    client.fsync(here, 0).unwrap();
+    client.write_file(root, "new", b"content").unwrap();
+    assert_eq!(client.read_file(root, "new").unwrap(), b"content");
+    client.remove_path(root, "new").unwrap();
+    assert_eq!(client.read_dir(root, "").unwrap().len(), 4);
+}
+
+#[test]
+fn what_hangs_waits_alone_and_is_answered_once() {
+    let Some(mut host) = Host::new(|launch| launch) else {
+        return;
+    };
+    let fids = open_both(&mut host);
+    let root = host.root;
+    for op in OPS {
+        for end in [Ok(()), Err(Errno::EIO)] {
+            // The kernel asks for a name again that it knew and that could not be confirmed.
+            if op == Op::Lookup && end.is_err() {
+                continue;
+            }
+            host.faulty.hang(op);
+            let tag = submit(&mut host.client, &fids, op);
+            host.faulty.wait_for_hanging(1);
+            use_the_other(&mut host.client, root, fids.here);
+            assert!(!host.client.is_done(tag).unwrap(), "{op:?}");
+            host.faulty.release_with(end);
+            let reply = host.client.wait(tag).unwrap();
+            let answer = reply.message().map(drop).map_err(|error| error.errno());
+            assert_eq!(answer, end.map_err(|errno| Some(errno as i32)), "{op:?}");
+            assert_eq!(host.client.outstanding(), 0);
+        }
+    }
+    assert_eq!(host.client.read(fids.there, 0, 10).unwrap(), b"0123456789");
+}
+
+#[test]
+fn a_flush_of_what_hangs_is_answered_after_it() {
+    let Some(mut host) = Host::new(|launch| launch) else {
+        return;
+    };
+    let fids = open_both(&mut host);
+    let root = host.root;
+    for op in OPS {
+        host.faulty.hang(op);
+        let oldtag = submit(&mut host.client, &fids, op);
+        host.faulty.wait_for_hanging(1);
+        // Asked for twice, as by a guest that has not the patience to wait.
+        let flush = Tmessage::Flush(Tflush { oldtag });
+        let flushes = [(); 2].map(|()| host.client.submit(&flush, &[]).unwrap());
+        use_the_other(&mut host.client, root, fids.here);
+        for tag in flushes {
+            assert!(!host.client.is_done(tag).unwrap(), "{op:?}");
+        }
+        host.faulty.release();
+        let order: Vec<u16> = [(); 3].map(|()| next(&mut host.client).tag).into();
+        assert_eq!(order[0], oldtag, "{op:?}: {order:?}");
+        assert_eq!(host.client.outstanding(), 0);
+    }
+}
+
+/// The next request that comes back, with a reply.
+fn next(client: &mut Client) -> Completion {
+    let completion = client.wait_any().unwrap();
+    let reply = completion.reply.as_ref().unwrap();
+    reply.message().unwrap();
+    completion
+}
+
+#[test]
+fn more_may_hang_than_there_are_workers() {
+    let Some(mut host) = Host::new(|launch| launch.arg("--threads").arg("2")) else {
+        return;
+    };
+    let fids = open_both(&mut host);
+    // What the loop does itself has nobody to wait for.
+    let read = host.client.read(fids.here, 0, 10).unwrap();
+    host.faulty.hang(Op::Read);
+    let mut tags: Vec<u16> = (0..40)
+        .map(|_| submit(&mut host.client, &fids, Op::Read))
+        .collect();
+    host.faulty.wait_for_hanging(1);
+    for _ in 0..10 {
+        host.client.getattr(fids.here, getattr::ALL).unwrap();
+        assert_eq!(host.client.read(fids.here, 0, 10).unwrap(), read);
+    }
+    host.faulty.release();
+    while !tags.is_empty() {
+        let completion = host.client.wait_any().unwrap();
+        let place = tags.iter().position(|tag| *tag == completion.tag).unwrap();
+        tags.swap_remove(place);
+        assert_eq!(completion.reply.unwrap().payload(), b"0123456789");
+    }
+    assert_eq!(host.client.outstanding(), 0);
+}
+
+/// Asserts that the daemon has no answer on the control socket.
+#[track_caller]
+fn assert_no_answer(client: &mut Client) {
+    let answer = client.front_end().wait_answer(A_WHILE);
+    assert!(matches!(answer, Err(Error::Timeout(_))), "an answer came");
+}
+
+#[test]
+fn a_stop_waits_for_what_hangs() {
+    let Some(mut host) = Host::new(|launch| launch) else {
+        return;
+    };
+    let fids = open_both(&mut host);
+    host.faulty.hang(Op::Read);
+    let tags = [(); 5].map(|()| submit(&mut host.client, &fids, Op::Read));
+    host.faulty.wait_for_hanging(1);
+    let control = host.client.front_end().control();
+    control.begin_get_vring_base().unwrap();
+    assert_no_answer(&mut host.client);
+    host.faulty.release();
+    let control = host.client.front_end().control();
+    let base = control.end_get_vring_base().unwrap();
+    // The worker would write into the guest's memory; now it has.
+    for tag in tags {
+        assert!(host.client.is_used(tag).unwrap());
+        assert_eq!(host.client.wait(tag).unwrap().payload(), b"0123456789");
+    }
+    host.client.front_end().start(base).unwrap();
+    assert_eq!(host.client.read(fids.there, 0, 10).unwrap(), b"0123456789");
+}
+
+#[test]
+fn a_reset_waits_for_what_hangs() {
+    let Some(mut host) = Host::new(|launch| launch) else {
+        return;
+    };
+    let fids = open_both(&mut host);
+    host.faulty.hang(Op::Write);
+    submit(&mut host.client, &fids, Op::Write);
+    host.faulty.wait_for_hanging(1);
+    let control = host.client.front_end().control();
+    control.begin_set(request::RESET_DEVICE, &[], &[]).unwrap();
+    assert_no_answer(&mut host.client);
+    host.faulty.release();
+    let control = host.client.front_end().control();
+    control.end_set(request::RESET_DEVICE).unwrap();
+    host.client.front_end().reset().unwrap();
+    host.client.forget();
+    host.client.front_end().restart().unwrap();
+    host.root = host.guest.client.mount(&Default::default()).unwrap();
+    open_both(&mut host);
+}
+
+#[test]
+fn a_new_session_waits_for_what_hangs() {
+    let Some(mut host) = Host::new(|launch| launch) else {
+        return;
+    };
+    let fids = open_both(&mut host);
+    host.faulty.hang(Op::Getattr);
+    let hung = submit(&mut host.client, &fids, Op::Getattr);
+    host.faulty.wait_for_hanging(1);
+    let version = Tmessage::Version(protocol::Tversion {
+        msize: 65_536,
+        version: b"9P2000.L",
+    });
+    let version = host.client.submit(&version, &[]).unwrap();
+    let control = host.client.front_end().control();
+    control.get_u64(request::GET_FEATURES).unwrap();
+    assert!(!host.client.is_done(version).unwrap());
+    host.faulty.release();
+    let first = next(&mut host.client);
+    let second = next(&mut host.client);
+    assert_eq!((first.tag, second.tag), (hung, version));
+    let reply = second.reply.unwrap();
+    assert!(matches!(reply.message(), Ok(Rmessage::Version(_))));
+    host.root = host.guest.client.mount(&Default::default()).unwrap();
+    open_both(&mut host);
+}
+
+#[test]
+fn the_next_front_end_and_sigterm_wait_for_what_hangs() {
+    let Some(mut host) = Host::new(|launch| launch) else {
+        return;
+    };
+    let fids = open_both(&mut host);
+    host.faulty.hang(Op::Fsync);
+    submit(&mut host.client, &fids, Op::Fsync);
+    host.faulty.wait_for_hanging(1);
+    host.client.front_end().control().hang_up().unwrap();
+    let stream = host.guest.daemon.stream().unwrap();
+    let impatient = Options {
+        timeout: A_WHILE,
+        ..Options::default()
+    };
+    let early = stub_guest::FrontEnd::negotiate(stream, impatient);
+    assert!(matches!(early, Err(Error::Timeout(_))));
+    host.faulty.release();
+    let (mut client, root) = host.guest.daemon.mount().unwrap();
+    client.read_file(root, "faulty/file").unwrap();
+
+    let fid = client.walk_path(root, "faulty/file").unwrap();
+    host.faulty.hang(Op::Statfs);
+    let statfs = Tmessage::Statfs(Tstatfs { fid });
+    let tag = client.submit(&statfs, &[]).unwrap();
+    client.kick().unwrap();
+    host.faulty.wait_for_hanging(1);
+    host.daemon.signal(Signal::SIGTERM).unwrap();
+    assert!(client.front_end().wait_closed(A_WHILE).is_err());
+    host.faulty.release();
+    assert!(host.guest.daemon.wait().unwrap().success());
+    // Its end has answered it.
+    client.wait(tag).unwrap().message().unwrap();
+}

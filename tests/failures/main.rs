@@ -1,0 +1,69 @@
+//! A host that fails: what the guest is told, and what goes on meanwhile.
+//!
+//! The share holds a directory on a file system of its own, `faulty`, that fails and hangs on
+//! command. `errors` is about the first, `hanging` about the second.
+
+#[path = "../common/mod.rs"]
+mod common;
+mod errors;
+mod faulty;
+mod hanging;
+
+use std::fs;
+use std::ops::{Deref, DerefMut};
+
+use common::{BINARY, Guest};
+use faulty::FaultyFs;
+use nix::errno::Errno;
+use stub_guest::daemon::Launch;
+use tempfile::TempDir;
+
+/// A guest whose share holds a healthy directory, its root, and below it `faulty`.
+struct Host {
+    // Dropped in this order: who waits for the file system can end only while it is there.
+    guest: Guest,
+    faulty: FaultyFs,
+    _share: TempDir,
+}
+
+impl Host {
+    /// None where the tests cannot mount a file system of their own. `prepare` says how the daemon is
+    /// started.
+    fn new(prepare: impl FnOnce(Launch) -> Launch) -> Option<Host> {
+        let share = tempfile::tempdir().unwrap();
+        let mount_point = share.path().join("faulty");
+        fs::create_dir(&mount_point).unwrap();
+        // Before the daemon has a view of its own of what is mounted.
+        let faulty = FaultyFs::mount(&mount_point)?;
+        for path in [faulty.path("file"), share.path().join("file")] {
+            fs::write(path, "0123456789").unwrap();
+        }
+        let guest = Guest::on(prepare(Launch::new(BINARY).share(share.path())));
+        Some(Host {
+            guest,
+            faulty,
+            _share: share,
+        })
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        // A test that fails in between: the daemon's end waits for what hangs.
+        self.faulty.release_with(Err(Errno::EIO));
+    }
+}
+
+impl Deref for Host {
+    type Target = Guest;
+
+    fn deref(&self) -> &Guest {
+        &self.guest
+    }
+}
+
+impl DerefMut for Host {
+    fn deref_mut(&mut self) -> &mut Guest {
+        &mut self.guest
+    }
+}

@@ -18,7 +18,7 @@ use stub_guest::messages::{Lock, tlock};
 use stub_guest::{Client, Error, Reply, Result};
 
 use super::random::Random;
-use super::{NO_ID, host_set, no_change, pattern};
+use super::{NO_ID, host_set, host_value, no_change, pattern};
 
 const CONTENT: usize = 200_000;
 const ENTRIES: usize = 20;
@@ -108,8 +108,7 @@ pub struct Load {
 impl Load {
     /// Prepares a share.
     pub fn prepare(share: &Path, seed: u64) -> Load {
-        let content = pattern(CONTENT);
-        fs::write(share.join("data"), &content).unwrap();
+        fs::write(share.join("data"), pattern(CONTENT)).unwrap();
         for name in ["own", "log", "locked"] {
             fs::write(share.join(name), b"").unwrap();
         }
@@ -118,11 +117,16 @@ impl Load {
             fs::write(share.join("directory").join(format!("entry-{n}")), b"").unwrap();
         }
         symlink("a target", share.join("link")).unwrap();
-        let has_xattrs = host_set(&share.join("data"), XATTR, b"a value");
+        host_set(&share.join("data"), XATTR, b"a value");
+        Load::on(share, seed)
+    }
+
+    /// For a share that is prepared. Two that use it have different seeds.
+    pub fn on(share: &Path, seed: u64) -> Load {
         Load {
             share: share.into(),
-            content,
-            has_xattrs,
+            content: pattern(CONTENT),
+            has_xattrs: host_value(&share.join("data"), XATTR).is_some(),
             holder: None,
             turn: 0,
             root: 0,
@@ -132,8 +136,8 @@ impl Load {
             directory: 0,
             link: 0,
             locked: 0,
-            serial: 0,
-            random: Random(seed | 1),
+            serial: seed << 32,
+            random: Random(seed << 8 | 1),
             lines: HashSet::new(),
             made: Vec::new(),
         }
@@ -446,6 +450,23 @@ impl Load {
                 client.clunk(fid).unwrap();
             }
         }
+    }
+
+    /// Removes whatever loads have left whose answers nobody has seen.
+    pub fn sweep(&mut self) {
+        for entry in fs::read_dir(&self.share).unwrap() {
+            let entry = entry.unwrap();
+            match entry.file_name().as_encoded_bytes() {
+                [b'm', b'a', b'd', b'e', b'-', ..] => fs::remove_dir(entry.path()).unwrap(),
+                [b'n', b'e', b'w', b'-', ..] | [b'g', b'o', b'n', b'e', b'-', ..] => {
+                    fs::remove_file(entry.path()).unwrap();
+                }
+                _ => {}
+            }
+        }
+        fs::write(self.share.join("log"), b"").unwrap();
+        self.lines.clear();
+        self.made.clear();
     }
 
     /// Whether the host shows that a request was done. None: it cannot be seen.

@@ -288,8 +288,15 @@ impl Control {
 
     /// VHOST_USER_REM_MEM_REG.
     pub fn remove_region(&mut self, info: &RegionInfo) -> Result<()> {
+        self.begin_remove_region(info)?;
+        self.end_set(request::REM_MEM_REG)
+    }
+
+    /// The first half of [`remove_region`](Self::remove_region); the second is
+    /// [`end_set`](Self::end_set).
+    pub fn begin_remove_region(&mut self, info: &RegionInfo) -> Result<()> {
         let payload = [&[0; 8], region_bytes(info).as_slice()].concat();
-        self.set(request::REM_MEM_REG, &payload, &[])
+        self.begin_set(request::REM_MEM_REG, &payload, &[])
     }
 
     fn vring_state(&self, value: u32) -> [u8; 8] {

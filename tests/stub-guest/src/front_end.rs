@@ -233,8 +233,15 @@ impl FrontEnd {
 
     /// Tells the back-end with REM_MEM_REG that the region is gone. Here it stays as it is.
     pub fn unplug_memory(&mut self, index: usize) -> Result<()> {
+        self.begin_unplug_memory(index)?;
+        self.control.end_set(request::REM_MEM_REG)
+    }
+
+    /// [`unplug_memory`](Self::unplug_memory), with the acknowledgement left for
+    /// [`Control::end_set`].
+    pub fn begin_unplug_memory(&mut self, index: usize) -> Result<()> {
         match self.memory.regions().nth(index) {
-            Some((info, _)) => self.control.remove_region(&info),
+            Some((info, _)) => self.control.begin_remove_region(&info),
             None => Err(Error::BadAddress(0)),
         }
     }

@@ -10,6 +10,7 @@
 
 use std::hash::{DefaultHasher, Hasher};
 use std::num::NonZeroUsize;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -223,9 +224,15 @@ impl GuestMemory {
 
     /// A hash of all bytes of all regions, to see whether anything was written in between.
     pub fn fingerprint(&self) -> Result<u64> {
+        self.fingerprint_of(0..self.regions.len())
+    }
+
+    /// The same for the regions with these indices, of those that there are.
+    pub fn fingerprint_of(&self, indices: Range<usize>) -> Result<u64> {
         let mut hasher = DefaultHasher::new();
         let mut chunk = vec![0; 64 * PAGE];
-        for region in &self.regions {
+        let asked = self.regions.iter().take(indices.end).skip(indices.start);
+        for region in asked {
             let mut at = region.info.guest_address;
             let end = at + region.info.size;
             while at < end {

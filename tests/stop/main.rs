@@ -1,13 +1,17 @@
-//! Stop and hand-over in the middle of a full ring: what was taken is answered and done, what was
-//! not is still available, and after the answer nothing is written into the guest's memory.
+//! A full ring that is interrupted somewhere in the middle, at another place in each round.
+//!
+//! `hand_over`: what was taken is answered and done, what was not is still available, and after the
+//! answer nothing is written into the guest's memory. `gone`: nothing of it is left in the daemon.
 
+#[path = "../common/mod.rs"]
 mod common;
+mod gone;
+mod hand_over;
 
 use std::time::{Duration, Instant};
 
 use common::BINARY;
 use common::load::{Load, Posted};
-use nix::sys::signal::Signal;
 use stub_guest::control::request;
 use stub_guest::daemon::Launch;
 use stub_guest::{Attach, Client, Daemon, Options};
@@ -15,6 +19,24 @@ use tempfile::TempDir;
 
 /// So many requests are in a ring of so many descriptors.
 const REQUESTS: usize = 128;
+/// So many workers has the daemon.
+const THREADS: usize = 4;
+
+/// A guest with little memory, in two regions.
+fn options() -> Options {
+    Options {
+        regions: vec![4 << 20, 8 << 20],
+        ..Options::default()
+    }
+}
+
+/// How often a test interrupts: `variable`, or so often by default.
+fn rounds(variable: &str, default: usize) -> usize {
+    std::env::var(variable).map_or(default, |text| {
+        let number = text.parse();
+        number.unwrap_or_else(|_| panic!("{variable} is no number: {text}"))
+    })
+}
 
 /// A daemon, and a guest in the middle of a session on it.
 struct Guest {
@@ -28,12 +50,13 @@ impl Guest {
     fn new(seed: u64) -> Guest {
         let share = tempfile::tempdir().unwrap();
         let load = Load::prepare(share.path(), seed);
-        let mut daemon = Launch::new(BINARY).share(share.path()).start().unwrap();
-        let options = Options {
-            regions: vec![4 << 20, 8 << 20],
-            ..Options::default()
-        };
-        let client = daemon.client_with(options).unwrap();
+        let launch = Launch::new(BINARY).share(share.path());
+        let mut daemon = launch
+            .arg("--threads")
+            .arg(THREADS.to_string())
+            .start()
+            .unwrap();
+        let client = daemon.client_with(options()).unwrap();
         let mut guest = Guest {
             client,
             load,
@@ -52,8 +75,19 @@ impl Guest {
     /// Posts a full ring of requests and calls `interrupt` somewhere in the middle: it sends the
     /// message that stops things, and what is posted afterwards meets the daemon dealing with it.
     fn post_around(&mut self, interrupt: impl FnOnce(&mut Guest)) -> Vec<Posted> {
-        let plan = self.load.plan(&mut self.client, REQUESTS);
         let at = self.load.random(REQUESTS + 1);
+        self.post_around_at(at, REQUESTS, interrupt)
+    }
+
+    /// [`post_around`](Self::post_around) with `count` requests, of which `at` come before the
+    /// interruption.
+    fn post_around_at(
+        &mut self,
+        at: usize,
+        count: usize,
+        interrupt: impl FnOnce(&mut Guest),
+    ) -> Vec<Posted> {
+        let plan = self.load.plan(&mut self.client, count);
         let kick_every = 1 << self.load.random(8);
         let kick_after = self.load.random(2) == 0;
         let mut interrupt = Some(interrupt);
@@ -186,126 +220,5 @@ impl Guest {
             let reply = self.client.wait_unkicked(request.tag);
             self.load.check_refused(request, reply);
         }
-    }
-}
-
-/// In how many places a test interrupts.
-fn rounds() -> usize {
-    let rounds = std::env::var("STOP_ROUNDS").ok();
-    rounds.map_or(25, |rounds| {
-        rounds.parse().expect("STOP_ROUNDS is a number")
-    })
-}
-
-#[test]
-fn after_get_vring_base_each_request_is_either_answered_or_still_available() {
-    let mut guest = Guest::new(1);
-    let mut left_over = 0;
-    for round in 0..rounds() {
-        let posted = guest.post_around(Guest::ask_for_base);
-        let control = guest.client.front_end().control();
-        let base = control.end_get_vring_base().unwrap();
-        let rest = guest.check_stopped(&posted, base);
-        left_over += rest.len();
-        // It goes on where it stopped; the session is the same.
-        guest.client.front_end().start(base).unwrap();
-        guest.check(rest, &posted);
-        guest.load.end(Some(&mut guest.client));
-        assert_eq!(guest.client.outstanding(), 0, "round {round}");
-    }
-    assert!(left_over > 0, "no request was ever left in the ring");
-}
-
-#[test]
-fn what_is_left_is_handed_over_to_another_connection() {
-    let mut guest = Guest::new(2);
-    for round in 0..rounds() {
-        let posted = guest.post_around(Guest::ask_for_base);
-        let control = guest.client.front_end().control();
-        let base = control.end_get_vring_base().unwrap();
-        let rest = guest.check_stopped(&posted, base);
-        // The front-end leaves, and another has the ring. It knows nothing of the session.
-        guest.reconnect();
-        guest.client.front_end().start(base).unwrap();
-        guest.check_refused(rest);
-        assert_eq!(guest.client.outstanding(), 0, "round {round}");
-        guest.load.end(None);
-        guest.mount();
-    }
-}
-
-#[test]
-fn a_reset_answers_what_was_taken_and_forgets_the_rest() {
-    let mut guest = Guest::new(3);
-    for _ in 0..rounds() {
-        let posted = guest.post_around(|guest| {
-            let control = guest.client.front_end().control();
-            control.begin_set(request::RESET_DEVICE, &[], &[]).unwrap();
-        });
-        let control = guest.client.front_end().control();
-        control.end_set(request::RESET_DEVICE).unwrap();
-        guest.check_silent(&posted);
-        // The driver forgets the rest, too.
-        guest.load.end(None);
-        guest.client.front_end().reset().unwrap();
-        guest.client.forget();
-        guest.client.front_end().restart().unwrap();
-        guest.mount();
-    }
-}
-
-#[test]
-fn a_memory_table_that_comes_in_between_changes_no_answer() {
-    let mut guest = Guest::new(4);
-    for round in 0..rounds() {
-        let posted = guest.post_around(|guest| {
-            guest.client.front_end().begin_set_mem_table().unwrap();
-        });
-        let control = guest.client.front_end().control();
-        control.end_set(request::SET_MEM_TABLE).unwrap();
-        guest.load.let_go();
-        guest.client.front_end().force_kick().unwrap();
-        guest.check(&posted, &posted);
-        guest.load.end(Some(&mut guest.client));
-        assert_eq!(guest.client.outstanding(), 0, "round {round}");
-    }
-}
-
-#[test]
-fn a_front_end_that_disappears_finds_its_ring_in_order() {
-    let mut guest = Guest::new(5);
-    for round in 0..rounds() {
-        let posted = guest.post_around(|guest| {
-            guest.client.front_end().control().hang_up().unwrap();
-        });
-        // Served only when the other connection's requests have ended.
-        guest.reconnect();
-        let rest = guest.check_silent(&posted);
-        // What QEMU takes for the base of a back-end that is gone: the used index.
-        guest.start_behind_used();
-        guest.check_refused(rest);
-        assert_eq!(guest.client.outstanding(), 0, "round {round}");
-        guest.load.end(None);
-        guest.mount();
-    }
-}
-
-#[test]
-fn sigterm_ends_what_was_taken_and_leaves_the_rest_to_another_daemon() {
-    let mut guest = Guest::new(6);
-    for round in 0..rounds() {
-        let posted = guest.post_around(|guest| {
-            guest.daemon.signal(Signal::SIGTERM).unwrap();
-        });
-        assert!(guest.daemon.wait().unwrap().success());
-        let rest = guest.check_silent(&posted);
-        let share = guest.share.path();
-        guest.daemon = Launch::new(BINARY).share(share).start().unwrap();
-        guest.reconnect();
-        guest.start_behind_used();
-        guest.check_refused(rest);
-        assert_eq!(guest.client.outstanding(), 0, "round {round}");
-        guest.load.end(None);
-        guest.mount();
     }
 }

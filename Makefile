@@ -56,8 +56,9 @@ model-check: ## Every order in which the loop and its workers can meet
 
 test: unit-test model-check guest-test uml-test ## Everything: unit and integration tests, and the real guests
 
-soak: ## A hundred thousand tries to get out of the share while the host swaps links in
+soak: ## Escapes while the host swaps links in, a hundred thousand; guests gone in the middle, ten thousand
 	ESCAPE_TRIES=100000 $(CARGO) test --release --locked --test escape -- --nocapture
+	STOP_ROUNDS=1000 GONE_CYCLES=10000 $(CARGO) test --release --locked --test stop -- --nocapture
 
 bench: ## The daemon beside virtiofsd and the bare system calls; BENCH=NAME for some of the workloads
 	VIRTIOFSD=$$(benches/virtiofsd.sh) $(CARGO) bench --locked --bench server -- $(BENCH)

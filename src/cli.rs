@@ -75,7 +75,8 @@ pub struct Options {
     #[arg(long)]
     pub once: bool,
 
-    /// How many threads may wait for the host's file systems at once
+    /// How many threads may wait for the host's file systems at once. A quarter of them never waits
+    /// for a network's or FUSE's, so that one which hangs does not hold up the local disks
     #[arg(long, value_name = "N", default_value_t = 64,
           value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: u16,

@@ -8,6 +8,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
+use std::os::fd::AsFd;
 use std::rc::{Rc, Weak};
 
 use coroutine::WaitQueue;
@@ -16,6 +17,7 @@ use nix::errno::Errno;
 
 use super::Server;
 use super::fid::OpenFile;
+use super::placement::Cost;
 use crate::export::handle::Trace;
 use crate::export::{InodeKey, Lookup, Name, Node};
 
@@ -329,8 +331,9 @@ impl Server {
         if let Some(node) = open.inode.held() {
             return Ok(node);
         }
-        let node =
-            self.with_descriptors(|| Node::of_open_file(&open.handle).map(|(node, _)| node))?;
+        let (device, fd) = (open.inode.key().id.device, open.handle.as_fd());
+        let (node, _) =
+            self.with_descriptors(|| self.call(device, Cost::Held, || Node::of_open_file(fd)))?;
         Ok(self.session.inodes.hold(&open.inode, node))
     }
 
@@ -362,7 +365,7 @@ impl Server {
             .map(|(trace, key, name)| (&**trace, key, name.as_ref()))
             .collect();
         let top = top.as_deref();
-        self.blocking(|| {
+        self.blocking_on(inode.key.id.device, || {
             let mut found: Option<Node> = None;
             for (trace, key, name) in steps {
                 let place = found.as_ref().or(top).zip(name);

@@ -184,6 +184,11 @@ impl Locks {
 }
 
 impl Owner {
+    /// Where the inode is.
+    pub fn device(&self) -> (u32, u32) {
+        self.key.inode.device
+    }
+
     /// Takes or releases a lock. To be called on a worker. Errors: EAGAIN if another's is in the
     /// way, those of fcntl(2).
     pub fn set(description: impl AsFd, range: &Range) -> Result<(), Errno> {

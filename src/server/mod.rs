@@ -19,7 +19,7 @@ use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::{Rc, Weak};
 
-use coroutine::{RwLock, Workers};
+use coroutine::{RwLock, Semaphore, Workers};
 use nix::errno::Errno;
 use protocol::{Header, Qid, kind};
 use vhost_user::{Handler, Request};
@@ -45,6 +45,8 @@ pub struct Server {
     this: Weak<Server>,
     export: Export,
     workers: Workers,
+    /// How many workers may wait for file systems that are far.
+    far: Semaphore,
     placement: Placement,
     session: Session,
     /// The request that its coroutine is about to take over.
@@ -96,6 +98,7 @@ impl Server {
             this: this.clone(),
             placement,
             export,
+            far: Semaphore::new(far_workers(workers.max_threads())),
             workers,
             session,
             arriving: Cell::new(None),
@@ -113,12 +116,28 @@ impl Server {
     fn call<T: Send>(&self, device: (u32, u32), cost: Cost, call: impl FnOnce() -> T + Send) -> T {
         match self.placement.here(device, cost, call) {
             Ok(value) => value,
-            Err(call) => self.blocking(call),
+            Err(call) => self.blocking_on(device, call),
         }
     }
 
-    /// Runs what may block on a worker, while other requests go on.
+    /// Runs what may block on a worker, while other requests go on. Not for what may reach a file
+    /// system that is in something else's hands.
     fn blocking<T: Send>(&self, call: impl FnOnce() -> T + Send) -> T {
+        self.workers.offload(call)
+    }
+
+    /// Runs what may block on a file of `device`.
+    fn blocking_on<T: Send>(&self, device: (u32, u32), call: impl FnOnce() -> T + Send) -> T {
+        match self.placement.medium(device) {
+            Medium::Memory | Medium::Disk => self.blocking(call),
+            Medium::Far => self.blocking_far(call),
+        }
+    }
+
+    /// Runs what may block for as long as another host, a program or nobody knows who likes: not on
+    /// the last workers, which the other file systems need.
+    fn blocking_far<T: Send>(&self, call: impl FnOnce() -> T + Send) -> T {
+        let _permit = self.far.acquire();
         self.workers.offload(call)
     }
 
@@ -132,10 +151,11 @@ impl Server {
         call: impl FnOnce() -> Result<T, Errno> + Send,
     ) -> Result<T, Errno> {
         let (identity, user) = (self.export.identity(), fid.user);
+        let device = node.id().device;
         if identity.is_other(user) {
-            return self.blocking(|| identity.acting(user, call));
+            return self.blocking_on(device, || identity.acting(user, call));
         }
-        self.call(node.id().device, self.cost(cost), call)
+        self.call(device, self.cost(cost), call)
     }
 
     /// Makes a call that makes a file in `directory` for `owner`. Another's ids are taken on by a
@@ -146,10 +166,11 @@ impl Server {
         directory: &Node,
         call: impl FnOnce() -> Result<T, Errno> + Send,
     ) -> Result<T, Errno> {
+        let device = directory.id().device;
         if self.export.identity().takes_on(owner) {
-            return self.blocking(call);
+            return self.blocking_on(device, call);
         }
-        self.call(directory.id().device, self.cost(Cost::Change), call)
+        self.call(device, self.cost(Cost::Change), call)
     }
 
     /// What an operation costs that takes one call unless the security model adds to it.
@@ -169,7 +190,7 @@ impl Server {
         if export.stat_is_immediate() {
             self.call(device, Cost::Held, || export.stat(file))
         } else {
-            self.with_descriptors(|| self.blocking(|| export.stat(file)))
+            self.with_descriptors(|| self.blocking_on(device, || export.stat(file)))
         }
     }
 
@@ -185,7 +206,7 @@ impl Server {
         self.session.qids.borrow_mut().check(node.id())?;
         let crossed = |place: &Place| place.directory.key().id.device != device;
         if !self.placement.is_root(device) && place.as_ref().is_none_or(crossed) {
-            let medium = self.blocking(|| Medium::of(&node));
+            let medium = self.blocking_far(|| Medium::of(&node));
             self.placement.learn(device, medium);
         }
         Ok(self.session.inodes.admit(node, place))
@@ -310,6 +331,12 @@ impl Handler for Server {
         self.session.msize.set(0);
         self.session.fids.clear();
     }
+}
+
+/// How many of all workers may wait for file systems that are far: a quarter, and one at least where
+/// there are two, is for the others.
+fn far_workers(all: usize) -> usize {
+    all - (all / 4).max(1).min(all - 1)
 }
 
 /// Counts a request out when it has ended, however it did.

@@ -9,6 +9,9 @@
 //! | local disk (ext4, xfs, ...) | here | worker | here, paced | worker |
 //! | network, FUSE, unknown | worker | worker | worker | worker |
 //!
+//! What is far may never answer, and then keeps the worker: the last quarter of the workers is left
+//! to the other file systems (`Server::blocking_far`).
+//!
 //! *Paced* means that calls which took long after all, because the journal was full, memory was
 //! swapped out or large files were freed, send the next ones to workers for a while, and for twice
 //! as long each time that it happens again. One alone does not: the thread may have been interrupted.

@@ -49,6 +49,8 @@ pub enum Op {
     Read,
     /// pwrite(2).
     Write,
+    /// close(2).
+    Flush,
     /// fsync(2) of a file.
     Fsync,
     /// mkdir(2).
@@ -567,7 +569,7 @@ impl Filesystem for Tree {
     }
 
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
-        reply.ok();
+        self.empty(Op::Flush, reply, || Ok(()));
     }
 
     fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {

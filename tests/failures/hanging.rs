@@ -5,10 +5,11 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use protocol::{
-    Names, Rmessage, Tflush, Tfsync, Tgetattr, Tmessage, Tread, Treaddir, Tstatfs, Twalk, Twrite,
-    getattr, open,
+    Names, Rmessage, Tclunk, Tflush, Tfsync, Tgetattr, Tmessage, Tread, Treaddir, Tstatfs, Twalk,
+    Twrite, getattr, open,
 };
 use stub_guest::control::request;
+use stub_guest::daemon::Launch;
 use stub_guest::{Client, Completion, Error, Options};
 
 use super::Host;
@@ -164,31 +165,108 @@ fn next(client: &mut Client) -> Completion {
     completion
 }
 
+/// Asserts that all of these requests come back, each once, with the file's content if they ask for it.
+#[track_caller]
+fn assert_all_answered(client: &mut Client, mut tags: Vec<u16>) {
+    while !tags.is_empty() {
+        let Completion { tag, reply } = next(client);
+        let place = tags.iter().position(|other| *other == tag);
+        tags.swap_remove(place.expect("the request is outstanding"));
+        let reply = reply.unwrap();
+        if let Ok(Rmessage::Read(_)) = reply.message() {
+            assert_eq!(reply.payload(), b"0123456789");
+        }
+    }
+    assert_eq!(client.outstanding(), 0);
+}
+
 #[test]
 fn more_may_hang_than_there_are_workers() {
-    let Some(mut host) = Host::new(|launch| launch.arg("--threads").arg("2")) else {
+    for threads in [2, 4, 9] {
+        let Some(mut host) = Host::new(|launch| launch.arg("--threads").arg(threads.to_string()))
+        else {
+            return;
+        };
+        let fids = open_both(&mut host);
+        let root = host.root;
+        for op in OPS {
+            host.faulty.hang(op);
+            let tags = (0..40)
+                .map(|_| submit(&mut host.client, &fids, op))
+                .collect();
+            host.faulty.wait_for_hanging(1);
+            // Among it what only a worker may do: some are left for this.
+            use_the_other(&mut host.client, root, fids.here);
+            host.faulty.release();
+            assert_all_answered(&mut host.client, tags);
+        }
+    }
+}
+
+#[test]
+fn those_who_enter_a_file_system_that_hangs_leave_workers_for_others() {
+    let Some(mut host) = Host::new(|launch| launch.arg("--threads").arg("4")) else {
         return;
     };
     let fids = open_both(&mut host);
-    // What the loop does itself has nobody to wait for.
-    let read = host.client.read(fids.here, 0, 10).unwrap();
-    host.faulty.hang(Op::Read);
-    let mut tags: Vec<u16> = (0..40)
-        .map(|_| submit(&mut host.client, &fids, Op::Read))
-        .collect();
+    let root = host.root;
+    // The mount's own attributes are asked for when it is entered.
+    host.faulty.hang(Op::Getattr);
+    let tags = (0..40).map(|_| {
+        let mut names = Names::new();
+        assert!(names.push(b"faulty"));
+        let newfid = host.guest.client.alloc_fid();
+        let fid = root;
+        let walk = Tmessage::Walk(Twalk { fid, newfid, names });
+        host.guest.client.submit(&walk, &[]).unwrap()
+    });
+    let tags = tags.collect();
+    host.client.kick().unwrap();
     host.faulty.wait_for_hanging(1);
-    for _ in 0..10 {
-        host.client.getattr(fids.here, getattr::ALL).unwrap();
-        assert_eq!(host.client.read(fids.here, 0, 10).unwrap(), read);
-    }
+    use_the_other(&mut host.client, root, fids.here);
     host.faulty.release();
-    while !tags.is_empty() {
-        let completion = host.client.wait_any().unwrap();
-        let place = tags.iter().position(|tag| *tag == completion.tag).unwrap();
-        tags.swap_remove(place);
-        assert_eq!(completion.reply.unwrap().payload(), b"0123456789");
+    assert_all_answered(&mut host.client, tags);
+}
+
+#[test]
+fn a_file_that_is_pinned_again_for_want_of_descriptors_holds_nobody_up() {
+    // Few descriptors: those of open files' inodes are given up.
+    let few = |launch: Launch| launch.arg("--rlimit-nofile").arg("80");
+    let Some(mut host) = Host::new(few) else {
+        return;
+    };
+    let fids = open_both(&mut host);
+    let root = host.root;
+    for n in 0..200 {
+        host.file(&format!("many-{n}"), "");
+        let fid = host.walk(&format!("many-{n}"));
+        host.client.getattr(fid, getattr::ALL).unwrap();
     }
-    assert_eq!(host.client.outstanding(), 0);
+    host.faulty.hang(Op::Getattr);
+    let tag = submit(&mut host.client, &fids, Op::Getattr);
+    host.faulty.wait_for_hanging(1);
+    host.client.getattr(fids.here, getattr::ALL).unwrap();
+    host.client.write_file(root, "new", b"content").unwrap();
+    host.faulty.release();
+    assert_all_answered(&mut host.client, vec![tag]);
+}
+
+#[test]
+fn a_clunk_that_hangs_holds_nobody_up() {
+    let Some(mut host) = Host::new(|launch| launch) else {
+        return;
+    };
+    let fids = open_both(&mut host);
+    let root = host.root;
+    // The kernel asks the file system at each close.
+    host.faulty.hang(Op::Flush);
+    let clunk = Tmessage::Clunk(Tclunk { fid: fids.there });
+    let tag = host.client.submit(&clunk, &[]).unwrap();
+    host.client.kick().unwrap();
+    host.faulty.wait_for_hanging(1);
+    use_the_other(&mut host.client, root, fids.here);
+    host.faulty.release();
+    assert_all_answered(&mut host.client, vec![tag]);
 }
 
 /// Asserts that the daemon has no answer on the control socket.

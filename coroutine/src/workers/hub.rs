@@ -69,7 +69,7 @@ pub(super) struct Shared<E> {
     done: AtomicPtr<Job>,
     /// Whether the loop is, or is about to be, asleep, and nobody has signalled it yet.
     sleeping: AtomicBool,
-    max_threads: usize,
+    pub(super) max_threads: usize,
     spin: Spin,
     pub(super) event: E,
 }

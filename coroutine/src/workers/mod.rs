@@ -104,6 +104,11 @@ impl Workers {
         })
     }
 
+    /// How many threads there are at the most.
+    pub fn max_threads(&self) -> usize {
+        self.hub.max_threads
+    }
+
     /// Runs `f` on a worker and suspends the coroutine until it is done; `f` may borrow from the
     /// coroutine's stack. Outside of a coroutine, and while it is unwound by a panic, `f` runs in
     /// place.

@@ -69,7 +69,7 @@ impl Server {
     pub(super) fn fsync(&self, m: Tfsync) -> Result<Rfsync, Errno> {
         let open = self.session.fids.get(m.fid)?.open_file()?;
         let fd = open.handle.as_fd();
-        self.blocking(|| {
+        self.blocking_on(open.inode.key().id.device, || {
             if m.datasync != 0 {
                 fdatasync(fd)
             } else {
@@ -116,7 +116,8 @@ impl Server {
         if file.writable && file.set_id_dropped.get() != given {
             let (export, held) = (&self.export, self.held(fid)?);
             let located = held.located();
-            self.blocking(|| export.drop_set_id(located))?;
+            let device = located.node.id().device;
+            self.blocking_on(device, || export.drop_set_id(located))?;
             file.set_id_dropped.set(given);
         }
         Ok(())

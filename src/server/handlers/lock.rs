@@ -76,15 +76,16 @@ impl Server {
         self.session.locks.owner(open, client, process, || {
             let node = &*self.hold_open(open)?;
             let counted = self.session.inodes.count_open();
-            let description =
-                self.with_descriptors(|| self.blocking(|| open_for_locks(node, writable)))?;
+            let device = node.id().device;
+            let description = self
+                .with_descriptors(|| self.blocking_on(device, || open_for_locks(node, writable)))?;
             Ok((description, counted))
         })
     }
 
     fn set_lock(&self, owner: &Owner, range: Range) -> Result<(), Errno> {
         let description = owner.description();
-        self.blocking(|| Owner::set(description, &range))?;
+        self.blocking_on(owner.device(), || Owner::set(description, &range))?;
         owner.note(range);
         // Bytes may have become free, also by a write lock that is a read lock now.
         if range.kind != libc::F_WRLCK {
@@ -113,7 +114,7 @@ impl Server {
             Some(owner) => owner.description().as_fd(),
             None => open.handle.as_fd(),
         };
-        let found = self.blocking(|| Owner::probe(description, &range))?;
+        let found = self.blocking_on(inode.device, || Owner::probe(description, &range))?;
         let Some(found) = found else {
             let Tgetlock {
                 start,

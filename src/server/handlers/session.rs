@@ -57,7 +57,7 @@ impl Server {
         let export = &self.export;
         let user = export.identity().ids().uids.to_host(m.n_uname)?;
         let (root, stat) =
-            self.with_descriptors(|| self.blocking(|| export.directory_below(m.aname)))?;
+            self.with_descriptors(|| self.blocking_far(|| export.directory_below(m.aname)))?;
         let root = self.admit(root, None)?;
         self.session
             .fids

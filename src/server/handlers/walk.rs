@@ -7,7 +7,7 @@ use crate::export::{Component, Export, Lookup, Node, Stat};
 use crate::server::Server;
 use crate::server::fid::Fid;
 use crate::server::inodes::Place;
-use crate::server::placement::{Cost, Medium};
+use crate::server::placement::Medium;
 
 /// How far a walk came.
 #[derive(Default)]
@@ -71,9 +71,11 @@ impl Server {
     /// rest, if any, on a worker.
     fn resolve(&self, fid: &Fid, start: &Node, names: &[&[u8]]) -> Result<Walked, Errno> {
         let root = &*self.hold(&fid.root)?;
+        let (identity, user) = (self.export.identity(), fid.user);
+        let other = identity.is_other(user);
         // Another's rights are taken on by a worker only.
         let here = match self.placement.medium(start.id().device) {
-            _ if self.export.identity().is_other(fid.user) => None,
+            _ if other => None,
             Medium::Memory => Some(Lookup::Local),
             Medium::Disk => Some(Lookup::Cached),
             Medium::Far => None,
@@ -85,10 +87,23 @@ impl Server {
             if let Some(lookup) = here {
                 walked.go_on(export, start, root, names, lookup);
             }
+            // What is only not in memory takes no longer than this disk does. A mapped model reads
+            // other files, too.
+            if here == Some(Lookup::Cached)
+                && walked.error == Some(Errno::EAGAIN)
+                && !export.is_mapped()
+            {
+                self.blocking(|| walked.go_on(export, start, root, names, Lookup::Local));
+            }
             if here.is_none() || walked.error == Some(Errno::EAGAIN) {
-                self.acting(fid, start, Cost::Wait, || {
+                let mut walk = || {
                     walked.go_on(export, start, root, names, Lookup::Blocking);
                     Ok(())
+                };
+                // Behind a mount nobody knows yet who has to answer.
+                self.blocking_far(|| match other {
+                    true => identity.acting(user, walk),
+                    false => walk(),
                 })?;
             }
             match walked.error {

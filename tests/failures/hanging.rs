@@ -301,6 +301,45 @@ fn a_stop_waits_for_what_hangs() {
 }
 
 #[test]
+fn a_full_ring_half_of_which_hangs_is_stopped_in_order() {
+    let Some(mut host) = Host::new(|launch| launch) else {
+        return;
+    };
+    let fids = open_both(&mut host);
+    for round in 0..20 {
+        OPS.iter().for_each(|op| host.faulty.hang(*op));
+        let mut tags = Vec::new();
+        for n in 0..64 {
+            tags.push(submit(&mut host.client, &fids, OPS[n % OPS.len()]));
+            let (fid, mask) = (fids.here, getattr::ALL);
+            let here = Tmessage::Getattr(Tgetattr { fid, mask });
+            tags.push(host.client.submit(&here, &[]).unwrap());
+        }
+        // From before the first request hangs to when all do that there are workers for.
+        host.faulty.wait_for_hanging(round);
+        let control = host.client.front_end().control();
+        control.begin_get_vring_base().unwrap();
+        host.client.kick().unwrap();
+        host.faulty.release();
+        let front_end = host.client.front_end();
+        let base = front_end.control().end_get_vring_base().unwrap();
+        let before = front_end.memory().fingerprint().unwrap();
+        let left = front_end.ring().0.avail_idx().wrapping_sub(base);
+        // What was taken is answered, and nothing else: the ring is taken from in order.
+        let answered = tags.len() - usize::from(left);
+        for (n, tag) in tags.iter().enumerate() {
+            let used = host.client.is_used(*tag).unwrap();
+            assert_eq!(used, n < answered, "round {round}, request {n}");
+        }
+        let front_end = host.client.front_end();
+        front_end.control().get_u64(request::GET_FEATURES).unwrap();
+        assert_eq!(front_end.memory().fingerprint().unwrap(), before);
+        front_end.start(base).unwrap();
+        assert_all_answered(&mut host.client, tags);
+    }
+}
+
+#[test]
 fn a_reset_waits_for_what_hangs() {
     let Some(mut host) = Host::new(|launch| launch) else {
         return;

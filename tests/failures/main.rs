@@ -16,6 +16,7 @@ use common::{BINARY, Guest};
 use faulty::FaultyFs;
 use nix::errno::Errno;
 use stub_guest::daemon::Launch;
+use stub_guest::{Attach, Options};
 use tempfile::TempDir;
 
 /// A guest whose share holds a healthy directory, its root, and below it `faulty`.
@@ -38,7 +39,19 @@ impl Host {
         for path in [faulty.path("file"), share.path().join("file")] {
             fs::write(path, "0123456789").unwrap();
         }
-        let guest = Guest::on(prepare(Launch::new(BINARY).share(share.path())));
+        let launch = prepare(Launch::new(BINARY).share(share.path()));
+        let mut daemon = launch.start().unwrap();
+        let options = Options {
+            regions: vec![8 << 20],
+            ..Options::default()
+        };
+        let mut client = daemon.client_with(options).unwrap();
+        let root = client.mount(&Attach::default()).unwrap();
+        let guest = Guest {
+            client,
+            root,
+            daemon,
+        };
         Some(Host {
             guest,
             faulty,

@@ -5,7 +5,7 @@ use stub_guest::control::request;
 use stub_guest::daemon::Launch;
 
 use super::common::BINARY;
-use super::{Guest, rounds};
+use super::{Guest, REQUESTS, rounds};
 
 #[test]
 fn after_get_vring_base_each_request_is_either_answered_or_still_available() {
@@ -24,6 +24,58 @@ fn after_get_vring_base_each_request_is_either_answered_or_still_available() {
         assert_eq!(guest.client.outstanding(), 0, "round {round}");
     }
     assert!(left_over > 0, "no request was ever left in the ring");
+}
+
+#[test]
+fn nothing_but_the_answers_and_the_used_ring_is_written() {
+    let mut guest = Guest::new(8);
+    for round in 0..rounds("STOP_ROUNDS", 25) {
+        // The driver writes nothing from here on, so all that changes is the device's.
+        let posted = guest.post_around_at(0, REQUESTS, |_| {});
+        let buffers: Vec<_> = posted
+            .iter()
+            .map(|request| guest.client.writable(request.tag))
+            .collect();
+        let mut before = guest.client.front_end().memory().snapshot().unwrap();
+        guest.client.front_end().force_kick().unwrap();
+        guest.let_some_be_answered(&posted);
+        let base = guest.client.front_end().stop().unwrap();
+        let after = guest.client.front_end().memory().snapshot().unwrap();
+
+        let answered = guest.answered(&posted);
+        for (request, buffers) in posted.iter().zip(buffers).take(answered) {
+            let mut left = guest.client.used_length(request.tag).unwrap();
+            for (address, length) in buffers {
+                take_over(&mut before, &after, address, length.min(left));
+                left -= length.min(left);
+            }
+        }
+        let (ring, _) = guest.client.front_end().ring();
+        let (used, size) = (ring.layout().used, usize::from(ring.size()));
+        // flags, index, elements, and the index of the next kick.
+        take_over(&mut before, &after, used, 4 + 8 * size + 2);
+        for ((address, before), (_, after)) in before.iter().zip(&after) {
+            if before != after {
+                let place = before.iter().zip(after).position(|(a, b)| a != b);
+                panic!("round {round}: written at {place:?} from {address:#x}");
+            }
+        }
+
+        let rest = guest.check_stopped(&posted, base);
+        guest.client.front_end().start(base).unwrap();
+        guest.check(rest, &posted);
+        guest.load.end(Some(&mut guest.client));
+    }
+}
+
+/// Accepts that `length` bytes from a guest address on are now what they are.
+fn take_over(before: &mut [(u64, Vec<u8>)], after: &[(u64, Vec<u8>)], address: u64, length: usize) {
+    for ((first, before), (_, after)) in before.iter_mut().zip(after) {
+        let at = address.wrapping_sub(*first) as usize;
+        if at < before.len() {
+            before[at..at + length].copy_from_slice(&after[at..at + length]);
+        }
+    }
 }
 
 #[test]

@@ -350,6 +350,27 @@ impl Client {
         ))
     }
 
+    /// How many bytes the device has written for a request that has come back.
+    pub fn used_length(&self, tag: u16) -> Result<usize> {
+        match self.slots.get(usize::from(tag)) {
+            Some(Slot::Done(Ok(reply))) => Ok(reply.frame.len()),
+            Some(Slot::Done(Err(Error::Flushed))) => Ok(0),
+            _ => Err(Error::NotOutstanding(tag)),
+        }
+    }
+
+    /// Guest address and length of each buffer for the reply to a request that is with the device, in
+    /// the order in which they are filled; none if there is no such request.
+    pub fn writable(&self, tag: u16) -> Vec<(u64, usize)> {
+        match self.slots.get(usize::from(tag)) {
+            Some(Slot::Pending(pending)) => [(pending.reply.addr, pending.reply.len)]
+                .into_iter()
+                .chain(pending.received_pages.parts(pending.received_pages.0.len))
+                .collect(),
+            _ => Vec::new(),
+        }
+    }
+
     /// Sends one request and waits for its reply.
     pub fn call(&mut self, message: &Tmessage<'_>) -> Result<Reply> {
         let tag = self.submit(message, &[])?;

@@ -245,6 +245,17 @@ impl GuestMemory {
         Ok(hasher.finish())
     }
 
+    /// A copy of all bytes, by region: guest address of the first, and the bytes.
+    pub fn snapshot(&self) -> Result<Vec<(u64, Vec<u8>)>> {
+        let regions = self.regions.iter().map(|region| {
+            let info = region.info;
+            let mut bytes = vec![0; info.size as usize];
+            self.read(info.guest_address, &mut bytes)?;
+            Ok((info.guest_address, bytes))
+        });
+        regions.collect()
+    }
+
     /// Allocates nothing more in the region with that index. What is allocated there now must not
     /// be freed any more.
     pub fn retire(&mut self, index: usize) {

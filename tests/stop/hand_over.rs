@@ -79,6 +79,25 @@ fn take_over(before: &mut [(u64, Vec<u8>)], after: &[(u64, Vec<u8>)], address: u
 }
 
 #[test]
+fn what_is_left_goes_on_in_memory_that_has_moved() {
+    let mut guest = Guest::new(9);
+    for round in 0..rounds("STOP_ROUNDS", 25) {
+        let posted = guest.post_around(Guest::ask_for_base);
+        let control = guest.client.front_end().control();
+        let base = control.end_get_vring_base().unwrap();
+        let rest = guest.check_stopped(&posted, base);
+        let front_end = guest.client.front_end();
+        let before = front_end.memory().relocate().unwrap();
+        front_end.set_mem_table().unwrap();
+        front_end.start(base).unwrap();
+        guest.check(rest, &posted);
+        guest.load.end(Some(&mut guest.client));
+        let after = guest.client.front_end().memory().fingerprint_of_left();
+        assert_eq!(after, before, "round {round}: written where it was");
+    }
+}
+
+#[test]
 fn what_is_left_is_handed_over_to_another_connection() {
     let mut guest = Guest::new(2);
     for round in 0..rounds("STOP_ROUNDS", 25) {

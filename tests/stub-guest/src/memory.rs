@@ -102,6 +102,8 @@ pub struct GuestMemory {
     regions: Vec<Region>,
     /// The region that the next allocation tries first: buffers spread over all of them.
     turn: usize,
+    /// What regions were before they moved.
+    left: Vec<Region>,
 }
 
 impl GuestMemory {
@@ -110,6 +112,7 @@ impl GuestMemory {
         let mut memory = GuestMemory {
             regions: Vec::new(),
             turn: 0,
+            left: Vec::new(),
         };
         for &size in sizes {
             memory.add_region(size)?;
@@ -227,22 +230,9 @@ impl GuestMemory {
         self.fingerprint_of(0..self.regions.len())
     }
 
-    /// The same for the regions with these indices, of those that there are.
+    /// The same for the regions with these indices.
     pub fn fingerprint_of(&self, indices: Range<usize>) -> Result<u64> {
-        let mut hasher = DefaultHasher::new();
-        let mut chunk = vec![0; 64 * PAGE];
-        let asked = self.regions.iter().take(indices.end).skip(indices.start);
-        for region in asked {
-            let mut at = region.info.guest_address;
-            let end = at + region.info.size;
-            while at < end {
-                let len = chunk.len().min((end - at) as usize);
-                self.read(at, &mut chunk[..len])?;
-                hasher.write(&chunk[..len]);
-                at += len as u64;
-            }
-        }
-        Ok(hasher.finish())
+        Ok(hash_of(self.regions.get(indices).unwrap_or_default()))
     }
 
     /// A copy of all bytes, by region: guest address of the first, and the bytes.
@@ -254,6 +244,37 @@ impl GuestMemory {
             Ok((info.guest_address, bytes))
         });
         regions.collect()
+    }
+
+    /// Puts every region into another file and another place of our address space. For the guest
+    /// nothing changes; the back-end, which must not use the memory, has to be told. Returns a hash of
+    /// the old places.
+    pub fn relocate(&mut self) -> Result<u64> {
+        let hash = self.fingerprint()?;
+        let mut moved = Vec::new();
+        for region in &self.regions {
+            let info = region.info;
+            moved.push(Region::new(
+                info.guest_address,
+                info.size as usize,
+                info.mmap_offset,
+            )?);
+        }
+        for (old, new) in self.regions.iter_mut().zip(&mut moved) {
+            // SAFETY: both mappings are ours and of this size, and they are different ones.
+            unsafe {
+                new.base
+                    .copy_from_nonoverlapping(old.base, old.info.size as usize)
+            };
+            std::mem::swap(&mut old.pages, &mut new.pages);
+        }
+        self.left = std::mem::replace(&mut self.regions, moved);
+        Ok(hash)
+    }
+
+    /// The hash of the places that the last [`relocate`](Self::relocate) left, as it is now.
+    pub fn fingerprint_of_left(&self) -> u64 {
+        hash_of(&self.left)
     }
 
     /// Allocates nothing more in the region with that index. What is allocated there now must not
@@ -286,6 +307,26 @@ impl GuestMemory {
         }
         Err(Error::BadAddress(address))
     }
+}
+
+fn hash_of(regions: &[Region]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    let mut chunk = vec![0; 64 * PAGE];
+    for region in regions {
+        let size = region.info.size as usize;
+        for at in (0..size).step_by(chunk.len()) {
+            let part = &mut chunk[..(size - at).min(64 * PAGE)];
+            // SAFETY: these bytes lie in the region's mapping; as in `GuestMemory::read`.
+            unsafe {
+                region
+                    .base
+                    .add(at)
+                    .copy_to_nonoverlapping(NonNull::from(&mut *part).cast(), part.len())
+            };
+            hasher.write(part);
+        }
+    }
+    hasher.finish()
 }
 
 /// Pages that hold so many bytes; at least one.

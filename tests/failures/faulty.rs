@@ -116,7 +116,7 @@ impl FaultyFs {
             names: Mutex::default(),
         };
         let mut config = Config::default();
-        config.mount_options = vec![MountOption::FSName("faulty".into()), MountOption::Dev];
+        config.mount_options = vec![MountOption::FSName("faulty".into())];
         match fuser::spawn_mount(tree, at, &config) {
             Ok(session) => Some(FaultyFs {
                 session: Some(session),

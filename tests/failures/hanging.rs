@@ -5,8 +5,8 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use protocol::{
-    Names, Rmessage, Tclunk, Tflush, Tfsync, Tgetattr, Tmessage, Tread, Treaddir, Tstatfs, Twalk,
-    Twrite, getattr, open,
+    Names, Rmessage, Tflush, Tfsync, Tgetattr, Tmessage, Tread, Treaddir, Tstatfs, Twalk, Twrite,
+    getattr, open,
 };
 use stub_guest::control::request;
 use stub_guest::daemon::Launch;
@@ -247,24 +247,6 @@ fn a_file_that_is_pinned_again_for_want_of_descriptors_holds_nobody_up() {
     host.faulty.wait_for_hanging(1);
     host.client.getattr(fids.here, getattr::ALL).unwrap();
     host.client.write_file(root, "new", b"content").unwrap();
-    host.faulty.release();
-    assert_all_answered(&mut host.client, vec![tag]);
-}
-
-#[test]
-fn a_clunk_that_hangs_holds_nobody_up() {
-    let Some(mut host) = Host::new(|launch| launch) else {
-        return;
-    };
-    let fids = open_both(&mut host);
-    let root = host.root;
-    // The kernel asks the file system at each close.
-    host.faulty.hang(Op::Flush);
-    let clunk = Tmessage::Clunk(Tclunk { fid: fids.there });
-    let tag = host.client.submit(&clunk, &[]).unwrap();
-    host.client.kick().unwrap();
-    host.faulty.wait_for_hanging(1);
-    use_the_other(&mut host.client, root, fids.here);
     host.faulty.release();
     assert_all_answered(&mut host.client, vec![tag]);
 }

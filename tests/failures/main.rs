@@ -1,11 +1,12 @@
 //! A host that fails: what the guest is told, and what goes on meanwhile.
 //!
 //! The share holds a directory on a file system of its own, `faulty`, that fails and hangs on
-//! command. `errors` is about the first, `hanging` about the second.
+//! command. `errors` is about the first, `hanging` and `every_request` about the second.
 
 #[path = "../common/mod.rs"]
 mod common;
 mod errors;
+mod every_request;
 mod faulty;
 mod hanging;
 

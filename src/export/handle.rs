@@ -66,7 +66,7 @@ impl Traces {
     }
 
     /// Follows a trace to the inode that was `key`. Errors: ESTALE if it is gone, or is not
-    /// where it was; EMFILE.
+    /// where it was; those of open_by_handle_at(2) and openat2(2).
     pub fn follow(
         &self,
         trace: &Trace,
@@ -85,8 +85,8 @@ impl Traces {
         match found {
             // A handle leads to the mount that it is opened on, so only the inode is compared.
             Ok((node, _)) if node.key().same_inode(key) => Ok(node),
-            Err(error @ (Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM)) => Err(error),
-            Ok(_) | Err(_) => Err(Errno::ESTALE),
+            Ok(_) | Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => Err(Errno::ESTALE),
+            Err(error) => Err(error),
         }
     }
 

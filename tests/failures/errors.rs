@@ -1,11 +1,12 @@
 //! The host's errno reaches the guest, for every operation, and the next try is as good as any.
 
 use nix::errno::Errno;
-use protocol::{open, setattr, unlink};
+use protocol::{getattr, open, setattr, unlink};
+use stub_guest::daemon::Launch;
 use stub_guest::{Client, Result};
 
 use super::Host;
-use super::common::{NO_ID, no_change};
+use super::common::{NO_ID, no_change, refused};
 use super::faulty::Op;
 
 /// Fids on the failing file system.
@@ -29,7 +30,7 @@ const TRIES: &[(Op, Try)] = &[
         c.clunk(900)
     }),
     (Op::Getattr, |c, f| {
-        c.getattr(f.file, protocol::getattr::ALL).map(drop)
+        c.getattr(f.file, getattr::ALL).map(drop)
     }),
     (Op::Setattr, |c, f| {
         c.setattr(protocol::Tsetattr {
@@ -138,4 +139,27 @@ fn every_error_of_the_host_reaches_the_guest() {
             second.unwrap_or_else(|error| panic!("{op:?} after {errno:?}: {error}"));
         }
     }
+}
+
+#[test]
+fn a_file_that_cannot_be_found_again_has_the_host_s_error_and_is_not_gone() {
+    let few = |launch: Launch| {
+        let launch = launch.arg("--rlimit-nofile").arg("80");
+        launch.arg("--inode-file-handles").arg("never")
+    };
+    let Some(mut host) = Host::new(few) else {
+        return;
+    };
+    let file = host.walk("faulty/file");
+    for n in 0..200 {
+        host.file(&format!("many-{n}"), "");
+        let fid = host.walk(&format!("many-{n}"));
+        host.client.getattr(fid, getattr::ALL).unwrap();
+    }
+    for errno in [Errno::EIO, Errno::ETIMEDOUT] {
+        host.faulty.fail(Op::Lookup, errno);
+        refused(host.client.getattr(file, getattr::ALL), errno);
+        host.faulty.release();
+    }
+    host.client.getattr(file, getattr::ALL).unwrap();
 }

@@ -15,6 +15,8 @@ use crate::export::idmap::{IdMap, Translation};
 use crate::export::{HostModes, Ids, Multidevs, Permissions, SecurityModel};
 use crate::sandbox::Sandbox;
 use crate::sandbox::seccomp::Seccomp;
+use crate::server::limits::Limits;
+use crate::server::throttle::{Rate, Rates};
 
 /// Where systemd's first socket is (sd_listen_fds(3)).
 const LISTEN_FDS_START: RawFd = 3;
@@ -128,6 +130,33 @@ pub struct Options {
     #[arg(long, value_enum, value_name = "WHEN", default_value_t = FileHandles::Prefer)]
     pub inode_file_handles: FileHandles,
 
+    /// How many fids the guest may have: files and directories that its kernel remembers or has open.
+    /// One more gets EMFILE
+    #[arg(long, value_name = "N", default_value_t = 1 << 20,
+          value_parser = clap::value_parser!(u32).range(16..))]
+    pub limit_fids: u32,
+
+    /// How many bytes of extended attributes the guest may be reading and writing at once. More get
+    /// ENOMEM
+    #[arg(long, value_name = "N", default_value_t = 16 << 20,
+          value_parser = clap::value_parser!(u32).range(65536..))]
+    pub limit_xattr_bytes: u32,
+
+    /// How many ranges of files, and processes that lock them, the guest may have. One more gets
+    /// ENOLCK
+    #[arg(long, value_name = "N", default_value_t = 1 << 16,
+          value_parser = clap::value_parser!(u32).range(16..))]
+    pub limit_locks: u32,
+
+    /// Serve no more than so many requests each second, BURST of them at once (a tenth of RATE if it
+    /// is not given)
+    #[arg(long, value_name = "RATE[,BURST]")]
+    pub throttle_iops: Option<Rate>,
+
+    /// Read and write no more than so many bytes each second, BURST of them at once
+    #[arg(long, value_name = "RATE[,BURST]")]
+    pub throttle_bps: Option<Rate>,
+
     /// The least important messages to write to standard error: off, error, warn, info, debug or
     /// trace
     #[arg(long, value_name = "LEVEL", default_value = "info", value_parser = log_level)]
@@ -155,6 +184,20 @@ impl Options {
     /// How long the daemon looks for the next request before it sleeps.
     pub fn poll_time(&self) -> Duration {
         Duration::from_micros(self.poll_us.into())
+    }
+
+    /// How much the guest may have, and how fast it may be.
+    pub fn limits(&self) -> (Limits, Rates) {
+        let limits = Limits {
+            fids: self.limit_fids as usize,
+            xattr_bytes: self.limit_xattr_bytes as usize,
+            locks: self.limit_locks as usize,
+        };
+        let rates = Rates {
+            requests: self.throttle_iops,
+            bytes: self.throttle_bps,
+        };
+        (limits, rates)
     }
 
     /// The modes of what a mapped model makes on the host.
@@ -392,6 +435,9 @@ mod tests {
             "x --socket /s --shared-dir /d --tag=",
             "x --socket /s --shared-dir /d --threads 0",
             "x --socket /s --shared-dir /d --poll-us 1001",
+            "x --socket /s --shared-dir /d --limit-fids 1",
+            "x --socket /s --shared-dir /d --throttle-iops 0",
+            "x --socket /s --shared-dir /d --throttle-bps 1000,none",
             "x --socket /s --shared-dir /d --read-only",
             "x --socket /s --shared-dir /d --log-level loud",
             "x --socket /s --shared-dir /d --security-model mapped-inode",

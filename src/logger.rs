@@ -1,15 +1,70 @@
 //! The messages of the `log` facade, a line each on standard error.
+//!
+//! What is told without being asked for (info and above) is limited to so many lines each second: a
+//! guest or a front-end that brings one about over and over does not fill the host's log. Whoever asks
+//! for debug or trace gets every line of these.
 
 use std::io::Write;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-use log::{LevelFilter, Log, Metadata, Record};
+use log::{Level, LevelFilter, Log, Metadata, Record};
 
-struct Stderr;
+/// Lines each second, in the long run.
+const EACH_SECOND: u32 = 5;
+/// Lines at once, after a pause.
+const BURST: u32 = 100;
+
+struct Stderr(Mutex<Allowance>);
+
+static STDERR: Stderr = Stderr(Mutex::new(Allowance::new()));
+
+/// How many lines may be written now.
+struct Allowance {
+    left: u32,
+    /// Up to when lines were granted; before the first line never.
+    granted: Option<Instant>,
+    left_out: u64,
+}
+
+impl Allowance {
+    const fn new() -> Allowance {
+        Allowance {
+            left: BURST,
+            granted: None,
+            left_out: 0,
+        }
+    }
+
+    /// Asks for one line; if it may be written, returns how many could not be since the last.
+    fn take(&mut self, now: Instant) -> Option<u64> {
+        const EACH: Duration = Duration::from_millis(1000 / EACH_SECOND as u64);
+        let granted = *self.granted.get_or_insert(now);
+        let more = now.saturating_duration_since(granted).as_millis() / EACH.as_millis();
+        let more = u32::try_from(more).unwrap_or(BURST).min(BURST);
+        self.left = (self.left + more).min(BURST);
+        self.granted = Some(if self.left == BURST {
+            now
+        } else {
+            granted + EACH * more
+        });
+        match self.left.checked_sub(1) {
+            Some(left) => {
+                self.left = left;
+                Some(std::mem::take(&mut self.left_out))
+            }
+            None => {
+                self.left_out += 1;
+                None
+            }
+        }
+    }
+}
 
 /// Writes what is at least as important as `level`. Once, at the start.
 pub fn start(level: LevelFilter) {
     // Fails only where a logger is set already, which then is the one to use.
-    if log::set_logger(&Stderr).is_ok() {
+    if log::set_logger(&STDERR).is_ok() {
         log::set_max_level(level);
     }
 }
@@ -20,14 +75,54 @@ impl Log for Stderr {
     }
 
     fn log(&self, record: &Record<'_>) {
-        if self.enabled(record.metadata()) {
-            let level = record.level().as_str().to_ascii_lowercase();
-            // One write for a line, so that lines of two threads do not mix. Without a standard
-            // error there is nobody to tell.
-            let line = format!("vhost-user-9p: {level}: {}\n", record.args());
-            let _ = std::io::stderr().write_all(line.as_bytes());
+        if !self.enabled(record.metadata()) {
+            return;
         }
+        let mut left_out = 0;
+        if record.level() <= Level::Info {
+            let mut allowance = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            match allowance.take(Instant::now()) {
+                Some(count) => left_out = count,
+                None => return,
+            }
+        }
+        if left_out > 0 {
+            write(
+                Level::Warn,
+                format_args!("{left_out} messages were left out, as there were so many"),
+            );
+        }
+        write(record.level(), *record.args());
     }
 
     fn flush(&self) {}
+}
+
+fn write(level: Level, text: std::fmt::Arguments<'_>) {
+    let level = level.as_str().to_ascii_lowercase();
+    // One write for a line, so that lines of two threads do not mix. Without a standard error there
+    // is nobody to tell.
+    let line = format!("vhost-user-9p: {level}: {text}\n");
+    let _ = std::io::stderr().write_all(line.as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_becomes_a_trickle_that_says_what_is_missing() {
+        let mut allowance = Allowance::new();
+        let begin = Instant::now();
+        let flood = (0..1000).filter_map(|_| allowance.take(begin)).count();
+        assert_eq!(flood, BURST as usize);
+        let second = begin + Duration::from_secs(1);
+        assert_eq!(allowance.take(second), Some(900));
+        let rest = (0..1000).filter_map(|_| allowance.take(second));
+        assert_eq!(rest.collect::<Vec<_>>(), [0; EACH_SECOND as usize - 1]);
+        // An hour of quiet gives no more than a burst.
+        let hour = begin + Duration::from_secs(3600);
+        let flood: Vec<_> = (0..1000).filter_map(|_| allowance.take(hour)).collect();
+        assert_eq!((flood.len(), flood[0]), (BURST as usize, 996));
+    }
 }

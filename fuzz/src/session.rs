@@ -14,6 +14,8 @@ use vhost_user::DeviceConfig;
 use vhost_user_9p::export::qid::Multidevs;
 use vhost_user_9p::export::{Export, Identity, Ids};
 use vhost_user_9p::server::Server;
+use vhost_user_9p::server::limits::Limits;
+use vhost_user_9p::server::throttle::Rates;
 
 use crate::machine::{
     AVAIL, BUFFERS, GUEST, Machine, RING_SIZE, TABLE, USED, VERSION_1, open_descriptors,
@@ -28,6 +30,12 @@ const SLOT_SIZE: u64 = 0x4000;
 const ROOM: u32 = 0x2000;
 /// So few that inodes have to be found again.
 const FEW_DESCRIPTORS: usize = 4;
+/// So few that they are reached, but for fids, without which nothing else is.
+const LIMITS: Limits = Limits {
+    fids: 256,
+    xattr_bytes: 4096,
+    locks: 16,
+};
 const DIALECT: &[u8] = b"9P2000.L";
 
 struct World {
@@ -77,7 +85,13 @@ impl World {
         let identity = Identity::of_process(Ids::default(), None).expect("an identity");
         let export = Export::new(&share.path(), false, true, identity).expect("a share");
         let workers = Workers::new(2).expect("workers");
-        let server = Server::new(export, workers, Multidevs::Remap, FEW_DESCRIPTORS);
+        let server = Server::new(
+            export,
+            workers,
+            Multidevs::Remap,
+            FEW_DESCRIPTORS,
+            (LIMITS, Rates::default()),
+        );
         let config = DeviceConfig {
             features: 1,
             config_space: b"\x04\x00host".to_vec(),

@@ -192,7 +192,13 @@ pub fn run(options: &Options) -> Result<(), Error> {
             error,
         })?;
     let workers = Workers::new(options.threads.into()).map_err(host("worker threads"))?;
-    let server = Server::new(export, workers, options.multidevs, descriptors);
+    let server = Server::new(
+        export,
+        workers,
+        options.multidevs,
+        descriptors,
+        options.limits(),
+    );
 
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(host("epoll"))?;
     let reactor = Rc::new(Reactor(epoll));

@@ -10,6 +10,7 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 
 use super::inodes::{Inode, OpenDescriptor};
+use super::limits::Share;
 use super::locks::Owner;
 use crate::export::directory::DirectoryStream;
 use crate::export::xattr::XattrName;
@@ -32,7 +33,7 @@ enum State {
     /// From lopen or lcreate.
     Open(Rc<OpenFile>),
     /// From xattrwalk: a value, or a list of names, as it was at that moment.
-    XattrValue(Rc<[u8]>),
+    XattrValue(Rc<XattrValue>),
     /// From xattrcreate: a value that the guest writes and clunk sets.
     XattrDraft(Rc<XattrDraft>),
 }
@@ -96,6 +97,15 @@ impl File {
     }
 }
 
+/// The extended attribute that the guest is reading.
+#[derive(Debug)]
+pub struct XattrValue {
+    /// As it was when it was asked for.
+    pub value: Vec<u8>,
+    /// Its bytes.
+    pub _counted: Share,
+}
+
 /// The extended attribute that the guest is writing.
 #[derive(Debug)]
 pub struct XattrDraft {
@@ -109,6 +119,8 @@ pub struct XattrDraft {
     pub size: usize,
     /// The bytes so far.
     pub value: RefCell<Vec<u8>>,
+    /// The bytes that were announced.
+    pub _counted: Share,
 }
 
 /// The file that a fid stands for.
@@ -136,7 +148,7 @@ pub enum Content {
     /// An open file.
     File(Rc<OpenFile>),
     /// An attribute's value, to be read.
-    XattrValue(Rc<[u8]>),
+    XattrValue(Rc<XattrValue>),
     /// An attribute's value, to be written.
     XattrDraft(Rc<XattrDraft>),
 }
@@ -152,11 +164,11 @@ impl Fid {
     }
 
     /// A fid for the value of an attribute.
-    pub fn xattr_value(user: u32, root: Rc<Inode>, value: Vec<u8>) -> Fid {
+    pub fn xattr_value(user: u32, root: Rc<Inode>, value: XattrValue) -> Fid {
         Fid {
             user,
             root,
-            state: RefCell::new(State::XattrValue(value.into())),
+            state: RefCell::new(State::XattrValue(Rc::new(value))),
         }
     }
 
@@ -220,19 +232,36 @@ impl Fid {
 }
 
 /// The guest's numbers for fids.
-#[derive(Debug, Default)]
-pub struct Fids(RefCell<HashMap<u32, Rc<Fid>, RandomState>>);
+#[derive(Debug)]
+pub struct Fids {
+    table: RefCell<HashMap<u32, Rc<Fid>, RandomState>>,
+    limit: usize,
+}
 
 impl Fids {
-    /// Errors: EBADF for a number that was not given out.
-    pub fn get(&self, number: u32) -> Result<Rc<Fid>, Errno> {
-        self.0.borrow().get(&number).cloned().ok_or(Errno::EBADF)
+    /// None yet, and never more than `limit`.
+    pub fn new(limit: usize) -> Fids {
+        Fids {
+            table: RefCell::default(),
+            limit,
+        }
     }
 
-    /// Errors: EINVAL for a number that is in use, or that never can be.
+    /// Errors: EBADF for a number that was not given out.
+    pub fn get(&self, number: u32) -> Result<Rc<Fid>, Errno> {
+        let table = self.table.borrow();
+        table.get(&number).cloned().ok_or(Errno::EBADF)
+    }
+
+    /// Errors: EINVAL for a number that is in use, or that never can be; EMFILE if there are as many
+    /// as there may be.
     pub fn check_free(&self, number: u32) -> Result<(), Errno> {
-        if number == protocol::NOFID || self.0.borrow().contains_key(&number) {
+        let table = self.table.borrow();
+        if number == protocol::NOFID || table.contains_key(&number) {
             return Err(Errno::EINVAL);
+        }
+        if table.len() >= self.limit {
+            return Err(Errno::EMFILE);
         }
         Ok(())
     }
@@ -240,7 +269,7 @@ impl Fids {
     /// Gives a free number out. Errors: those of [`Fids::check_free`].
     pub fn insert(&self, number: u32, fid: Fid) -> Result<(), Errno> {
         self.check_free(number)?;
-        self.0.borrow_mut().insert(number, Rc::new(fid));
+        self.table.borrow_mut().insert(number, Rc::new(fid));
         Ok(())
     }
 
@@ -248,7 +277,7 @@ impl Fids {
     /// Errors: EBADF if it was clunked meanwhile, EINVAL if it was opened.
     pub fn replace(&self, number: u32, old: &Rc<Fid>, new: Fid) -> Result<(), Errno> {
         old.unopened()?;
-        match self.0.borrow_mut().get_mut(&number) {
+        match self.table.borrow_mut().get_mut(&number) {
             Some(current) if Rc::ptr_eq(current, old) => {
                 *current = Rc::new(new);
                 Ok(())
@@ -259,11 +288,11 @@ impl Fids {
 
     /// Takes a number back. Errors: EBADF for one that was not given out.
     pub fn remove(&self, number: u32) -> Result<Rc<Fid>, Errno> {
-        self.0.borrow_mut().remove(&number).ok_or(Errno::EBADF)
+        self.table.borrow_mut().remove(&number).ok_or(Errno::EBADF)
     }
 
     /// Takes all numbers back.
     pub fn clear(&self) {
-        self.0.take();
+        self.table.take();
     }
 }

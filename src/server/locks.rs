@@ -17,6 +17,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use super::fid::OpenFile;
 use super::inodes::OpenDescriptor;
+use super::limits::{Bound, Share};
 use crate::export::{InodeId, Node};
 
 /// A process of the guest, on one inode.
@@ -33,6 +34,8 @@ pub struct Owner {
     key: Key,
     description: OwnedFd,
     held: RefCell<Vec<Range>>,
+    /// Itself and its ranges.
+    share: RefCell<Share>,
     _counted: OpenDescriptor,
 }
 
@@ -48,8 +51,12 @@ pub struct Range {
 }
 
 /// All owners of a session. They live by the open files that they have locked through.
-#[derive(Debug, Default)]
-pub struct Locks(RefCell<HashMap<Key, Weak<Owner>>>);
+#[derive(Debug)]
+pub struct Locks {
+    owners: RefCell<HashMap<Key, Weak<Owner>>>,
+    /// Owners and ranges.
+    bound: Bound,
+}
 
 impl Range {
     /// From a start and a length as the protocol has them, 0 being up to the end. Errors: EINVAL
@@ -105,8 +112,24 @@ impl Range {
 }
 
 impl Locks {
+    /// None yet, and never more than `limit`.
+    pub fn new(limit: usize) -> Locks {
+        Locks {
+            owners: RefCell::default(),
+            bound: Bound::new(limit, Errno::ENOLCK),
+        }
+    }
+
+    /// Whether the owner may lock, or unlock, `range`. Errors: ENOLCK if that makes more ranges than
+    /// there may be: to unlock the middle of one makes two.
+    pub fn allow(&self, owner: &Owner, range: &Range) -> Result<(), Errno> {
+        let ranges = owner.after(range).count();
+        self.bound.allows(&owner.share.borrow(), 1 + ranges)
+    }
+
     /// The owner of the locks that `process` of the guest `client` takes through `file`; made if
-    /// there is none. `open` makes the open file description. Errors: those of open(2).
+    /// there is none. `open` makes the open file description. Errors: those of open(2), ENOLCK if there
+    /// are as many as there may be.
     pub fn owner(
         &self,
         file: &OpenFile,
@@ -122,6 +145,7 @@ impl Locks {
         let owner = match self.find(&key) {
             Some(owner) => owner,
             None => {
+                let share = RefCell::new(self.bound.take(1)?);
                 let (description, counted) = open()?;
                 // Another request may have been faster while this one was opening.
                 self.find(&key).unwrap_or_else(|| {
@@ -130,9 +154,10 @@ impl Locks {
                         key: key.clone(),
                         description,
                         held,
+                        share,
                         _counted: counted,
                     });
-                    let mut owners = self.0.borrow_mut();
+                    let mut owners = self.owners.borrow_mut();
                     owners.retain(|_, owner| owner.strong_count() > 0);
                     owners.insert(key, Rc::downgrade(&owner));
                     owner
@@ -156,7 +181,7 @@ impl Locks {
     }
 
     fn find(&self, key: &Key) -> Option<Rc<Owner>> {
-        self.0.borrow().get(key)?.upgrade()
+        self.owners.borrow().get(key)?.upgrade()
     }
 
     /// Whose the lock is that the kernel has found in the way of `asking`: the guest's name and
@@ -172,7 +197,7 @@ impl Locks {
             held.iter()
                 .any(|held| held.kind == found.kind && held.overlaps(found))
         };
-        self.0
+        self.owners
             .borrow()
             .values()
             .filter_map(Weak::upgrade)
@@ -216,15 +241,16 @@ impl Owner {
 
     /// Remembers what [`Owner::set`] has done.
     pub fn note(&self, range: Range) {
-        let mut held = self.held.borrow_mut();
-        let mut rest: Vec<Range> = held
-            .drain(..)
-            .flat_map(|other| other.without(&range))
-            .collect();
-        if range.kind != libc::F_UNLCK {
-            rest.push(range);
-        }
-        *held = rest;
+        let ranges: Vec<Range> = self.after(&range).collect();
+        self.share.borrow_mut().set(1 + ranges.len());
+        self.held.replace(ranges);
+    }
+
+    /// What would be held after `range`.
+    fn after(&self, range: &Range) -> impl Iterator<Item = Range> {
+        let held = self.held.borrow().clone();
+        let kept = held.into_iter().flat_map(|other| other.without(range));
+        kept.chain(Some(*range).filter(|range| range.kind != libc::F_UNLCK))
     }
 
     /// The open file description that the locks are on.
@@ -270,6 +296,7 @@ mod tests {
             key,
             description: file.into(),
             held: RefCell::default(),
+            share: RefCell::new(Bound::new(9, Errno::ENOLCK).take(1).unwrap()),
             _counted: Inodes::new(1).count_open(),
         };
         let (read, write, none) = (libc::F_RDLCK, libc::F_WRLCK, libc::F_UNLCK);

@@ -11,9 +11,11 @@ mod handlers;
 mod held;
 mod inodes;
 mod interrupt;
+pub mod limits;
 mod locks;
 mod placement;
 mod tags;
+pub mod throttle;
 
 use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -30,9 +32,11 @@ use fid::{Fid, Fids};
 use held::Held;
 use inodes::{Inode, Inodes, Place};
 use interrupt::Interrupts;
+use limits::{Bound, Limits};
 use locks::Locks;
 use placement::{Cost, Medium, Placement};
 use tags::Tags;
+use throttle::{Rates, Throttle};
 
 /// The largest message that is agreed to, header included. QEMU's limit is the same; Linux's
 /// virtio transport asks for 512000 at the most.
@@ -48,6 +52,7 @@ pub struct Server {
     /// How many workers may wait for file systems that are far.
     far: Semaphore,
     placement: Placement,
+    throttle: Throttle,
     session: Session,
     /// The request that its coroutine is about to take over.
     arriving: Cell<Option<Request>>,
@@ -68,6 +73,8 @@ struct Session {
     /// Held shared by every request, and alone by Tversion, which ends what is under way first.
     gate: RwLock<()>,
     qids: RefCell<Qids>,
+    /// Bytes of attributes that fids read or write.
+    xattr_bytes: Bound,
     locks: Locks,
     /// The requests that wait for something that may never come.
     interrupts: Interrupts,
@@ -81,15 +88,17 @@ impl Server {
         workers: Workers,
         multidevs: Multidevs,
         descriptors: usize,
+        (limits, rates): (Limits, Rates),
     ) -> Rc<Server> {
         let session = Session {
             msize: Cell::new(0),
-            fids: Fids::default(),
+            fids: Fids::new(limits.fids),
             inodes: Inodes::new(descriptors),
             tags: Tags::new(),
             gate: RwLock::new(()),
             qids: RefCell::new(Qids::new(export.root().id(), multidevs)),
-            locks: Locks::default(),
+            xattr_bytes: Bound::new(limits.xattr_bytes, Errno::ENOMEM),
+            locks: Locks::new(limits.locks),
             interrupts: Interrupts::default(),
         };
         let root = export.root();
@@ -97,6 +106,7 @@ impl Server {
         Rc::new_cyclic(|this| Server {
             this: this.clone(),
             placement,
+            throttle: Throttle::new(rates),
             export,
             far: Semaphore::new(far_workers(workers.max_threads())),
             workers,

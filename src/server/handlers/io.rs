@@ -30,7 +30,8 @@ impl Server {
                 Handle::File(file) => self.read_file(&open, file, m.offset, into, count)?,
                 Handle::Directory(_) => return Err(Errno::EISDIR),
             },
-            Content::XattrValue(value) => {
+            Content::XattrValue(held) => {
+                let value = &held.value;
                 let start = usize::try_from(m.offset)
                     .unwrap_or(usize::MAX)
                     .min(value.len());

@@ -15,13 +15,16 @@ use crate::server::locks::{Owner, Range, open_for_locks};
 /// How long a lock that is waited for is left alone before it is tried again. A release by this
 /// session's guest is noticed at once; nothing tells of one by the host.
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
+/// The longest name of a guest that is kept; Linux's is its host name, of 64 bytes at the most.
+const CLIENT_MAX: usize = 255;
 const LAST_PAUSE: Duration = Duration::from_millis(100);
 
 impl Server {
     /// Tlock takes or releases a lock. With BLOCK the answer comes when the lock is granted; a
     /// flush ends the wait without an answer, and the end of the session or of the ring with
     /// BLOCKED, after which a client asks again. Errors: EBADF if the fid is not open, EINVAL,
-    /// ENOLCK where the host does not allow it, those of fcntl(2).
+    /// ENOLCK where the host does not allow it or the guest has as many as it may, ENAMETOOLONG for a
+    /// client of more than 255 bytes, those of fcntl(2).
     pub(super) fn lock(&self, m: Tlock<'_>, tag: u16) -> Result<Rlock, Errno> {
         let open = self.session.fids.get(m.fid)?.open_file()?;
         if m.flags & !(lock::BLOCK | lock::RECLAIM) != 0 {
@@ -38,6 +41,9 @@ impl Server {
             return Ok(Rlock {
                 status: lock::SUCCESS,
             });
+        }
+        if m.client_id.len() > CLIENT_MAX {
+            return Err(Errno::ENAMETOOLONG);
         }
         let owner = self.lock_owner(&open, m.client_id, m.proc_id)?;
         let waiting = self.session.interrupts.begin(tag);
@@ -84,6 +90,7 @@ impl Server {
     }
 
     fn set_lock(&self, owner: &Owner, range: Range) -> Result<(), Errno> {
+        self.session.locks.allow(owner, &range)?;
         let description = owner.description();
         self.blocking_on(owner.device(), || Owner::set(description, &range))?;
         owner.note(range);

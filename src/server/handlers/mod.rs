@@ -28,6 +28,10 @@ impl Server {
         message: Tmessage<'_>,
         scratch: &mut Vec<u8>,
     ) {
+        let throttle = &self.throttle;
+        if let Err(FLUSHED) = throttle.wait(&message, exchange.tag(), &self.session.interrupts) {
+            return exchange.cancel();
+        }
         // Text of a reply that is not part of the request.
         let mut text = Vec::new();
         let reply = match message {

@@ -110,6 +110,7 @@ impl Server {
             flags,
             size,
             value,
+            ..
         } = draft;
         let mut value = value.take();
         if value.len() != *size {

@@ -8,12 +8,13 @@ use protocol::{Rxattrcreate, Rxattrwalk, Txattrcreate, Txattrwalk, xattr};
 use crate::export::acl;
 use crate::export::xattr::{XATTR_SIZE_MAX, XattrName};
 use crate::server::Server;
-use crate::server::fid::{Fid, XattrDraft};
+use crate::server::fid::{Fid, XattrDraft, XattrValue};
 use crate::server::placement::Cost;
 
 impl Server {
     /// Txattrwalk: newfid reads the value of an attribute as it is now, or with an empty name the
-    /// list of all names. Errors: ENODATA if there is none, those of getxattr(2), listxattr(2).
+    /// list of all names. Errors: ENODATA if there is none, those of getxattr(2), listxattr(2);
+    /// ENOMEM if the guest reads and writes as many at once as it may.
     pub(super) fn xattrwalk(&self, m: Txattrwalk<'_>) -> Result<Rxattrwalk, Errno> {
         let fid = self.session.fids.get(m.fid)?;
         self.session.fids.check_free(m.newfid)?;
@@ -28,6 +29,8 @@ impl Server {
             value
         };
         let size = value.len() as u64;
+        let _counted = self.session.xattr_bytes.take(value.len())?;
+        let value = XattrValue { value, _counted };
         let value = Fid::xattr_value(fid.user, fid.root.clone(), value);
         self.session.fids.insert(m.newfid, value)?;
         Ok(Rxattrwalk { size })
@@ -35,7 +38,7 @@ impl Server {
 
     /// Txattrcreate: the fid takes size bytes by Twrite, and its clunk sets the attribute. A size
     /// of 0 means that the attribute is removed. Errors: EINVAL if the fid is open or for unknown
-    /// flags, E2BIG, EROFS; whether the attribute may be set is known only at the clunk.
+    /// flags, E2BIG, EROFS, ENOMEM as above; whether the attribute may be set is known only at the clunk.
     pub(super) fn xattrcreate(&self, m: Txattrcreate<'_>) -> Result<Rxattrcreate, Errno> {
         let fid = self.session.fids.get(m.fid)?;
         let inode = fid.unopened()?;
@@ -48,6 +51,7 @@ impl Server {
             .filter(|size| *size <= XATTR_SIZE_MAX)
             .ok_or(Errno::E2BIG)?;
         self.export.writable()?;
+        let _counted = self.session.xattr_bytes.take(size)?;
         let value = RefCell::default();
         fid.begin_draft(XattrDraft {
             inode,
@@ -55,6 +59,7 @@ impl Server {
             flags: m.flags,
             size,
             value,
+            _counted,
         })?;
         Ok(Rxattrcreate {})
     }

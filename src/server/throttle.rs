@@ -1,0 +1,186 @@
+//! How fast a guest may be: so many requests, and so many bytes, each second.
+//!
+//! A leaky bucket: each request moves the moment at which all that was let through will have been paid
+//! for, and waits, as a coroutine, until that moment is no further away than a burst may be. Requests go
+//! on in the order in which they came.
+
+use std::cell::Cell;
+use std::str::FromStr;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use protocol::Tmessage;
+
+use super::interrupt::{FLUSHED, Interrupts, Wake};
+
+/// How much each second, and how much at once after a pause.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    /// Requests or bytes each second; not 0.
+    pub each_second: u64,
+    /// Requests or bytes at once; not 0.
+    pub burst: u64,
+}
+
+impl FromStr for Rate {
+    type Err = String;
+
+    /// `RATE` or `RATE,BURST`. A burst that is not given is a tenth of a second's, and one at least.
+    fn from_str(text: &str) -> Result<Rate, String> {
+        let (rate, burst) = match text.split_once(',') {
+            Some((rate, burst)) => (rate, Some(burst)),
+            None => (text, None),
+        };
+        let number = |text: &str| text.parse().ok().filter(|number: &u64| *number > 0);
+        let parsed = number(rate).and_then(|each_second| {
+            let burst = burst.map_or(Some((each_second / 10).max(1)), number)?;
+            Some(Rate { each_second, burst })
+        });
+        parsed.ok_or_else(|| "RATE or RATE,BURST is expected, whole numbers above 0".into())
+    }
+}
+
+/// What is allowed; `None` for everything.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Rates {
+    /// Requests.
+    pub requests: Option<Rate>,
+    /// Bytes of files that are read and written.
+    pub bytes: Option<Rate>,
+}
+
+/// Lets requests through as the rates allow.
+pub struct Throttle {
+    requests: Option<Bucket>,
+    bytes: Option<Bucket>,
+}
+
+struct Bucket {
+    rate: Rate,
+    /// When all that was let through will have been paid for.
+    paid: Cell<Instant>,
+}
+
+impl Bucket {
+    fn new(rate: Rate) -> Bucket {
+        Bucket {
+            rate,
+            paid: Cell::new(Instant::now()),
+        }
+    }
+
+    /// Lets `amount` through at the moment that is returned.
+    fn reserve(&self, amount: u64, now: Instant) -> Instant {
+        let from = self.paid.get().max(now);
+        let paid = from + self.time(amount);
+        self.paid.set(paid);
+        // What is larger than a burst goes when the bucket is empty.
+        let ahead = self.time(self.rate.burst.max(amount));
+        paid.checked_sub(ahead).map_or(now, |begin| begin.max(now))
+    }
+
+    fn time(&self, amount: u64) -> Duration {
+        Duration::from_secs_f64(amount as f64 / self.rate.each_second as f64)
+    }
+}
+
+impl Throttle {
+    /// One that has let nothing through yet.
+    pub fn new(rates: Rates) -> Throttle {
+        Throttle {
+            requests: rates.requests.map(Bucket::new),
+            bytes: rates.bytes.map(Bucket::new),
+        }
+    }
+
+    /// Returns when the request `tag` may be served: mostly at once. Errors: `FLUSHED`. The end of
+    /// the session or of the ring lets all go on that wait, for nobody can wait for them.
+    pub fn wait(
+        &self,
+        message: &Tmessage<'_>,
+        tag: u16,
+        interrupts: &Interrupts,
+    ) -> Result<(), Errno> {
+        if self.requests.is_none() && self.bytes.is_none() {
+            return Ok(());
+        }
+        let bytes = match message {
+            // What ends something is not held up.
+            Tmessage::Version(_) | Tmessage::Flush(_) | Tmessage::Clunk(_) => return Ok(()),
+            Tmessage::Read(read) => read.count.into(),
+            Tmessage::Write(write) => write.count.into(),
+            _ => 0,
+        };
+        let now = Instant::now();
+        let begins = [(&self.requests, 1), (&self.bytes, bytes)].map(|(bucket, amount)| {
+            let bucket = bucket.as_ref().filter(|_| amount > 0);
+            bucket.map_or(now, |bucket| bucket.reserve(amount, now))
+        });
+        let begin = begins[0].max(begins[1]);
+        if begin == now {
+            return Ok(());
+        }
+        let waiting = interrupts.begin(tag);
+        loop {
+            let left = begin.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(());
+            }
+            match waiting.wait(left) {
+                Wake::Retry => {}
+                Wake::Flushed => return Err(FLUSHED),
+                Wake::Stopped => return Ok(()),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_burst_goes_at_once_and_the_rest_in_time() {
+        let bucket = Bucket::new("10,5".parse().unwrap());
+        let now = Instant::now();
+        let begins: Vec<_> = (0..8).map(|_| bucket.reserve(1, now) - now).collect();
+        let expected = [0, 0, 0, 0, 0, 100, 200, 300].map(Duration::from_millis);
+        for (begin, expected) in begins.iter().zip(expected) {
+            assert!(
+                begin.abs_diff(expected) < Duration::from_millis(1),
+                "{begins:?}"
+            );
+        }
+        // After a pause there is a burst again, and no more than one.
+        let later = now + Duration::from_secs(60);
+        let begins: Vec<_> = (0..6).map(|_| bucket.reserve(1, later) - later).collect();
+        assert_eq!(begins.iter().filter(|begin| begin.is_zero()).count(), 5);
+    }
+
+    #[test]
+    fn what_is_larger_than_a_burst_goes_and_is_paid_for_afterwards() {
+        let bucket = Bucket::new("1000,10".parse().unwrap());
+        let now = Instant::now();
+        assert_eq!(bucket.reserve(5000, now), now);
+        let next = bucket.reserve(1, now) - now;
+        assert!(
+            next.abs_diff(Duration::from_millis(4991)) < Duration::from_millis(1),
+            "{next:?}"
+        );
+    }
+
+    #[test]
+    fn rates_are_read() {
+        let rate = |text: &str| {
+            text.parse::<Rate>()
+                .ok()
+                .map(|rate| (rate.each_second, rate.burst))
+        };
+        assert_eq!(rate("1000"), Some((1000, 100)));
+        assert_eq!(rate("3"), Some((3, 1)));
+        assert_eq!(rate("3,40"), Some((3, 40)));
+        for wrong in ["", "0", "5,0", "-1", "5,", "1,2,3", "1k"] {
+            assert_eq!(rate(wrong), None, "{wrong}");
+        }
+    }
+}

@@ -292,7 +292,7 @@ impl Fids {
     }
 
     /// Takes all numbers back.
-    pub fn clear(&self) {
-        self.table.take();
+    pub fn clear(&self) -> impl Iterator<Item = Rc<Fid>> + use<> {
+        self.table.take().into_values()
     }
 }

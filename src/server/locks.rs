@@ -36,7 +36,7 @@ pub struct Owner {
     held: RefCell<Vec<Range>>,
     /// Itself and its ranges.
     share: RefCell<Share>,
-    _counted: OpenDescriptor,
+    counted: OpenDescriptor,
 }
 
 /// Some bytes and how they are locked. The end is the last byte.
@@ -155,7 +155,7 @@ impl Locks {
                         description,
                         held,
                         share,
-                        _counted: counted,
+                        counted,
                     });
                     let mut owners = self.owners.borrow_mut();
                     owners.retain(|_, owner| owner.strong_count() > 0);
@@ -212,6 +212,11 @@ impl Owner {
     /// Where the inode is.
     pub fn device(&self) -> (u32, u32) {
         self.key.inode.device
+    }
+
+    /// What its locks end with.
+    pub fn into_description(self) -> (OwnedFd, OpenDescriptor) {
+        (self.description, self.counted)
     }
 
     /// Takes or releases a lock. To be called on a worker. Errors: EAGAIN if another's is in the
@@ -297,7 +302,7 @@ mod tests {
             description: file.into(),
             held: RefCell::default(),
             share: RefCell::new(Bound::new(9, Errno::ENOLCK).take(1).unwrap()),
-            _counted: Inodes::new(1).count_open(),
+            counted: Inodes::new(1).count_open(),
         };
         let (read, write, none) = (libc::F_RDLCK, libc::F_WRLCK, libc::F_UNLCK);
         owner.note(range(write, 0, i64::MAX));

@@ -5,6 +5,7 @@
 //! and goes out through its `Exchange`. Handlers read like blocking code; a system call is one
 //! closure, given to `Server::call`, which makes it here or on a worker as `placement` says.
 
+mod closing;
 mod exchange;
 mod fid;
 mod handlers;
@@ -28,7 +29,7 @@ use vhost_user::{Handler, Request};
 
 use crate::export::{Export, Multidevs, Node, Owner, Qids, Stat};
 use exchange::Exchange;
-use fid::{Fid, Fids};
+use fid::{Fid, Fids, OpenFile};
 use held::Held;
 use inodes::{Inode, Inodes, Place};
 use interrupt::Interrupts;
@@ -68,6 +69,8 @@ struct Session {
     /// The agreed size of a message; 0 before Tversion.
     msize: Cell<u32>,
     fids: Fids,
+    /// Open files that are no fid's any more, as long as a request has them.
+    leaving: RefCell<Vec<Rc<OpenFile>>>,
     inodes: Rc<Inodes>,
     tags: Tags,
     /// Held shared by every request, and alone by Tversion, which ends what is under way first.
@@ -93,6 +96,7 @@ impl Server {
         let session = Session {
             msize: Cell::new(0),
             fids: Fids::new(limits.fids),
+            leaving: RefCell::default(),
             inodes: Inodes::new(descriptors),
             tags: Tags::new(),
             gate: RwLock::new(()),
@@ -275,7 +279,11 @@ impl Server {
         match self.session.tags.begin(header.tag) {
             // The tag is free again only after the reply is in the ring: a flush that waits for
             // it answers later.
-            Ok(_running) => self.dispatch(exchange, message, reply),
+            Ok(running) => {
+                self.dispatch(exchange, message, reply);
+                drop(running);
+                self.close_left();
+            }
             Err(errno) => exchange.answer(Err(errno), reply),
         }
     }
@@ -339,7 +347,7 @@ impl Handler for Server {
 
     fn reset(&self) {
         self.session.msize.set(0);
-        self.session.fids.clear();
+        self.session.fids.clear().for_each(|fid| self.let_go(fid));
     }
 }
 

@@ -85,13 +85,15 @@ pub enum Op {
 
 /// What an operation is to do: `Err` to fail.
 type Go = Result<(), Errno>;
+/// What is left to do of one that hangs.
+type Rest = Box<dyn FnOnce(Go) + Send>;
 
 #[derive(Default)]
 struct Faults {
     failing: HashMap<Op, Errno>,
     hanging: Vec<Op>,
     /// What is left of the operations that hang.
-    held: Vec<Box<dyn FnOnce(Go) + Send>>,
+    held: Vec<(Op, Rest)>,
 }
 
 #[derive(Default)]
@@ -167,13 +169,26 @@ impl FaultyFs {
         self.release_with(Ok(()));
     }
 
+    /// This operation hangs no more, as often as it did; others do.
+    pub fn release_only(&self, op: Op) {
+        let mut faults = self.shared.faults.lock().unwrap();
+        faults.hanging.retain(|other| *other != op);
+        let held = std::mem::take(&mut faults.held);
+        let (released, kept) = held
+            .into_iter()
+            .partition::<Vec<_>, _>(|(held, _)| *held == op);
+        faults.held = kept;
+        drop(faults);
+        released.into_iter().for_each(|(_, rest)| rest(Ok(())));
+    }
+
     /// Nothing fails or hangs any more; what hangs ends like this.
     pub fn release_with(&self, end: Go) {
         let held = {
             let mut faults = self.shared.faults.lock().unwrap();
             std::mem::take(&mut *faults).held
         };
-        held.into_iter().for_each(|rest| rest(end));
+        held.into_iter().for_each(|(_, rest)| rest(end));
     }
 }
 
@@ -211,7 +226,7 @@ impl Tree {
         let go = {
             let mut faults = self.shared.faults.lock().unwrap();
             if faults.hanging.contains(&op) {
-                faults.held.push(Box::new(rest));
+                faults.held.push((op, Box::new(rest)));
                 self.shared.changed.notify_all();
                 return;
             }

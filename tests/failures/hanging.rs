@@ -251,6 +251,58 @@ fn a_file_that_is_pinned_again_for_want_of_descriptors_holds_nobody_up() {
     assert_all_answered(&mut host.client, vec![tag]);
 }
 
+#[test]
+fn a_close_that_hangs_holds_nobody_up_whoever_had_the_file_last() {
+    let Some(mut host) = Host::new(|launch| launch) else {
+        return;
+    };
+    let fids = open_both(&mut host);
+    let root = host.root;
+    // A read outlives the fid, and with it the file is closed.
+    host.faulty.hang(Op::Read);
+    let read = submit(&mut host.client, &fids, Op::Read);
+    host.faulty.wait_for_hanging(1);
+    host.client.clunk(fids.there).unwrap();
+    host.faulty.hang(Op::Flush);
+    host.faulty.release_only(Op::Read);
+    let reply = host.client.wait(read).unwrap();
+    assert_eq!(reply.payload(), b"0123456789");
+    host.faulty.wait_for_hanging(1);
+    use_the_other(&mut host.client, root, fids.here);
+    host.faulty.release();
+
+    // Tremove gives its fid back, too; and a lock has a description of its own.
+    let open = host.open("faulty/file", open::RDWR);
+    let lock = stub_guest::messages::Lock::whole(protocol::lock::WRLCK);
+    host.client.lock(open, 0, &lock).unwrap();
+    host.faulty.hang(Op::Flush);
+    let remove = Tmessage::Remove(protocol::Tremove { fid: open });
+    let remove = host.client.submit(&remove, &[]).unwrap();
+    host.client.kick().unwrap();
+    host.faulty.wait_for_hanging(1);
+    use_the_other(&mut host.client, root, fids.here);
+    host.faulty.release();
+    assert_all_answered(&mut host.client, vec![remove]);
+
+    // A new session closes what the one before has left open, and other messages go on.
+    host.client
+        .lcreate(fids.directory, "file", open::RDWR, 0o600, u32::MAX)
+        .unwrap();
+    host.faulty.hang(Op::Flush);
+    let version = Tmessage::Version(protocol::Tversion {
+        msize: 65_536,
+        version: b"9P2000.L",
+    });
+    let version = host.client.submit(&version, &[]).unwrap();
+    host.client.kick().unwrap();
+    host.faulty.wait_for_hanging(1);
+    let control = host.client.front_end().control();
+    control.get_u64(request::GET_FEATURES).unwrap();
+    assert!(!host.client.is_done(version).unwrap());
+    host.faulty.release();
+    assert_all_answered(&mut host.client, vec![version]);
+}
+
 /// Asserts that the daemon has no answer on the control socket.
 #[track_caller]
 fn assert_no_answer(client: &mut Client) {

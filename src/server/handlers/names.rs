@@ -9,6 +9,7 @@ use protocol::{
 
 use crate::export::{FileKind, Name};
 use crate::server::Server;
+use crate::server::fid::Fid;
 use crate::server::placement::Cost;
 
 impl Server {
@@ -104,18 +105,23 @@ impl Server {
     /// name any more, EBUSY for the share's root, EROFS.
     pub(super) fn remove(&self, m: Tremove) -> Result<Rremove, Errno> {
         let fid = self.session.fids.remove(m.fid)?;
+        let removed = self.remove_file(&fid);
+        self.let_go(fid);
+        removed.map(|()| Rremove {})
+    }
+
+    fn remove_file(&self, fid: &Fid) -> Result<(), Errno> {
         self.export.writable()?;
-        let node = self.node_of(&fid)?;
+        let node = self.node_of(fid)?;
         let node = &*node;
         let flag = match node.kind() {
             FileKind::Directory => UnlinkatFlags::RemoveDir,
             _ => UnlinkatFlags::NoRemoveDir,
         };
         let export = &self.export;
-        self.acting(&fid, node, Cost::Change, || {
+        self.acting(fid, node, Cost::Change, || {
             let (directory, name) = export.locate(node)?;
             export.unlink(&directory, &name, flag)
-        })?;
-        Ok(Rremove {})
+        })
     }
 }

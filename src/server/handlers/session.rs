@@ -1,14 +1,12 @@
 //! The messages that begin and end things: version, auth, attach, flush, clunk.
 
-use std::rc::Rc;
-
 use nix::errno::Errno;
 use protocol::{
     Rattach, Rauth, Rclunk, Rflush, Rversion, Tattach, Tauth, Tclunk, Tflush, Tversion,
 };
 
 use crate::export::acl;
-use crate::server::fid::{Fid, Handle, XattrDraft};
+use crate::server::fid::{Fid, XattrDraft};
 use crate::server::placement::Cost;
 use crate::server::{MAX_MSIZE, MIN_MSIZE, Server};
 
@@ -84,22 +82,8 @@ impl Server {
         let fid = self.session.fids.remove(m.fid)?;
         if let Some(draft) = fid.draft() {
             self.set_xattr(&fid, &draft)?;
-        } else if let (Ok(open), Some(fid)) = (fid.open_file(), Rc::into_inner(fid)) {
-            // The last close of a file may wait for a server, or free a large one.
-            drop(fid);
-            if let Some(open) = Rc::into_inner(open) {
-                let had_locks = !open.owners.take().is_empty();
-                let cost = match &open.handle {
-                    Handle::File(file) if file.writable => Cost::Change,
-                    _ => Cost::Held,
-                };
-                let handle = open.handle;
-                self.call(open.inode.key().id.device, cost, move || drop(handle));
-                if had_locks {
-                    self.session.interrupts.retry();
-                }
-            }
         }
+        self.let_go(fid);
         Ok(Rclunk {})
     }
 

@@ -79,6 +79,26 @@ fn take_over(before: &mut [(u64, Vec<u8>)], after: &[(u64, Vec<u8>)], address: u
 }
 
 #[test]
+fn a_ring_that_is_disabled_goes_on_where_it_was() {
+    let mut guest = Guest::new(10);
+    for round in 0..rounds("STOP_ROUNDS", 25) {
+        let posted = guest.post_around(|guest| {
+            let control = guest.client.front_end().control();
+            // Ring 0, and 0 for disabled.
+            let message = control.begin_set(request::SET_VRING_ENABLE, &[0; 8], &[]);
+            message.unwrap();
+        });
+        let control = guest.client.front_end().control();
+        control.end_set(request::SET_VRING_ENABLE).unwrap();
+        let rest = guest.check_silent(&posted);
+        guest.client.front_end().enable(true).unwrap();
+        guest.check(rest, &posted);
+        guest.load.end(Some(&mut guest.client));
+        assert_eq!(guest.client.outstanding(), 0, "round {round}");
+    }
+}
+
+#[test]
 fn what_is_left_goes_on_in_memory_that_has_moved() {
     let mut guest = Guest::new(9);
     for round in 0..rounds("STOP_ROUNDS", 25) {

@@ -17,7 +17,7 @@ use nix::errno::Errno;
 
 use super::Server;
 use super::fid::OpenFile;
-use super::placement::Cost;
+use super::placement::{Cost, Medium};
 use crate::export::handle::Trace;
 use crate::export::{InodeKey, Lookup, Name, Node};
 
@@ -250,14 +250,14 @@ impl Inodes {
         self.held_count.get() + self.open.get()
     }
 
-    /// Some of the inodes that nobody has used since the last look, and no request uses now. With
-    /// `leaves` no directories in which others were seen.
-    fn idle(&self, wanted: usize, leaves: bool) -> Vec<Rc<Inode>> {
+    /// Up to `most` of the `wanted` inodes that nobody has used since the last look, and no request
+    /// uses now.
+    fn idle(&self, most: usize, wanted: impl Fn(&Inode) -> bool) -> Vec<Rc<Inode>> {
         let mut held = self.held.borrow_mut();
         let mut idle = Vec::new();
         // Twice around: those that were used lately are passed over once.
         for _ in 0..2 * held.len() {
-            if idle.len() == wanted {
+            if idle.len() == most {
                 break;
             }
             let Some(inode) = held.pop_front() else { break };
@@ -269,8 +269,7 @@ impl Inodes {
                 // Held again, it has a second entry.
                 Pin::GivenUp(_) => continue,
             };
-            let needed = leaves && inode.children.get() > 0;
-            if needed || inode.used.replace(false) || in_use {
+            if !wanted(&inode) || inode.used.replace(false) || in_use {
                 held.push_back(Rc::downgrade(&inode));
             } else {
                 idle.push(inode);
@@ -423,10 +422,19 @@ impl Server {
         inodes.relieving.set(true);
         let _relieving = Relieving(inodes);
         let batch = BATCH.max(inodes.budget / 8);
-        // What is found by its name needs its directory, which goes last.
-        let mut idle = inodes.idle(batch, self.export.traces().by_name());
+        let mut idle = Vec::new();
+        if self.export.traces().by_name() {
+            // What is found by its name needs its directory, which goes last. Before it goes what is
+            // on a file system that may never answer, for it has to be asked.
+            let leaf = |inode: &Inode| inode.children.get() == 0;
+            let near = |inode: &Inode| self.placement.medium(inode.key.id.device) != Medium::Far;
+            idle = inodes.idle(batch, |inode| leaf(inode) && near(inode));
+            if idle.is_empty() {
+                idle = inodes.idle(batch, leaf);
+            }
+        }
         if idle.is_empty() {
-            idle = inodes.idle(batch, false);
+            idle = inodes.idle(batch, |_| true);
         }
         let given_up = self.give_up(&idle);
         inodes.crowd.set(match given_up {

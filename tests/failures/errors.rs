@@ -152,8 +152,8 @@ fn a_file_that_cannot_be_found_again_has_the_host_s_error_and_is_not_gone() {
     };
     let file = host.walk("faulty/file");
     for n in 0..200 {
-        host.file(&format!("many-{n}"), "");
-        let fid = host.walk(&format!("many-{n}"));
+        std::fs::write(host.faulty.path(&format!("many-{n}")), "").unwrap();
+        let fid = host.walk(&format!("faulty/many-{n}"));
         host.client.getattr(fid, getattr::ALL).unwrap();
     }
     for errno in [Errno::EIO, Errno::ETIMEDOUT] {

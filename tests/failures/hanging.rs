@@ -252,6 +252,34 @@ fn a_file_that_is_pinned_again_for_want_of_descriptors_holds_nobody_up() {
 }
 
 #[test]
+fn descriptors_are_had_from_the_file_system_that_does_not_hang() {
+    let few = |launch: Launch| {
+        let launch = launch.arg("--rlimit-nofile").arg("120");
+        launch.arg("--inode-file-handles").arg("never")
+    };
+    let Some(mut host) = Host::new(few) else {
+        return;
+    };
+    let there: Vec<u32> = (0..40)
+        .map(|n| {
+            std::fs::write(host.faulty.path(&format!("many-{n}")), "").unwrap();
+            host.walk(&format!("faulty/many-{n}"))
+        })
+        .collect();
+    host.faulty.hang(Op::Getattr);
+    host.faulty.hang(Op::Lookup);
+    for n in 0..200 {
+        host.file(&format!("many-{n}"), "");
+        let fid = host.walk(&format!("many-{n}"));
+        host.client.getattr(fid, getattr::ALL).unwrap();
+    }
+    host.faulty.release();
+    for fid in there {
+        host.client.getattr(fid, getattr::ALL).unwrap();
+    }
+}
+
+#[test]
 fn a_close_that_hangs_holds_nobody_up_whoever_had_the_file_last() {
     let Some(mut host) = Host::new(|launch| launch) else {
         return;
@@ -318,7 +346,7 @@ fn a_stop_waits_for_what_hangs() {
     let fids = open_both(&mut host);
     host.faulty.hang(Op::Read);
     let tags = [(); 5].map(|()| submit(&mut host.client, &fids, Op::Read));
-    host.faulty.wait_for_hanging(1);
+    host.faulty.wait_for_hanging(tags.len());
     let control = host.client.front_end().control();
     control.begin_get_vring_base().unwrap();
     assert_no_answer(&mut host.client);

@@ -188,12 +188,12 @@ fn alone(mode: &str) -> &'static [&'static str] {
         "the list of users",
         "other processes in /proc",
         "another program",
-        // In the namespace alone.
+        // Not with a root directory alone.
         UPWARDS,
         "memory of others",
     ];
     match mode {
-        "namespace" => &PATHS,
+        "namespace" | "landlock" => &PATHS,
         _ => &PATHS[..4],
     }
 }
@@ -218,7 +218,7 @@ fn run_all() {
             .map(|(probe, _)| *probe)
             .collect();
         assert!(probes.len() + 2 >= PROBES.len(), "{who}: {probes:?}");
-        for mode in ["namespace", "chroot"] {
+        for mode in ["namespace", "chroot", "landlock"] {
             if run(mode, "none", PROBES[0].0, *user) == Some(NO_SANDBOX) {
                 println!("skipped: no sandbox {mode} {who}");
                 continue;

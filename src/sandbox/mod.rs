@@ -1,11 +1,13 @@
 //! What the daemon cannot reach, even if a guest should come to command it.
 //!
-//! Three fences, each for itself: `namespace` (or chroot(2)) leaves it no file but the share's, no
-//! network and no other process; [`capabilities`] leaves root's daemon no right but those over
+//! Three fences, each for itself: `namespace` (or `landlock`, or chroot(2)) leaves it no file but the
+//! share's, no network and no other process; [`capabilities`] leaves root's daemon no right but those over
 //! files; [`seccomp`] leaves it no system call that it does not need. They are put up once, before
 //! the first front-end is served and the first thread is started.
 
 pub mod capabilities;
+mod child;
+mod landlock;
 mod namespace;
 pub mod seccomp;
 
@@ -17,7 +19,7 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use nix::unistd::{Pid, chroot, fchdir, geteuid};
 
-pub use namespace::supervise;
+pub use child::supervise;
 
 use crate::export::sys;
 
@@ -29,6 +31,9 @@ pub enum Sandbox {
     Namespace,
     /// The share is its root directory. Only for root
     Chroot,
+    /// The kernel lets it use no file outside of the share, no network and no other process; whose
+    /// they are it can still see. Needs no rights, and Linux 5.13 or later
+    Landlock,
     /// All that the user may see
     None,
 }
@@ -69,18 +74,18 @@ pub fn enter(wish: Option<Sandbox>, share: &Path) -> Result<Role, Error> {
     match wish {
         Some(Sandbox::Namespace) => namespace::enter(share),
         Some(Sandbox::Chroot) => enter_chroot(share),
+        Some(Sandbox::Landlock) => landlock::enter(share),
         Some(Sandbox::None) => Ok(here()),
         None => namespace::enter(share).or_else(|error| {
-            let weaker = if geteuid().is_root() {
-                enter_chroot(share)
+            let (weaker, name) = if geteuid().is_root() {
+                (enter_chroot(share), "chroot")
             } else {
-                Ok(here())
+                (landlock::enter(share), "landlock")
             };
-            let (role, name) = match weaker {
-                Ok(role) if geteuid().is_root() => (role, "chroot"),
-                _ => (here(), "none"),
-            };
-            log::warn!("{error}, which is what is done: a weaker sandbox, {name}");
+            let (role, name) = weaker.map_or_else(|_| (here(), "none"), |role| (role, name));
+            if let Role::Daemon { .. } = role {
+                log::warn!("{error}, which is what is done: a weaker sandbox, {name}");
+            }
             Ok(role)
         }),
     }

@@ -1,0 +1,158 @@
+//! The process that serves, made by fork, and the one outside that waits for it.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::sched::CloneFlags;
+use nix::sys::prctl;
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{Pid, getppid, pipe};
+
+use super::{Error, Role};
+use crate::export::sys;
+
+/// The steps that the child can fail in, and what is said of them.
+#[derive(Clone, Copy, Debug)]
+#[repr(u8)]
+pub enum Step {
+    /// That it ends with its parent.
+    Parent,
+    /// The map of a namespace of users.
+    Ids,
+    /// The way to the own descriptors.
+    Descriptors,
+    /// What is mounted.
+    Mounts,
+    /// The root directory.
+    Root,
+    /// The rules of Landlock.
+    Landlock,
+}
+
+const STEPS: [(Step, &str); 6] = [
+    (Step::Parent, "the death of the parent"),
+    (Step::Ids, "a map of ids"),
+    (Step::Descriptors, "/proc/self/fd"),
+    (Step::Mounts, "mounts"),
+    (Step::Root, "a new root"),
+    (Step::Landlock, "Landlock"),
+];
+
+/// What a step of the child returns.
+pub type Entered<T = ()> = Result<T, (Step, Errno)>;
+
+/// Names the step that a call belongs to.
+pub fn at<T>(step: Step, result: Result<T, Errno>) -> Entered<T> {
+    result.map_err(|error| (step, error))
+}
+
+/// Makes the child that is the daemon, in these new namespaces, and lets it `enter` the sandbox, where
+/// the share is at `share`. Errors: the step that the kernel refused, and `instead` as what is easier to
+/// have; nothing has changed then.
+pub fn fork(
+    namespaces: CloneFlags,
+    share: &Path,
+    instead: &'static str,
+    enter: impl FnOnce() -> Entered,
+) -> Result<Role, Error> {
+    let refused = |what, error| Error::Refused {
+        what,
+        error,
+        instead,
+    };
+    let (reader, writer) = pipe().map_err(|error| refused("a pipe", error))?;
+    let parent = nix::unistd::getpid();
+    match sys::fork_into(namespaces).map_err(|error| refused("namespaces", error))? {
+        Some(child) => {
+            drop(writer);
+            wait_for_entry(reader, child).map_err(|(what, error)| refused(what, error))?;
+            Ok(Role::Supervisor(child))
+        }
+        None => {
+            drop(reader);
+            tell(writer, die_with(parent).and_then(|()| enter()));
+            Ok(Role::Daemon {
+                share: share.into(),
+            })
+        }
+    }
+}
+
+/// Tells the parent how it went, and ends if it went wrong.
+fn tell(writer: OwnedFd, entered: Entered) {
+    let message = match entered {
+        Ok(()) => [STEPS.len() as u8, 0, 0],
+        Err((step, error)) => {
+            let [low, high, ..] = (error as i32).to_le_bytes();
+            [step as u8, low, high]
+        }
+    };
+    let told = fs::File::from(writer).write_all(&message);
+    if entered.is_err() || told.is_err() {
+        std::process::exit(1);
+    }
+}
+
+fn wait_for_entry(reader: OwnedFd, child: Pid) -> Result<(), (&'static str, Errno)> {
+    let mut message = [0; 3];
+    let read = fs::File::from(reader).read_exact(&mut message);
+    let step = usize::from(message[0]);
+    if read.is_ok() && step == STEPS.len() {
+        return Ok(());
+    }
+    let _ = waitpid(child, None);
+    let error = match read {
+        Ok(()) => Errno::from_raw(i32::from(message[1]) | i32::from(message[2]) << 8),
+        Err(_) => Errno::ECHILD,
+    };
+    let what = STEPS.iter().find(|(known, _)| *known as usize == step);
+    Err((what.map_or("the child", |(_, name)| name), error))
+}
+
+/// The daemon stops in an orderly way when nobody passes signals on to it any more.
+fn die_with(parent: Pid) -> Entered {
+    at(Step::Parent, prctl::set_pdeathsig(Signal::SIGTERM))?;
+    // In a new namespace a living parent is nobody: number 0.
+    let gone = getppid() != Pid::from_raw(0) && getppid() != parent;
+    if gone {
+        Err((Step::Parent, Errno::ESRCH))
+    } else {
+        Ok(())
+    }
+}
+
+/// Waits for the daemon and passes on what it is told to it. Returns the exit status that the
+/// daemon ended with.
+pub fn supervise(daemon: Pid) -> Result<i32, Errno> {
+    let mut signals = SigSet::empty();
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGCHLD] {
+        signals.add(signal);
+    }
+    signals.thread_block()?;
+    loop {
+        match waitpid(daemon, Some(WaitPidFlag::WNOHANG))? {
+            WaitStatus::Exited(_, status) => return Ok(status),
+            WaitStatus::Signaled(_, Signal::SIGSYS, _) => {
+                log::error!("the daemon was killed: it made a system call that --seccomp forbids");
+                return Ok(128 + Signal::SIGSYS as i32);
+            }
+            WaitStatus::Signaled(_, signal, _) => {
+                log::error!("the daemon was killed by {signal}");
+                return Ok(128 + signal as i32);
+            }
+            _ => {}
+        }
+        match signals.wait()? {
+            Signal::SIGCHLD => {}
+            // It may have ended a moment ago.
+            signal => match kill(daemon, signal) {
+                Ok(()) | Err(Errno::ESRCH) => {}
+                Err(error) => return Err(error),
+            },
+        }
+    }
+}

@@ -1,6 +1,5 @@
 //! virtiofsd and a FUSE client.
 
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -10,14 +9,11 @@ use stub_guest::{Error, FrontEnd, Options, Reply};
 use tempfile::TempDir;
 
 use crate::Result;
-use crate::peer::{HALT_POLL, Peer};
+use crate::peer::{HALT_POLL, Peer, connect};
 use crate::workload::{
     COMPONENT, COMPONENTS, DIRECTORY, ENTRIES, FILE, LISTING, Operation, Tree, WRITTEN, name_of,
     offset,
 };
-
-/// The longest wait for its socket.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 pub struct Virtiofsd {
     name: &'static str,
@@ -72,7 +68,7 @@ impl Virtiofsd {
         let directory = TempDir::new()?;
         let socket = directory.path().join("socket");
         let begin = Instant::now();
-        let mut child = Command::new(binary)
+        let child = Command::new(binary)
             .arg("--socket-path")
             .arg(&socket)
             .arg("--shared-dir")
@@ -82,15 +78,7 @@ impl Virtiofsd {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .spawn()?;
-        let stream = loop {
-            match UnixStream::connect(&socket) {
-                Ok(stream) => break stream,
-                Err(_) if child.try_wait()?.is_none() && begin.elapsed() < PATIENCE => {
-                    std::thread::yield_now();
-                }
-                Err(error) => return Err(format!("virtiofsd does not start: {error}").into()),
-            }
-        };
+        let stream = connect(&socket, begin)?;
         let started_in = begin.elapsed();
         let options = Client::options(Options {
             halt_poll: HALT_POLL,

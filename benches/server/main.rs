@@ -177,10 +177,7 @@ fn measure(
 fn busy(virtiofsd: Option<&Path>, report: &mut Report) -> Result<()> {
     let directory = TempDir::with_prefix("bench")?;
     let tree = Tree::make(directory.path())?;
-    let cold = WORKLOADS
-        .iter()
-        .find(|workload| workload.cold)
-        .ok_or("no cold workload")?;
+    let cold = cold()?;
     let getattr = &WORKLOADS[0];
     for mut peer in start(&tree, virtiofsd)? {
         let (mut alone, mut beside) = (Vec::new(), Vec::new());
@@ -198,18 +195,39 @@ fn busy(virtiofsd: Option<&Path>, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
+fn cold() -> Result<&'static Workload> {
+    let cold = WORKLOADS.iter().find(|workload| workload.cold);
+    cold.ok_or_else(|| "no cold workload".into())
+}
+
 /// What a daemon takes that has nothing to do, and how soon it is there.
 fn at_rest(virtiofsd: Option<&Path>, report: &mut Report) -> Result<()> {
     let directory = TempDir::with_prefix("bench")?;
     let tree = Tree::make(directory.path())?;
+    let cold = cold()?;
     let mut rest: Vec<(&str, peer::Rest)> = Vec::new();
     for mut peer in start(&tree, virtiofsd)? {
         let name = peer.name();
-        rest.push((name, peer::rest(&mut *peer)?));
+        rest.push((name, peer::rest(&mut *peer, &tree, cold)?));
+    }
+    // How soon one is there varies more than all else.
+    let mut starts: Vec<Vec<f64>> = vec![Vec::new(); rest.len()];
+    for _ in 0..ROUNDS {
+        for (peer, starts) in start(&tree, virtiofsd)?.iter().zip(&mut starts) {
+            starts.push(peer.started_in().as_nanos() as f64 / 1000.0);
+        }
     }
     let (ours, others) = rest.split_first().ok_or("no peers")?;
-    for (name, theirs) in others {
-        let lines: [Figure<peer::Rest>; 4] = [
+    for ((name, theirs), times) in others.iter().zip(&starts[1..]) {
+        let unit = Unit::Cost("us");
+        report.add(Line::new(
+            "start".into(),
+            name,
+            unit,
+            starts[0].clone(),
+            times.clone(),
+        ));
+        let lines: [Figure<peer::Rest>; 3] = [
             ("idle-wakeups", Unit::Cost("per second"), |rest| {
                 rest.wakeups
             }),
@@ -217,7 +235,6 @@ fn at_rest(virtiofsd: Option<&Path>, report: &mut Report) -> Result<()> {
             ("resident-per-request-64", Unit::Cost("KiB"), |rest| {
                 rest.per_request
             }),
-            ("start", Unit::Cost("us"), |rest| rest.start),
         ];
         for (what, unit, value) in lines {
             let values = |rest| vec![value(rest)];

@@ -11,7 +11,7 @@ use stub_guest::daemon::Launch;
 use stub_guest::{Attach, Client, Daemon, FrontEnd, Options, Reply};
 
 use crate::Result;
-use crate::peer::{HALT_POLL, Peer};
+use crate::peer::{HALT_POLL, Peer, connect};
 use crate::workload::{
     COMPONENT, COMPONENTS, DIRECTORY, ENTRIES, FILE, LISTING, Operation, Tree, WRITTEN, name_of,
     offset,
@@ -57,8 +57,8 @@ enum Listing {
 impl Ours {
     pub fn start(binary: &str, tree: &Tree) -> Result<Ours> {
         let begin = Instant::now();
-        let mut daemon = Launch::new(binary).share(tree.root()).by_path().start()?;
-        let stream = daemon.stream()?;
+        let daemon = Launch::new(binary).share(tree.root()).by_path().start()?;
+        let stream = connect(daemon.socket(), begin)?;
         let started_in = begin.elapsed();
         let options = Options {
             halt_poll: HALT_POLL,

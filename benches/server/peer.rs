@@ -1,12 +1,15 @@
 //! A server that is measured, and one round of it.
 
 use std::fs;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::Result;
-use crate::workload::{Operation, WORKLOADS, Workload};
+use crate::workload::{Operation, Tree, Workload};
 
+/// The longest wait for a server's socket.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// How long a round is.
 pub const ROUND: Duration = Duration::from_millis(60);
 
@@ -35,6 +38,18 @@ pub trait Peer {
     fn receive(&mut self) -> Result<u16>;
     /// Gives a reply that was received to the lane whose request it answers.
     fn deliver(&mut self, operation: Operation, lane: usize, step: usize) -> Result<()>;
+}
+
+/// A connection to a server that was started at `begin`, as soon as it listens.
+pub fn connect(socket: &Path, begin: Instant) -> Result<UnixStream> {
+    loop {
+        match UnixStream::connect(socket) {
+            Ok(stream) => return Ok(stream),
+            // Asked over and over: how long it takes is what is measured.
+            Err(_) if begin.elapsed() < PATIENCE => std::thread::yield_now(),
+            Err(error) => return Err(format!("the server does not start: {error}").into()),
+        }
+    }
 }
 
 /// What a round has shown, for one operation.
@@ -139,27 +154,26 @@ pub struct Rest {
     pub wakeups: f64,
     /// Resident memory in KiB, the guest's not counted.
     pub idle: f64,
-    /// How much more there is after 64 requests at once, for each.
+    /// How much more there is after 64 requests at once that wait for the disk, for each.
     pub per_request: f64,
-    /// Microseconds from its start until it listened.
-    pub start: f64,
 }
 
 /// Looks at a server for two seconds.
-pub fn rest(peer: &mut dyn Peer) -> Result<Rest> {
+pub fn rest(peer: &mut dyn Peer, tree: &Tree, cold: &Workload) -> Result<Rest> {
     const WHILE: Duration = Duration::from_secs(2);
     let idle = private_memory(peer.pid())?;
     let before = switches(peer.pid())?;
     // Nothing is waited for: this is the time that is measured.
     std::thread::sleep(WHILE);
     let wakeups = (switches(peer.pid())? - before) as f64 / WHILE.as_secs_f64();
-    guest_round(peer, &WORKLOADS[0], 64, None)?;
+    // Those that wait for the disk are under way at once.
+    cold.prepare(tree)?;
+    guest_round(peer, cold, 64, None)?;
     let busy = private_memory(peer.pid())?;
     Ok(Rest {
         wakeups,
         idle,
         per_request: (busy - idle).max(0.0) / 64.0,
-        start: peer.started_in().as_nanos() as f64 / 1000.0,
     })
 }
 

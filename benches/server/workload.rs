@@ -58,7 +58,7 @@ const fn warm(name: &'static str, operation: Operation, depths: &'static [usize]
     }
 }
 
-pub const WORKLOADS: [Workload; 13] = [
+pub static WORKLOADS: [Workload; 13] = [
     warm("getattr", Operation::Getattr, &[1, 64]),
     warm("lookup", Operation::Lookup, &[1, 64]),
     warm("open", Operation::Open, &[1, 64]),

@@ -310,5 +310,8 @@ fn machine() -> String {
         first("/proc/cpuinfo", "model name"),
         first("/proc/meminfo", "MemTotal:"),
         first("/proc/sys/kernel/osrelease", "")
+            .split('-')
+            .next()
+            .unwrap_or_default()
     )
 }

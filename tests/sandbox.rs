@@ -1,17 +1,22 @@
 //! What the daemon can reach from within its sandbox.
 //!
-//! Each probe runs in a process of its own, on a thread that was started after the sandbox was
-//! entered, as the daemon's workers are: this program starts itself. Without a sandbox every probe
+//! Each probe runs in a process of its own, on a worker of the daemon's pool, which is started after
+//! the sandbox was entered: this program starts itself. Without a sandbox every probe
 //! has to succeed, or it would prove nothing.
 
+use std::cell::Cell;
 use std::fs;
 use std::io::Read;
 use std::net::TcpListener;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
+use std::rc::Rc;
 
 use clap::ValueEnum;
+use nix::sys::socket::{MsgFlags, send};
 use vhost_user_9p::sandbox::{self, Role, Sandbox, capabilities, seccomp};
 
 /// What has to be possible everywhere: a fault of the program is caught, and told with its place.
@@ -33,8 +38,12 @@ struct Target {
     file: String,
     /// The process that waits outside.
     process: i32,
+    /// As good as a connection to the front-end.
+    front_end: (UnixStream, UnixStream),
 }
 
+/// The loop sends them, a worker has no business to.
+const MESSAGES: &str = "messages to the front-end";
 const UPWARDS: &str = "a file by the way up from the working directory";
 
 const PROBES: &[Probe] = &[
@@ -65,6 +74,9 @@ const PROBES: &[Probe] = &[
                 child => child > 0,
             }
         }
+    }),
+    (MESSAGES, |target| {
+        send(target.front_end.0.as_raw_fd(), b"?", MsgFlags::empty()).is_ok()
     }),
     ("signals to others", |target| {
         // SAFETY: signal 0 is only asked about.
@@ -99,6 +111,7 @@ fn main() -> ExitCode {
             let target = Target {
                 file: file.clone(),
                 process: process.parse().unwrap(),
+                front_end: UnixStream::pair().unwrap(),
             };
             ExitCode::from(enter_and_probe(mode, filter, probe, share.as_ref(), target))
         }
@@ -124,11 +137,16 @@ fn enter_and_probe(mode: &str, filter: &str, probe: &str, share: &Path, target: 
     if mode != Sandbox::None {
         capabilities::reduce(!nix::unistd::geteuid().is_root()).unwrap();
     }
+    let workers = Rc::new(seccomp::workers(filter, 1).unwrap());
     seccomp::install(filter).unwrap();
     let mut probes = PROBES.iter().chain([&FAULT]);
     let (_, attempt) = probes.find(|(name, _)| *name == probe).unwrap();
-    let reached = std::thread::spawn(move || attempt(&target)).join().unwrap();
-    if reached { REACHED } else { OUT_OF_REACH }
+    let reached = Rc::new(Cell::new(false));
+    let result = reached.clone();
+    let pool = workers.clone();
+    coroutine::spawn(move || result.set(pool.offload(|| attempt(&target)))).unwrap();
+    workers.wait_completed();
+    if reached.get() { REACHED } else { OUT_OF_REACH }
 }
 
 /// What became of a probe: an exit code, or None if it was killed for what it tried.
@@ -242,6 +260,7 @@ fn run_all() {
         }
         // The filter alone.
         for probe in [
+            MESSAGES,
             "the network",
             "another program",
             "memory to be executed",

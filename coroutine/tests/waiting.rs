@@ -4,7 +4,8 @@ use std::cell::{Cell, RefCell};
 use std::os::fd::{AsFd, AsRawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
-use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Barrier};
 
 use coroutine::{Coroutine, Mutex, RwLock, WaitQueue, Workers, run_ready, spawn};
 
@@ -46,7 +47,7 @@ fn a_closure_borrows_from_the_coroutine_s_stack() {
 #[test]
 fn jobs_run_side_by_side() {
     let workers = workers(4);
-    let barrier = Rc::new(std::sync::Arc::new(Barrier::new(4)));
+    let barrier = Rc::new(Arc::new(Barrier::new(4)));
     for _ in 0..4 {
         let (workers, barrier) = (workers.clone(), barrier.clone());
         spawn(move || {
@@ -57,6 +58,53 @@ fn jobs_run_side_by_side() {
     }
     drain(&workers);
     assert_eq!(workers.outstanding(), 0);
+}
+
+/// Whether this thread keeps SIGUSR1 waiting, which threads inherit; `block` makes it so.
+fn is_blocked(block: bool) -> bool {
+    // SAFETY: both sets are this function's, and the first is empty or holds a signal that exists.
+    unsafe {
+        let (mut wanted, mut before) = (std::mem::zeroed(), std::mem::zeroed());
+        libc::sigemptyset(&raw mut wanted);
+        if block {
+            libc::sigaddset(&raw mut wanted, libc::SIGUSR1);
+        }
+        let result = libc::pthread_sigmask(libc::SIG_BLOCK, &raw const wanted, &raw mut before);
+        assert_eq!(result, 0);
+        libc::sigismember(&raw const before, libc::SIGUSR1) == 1
+    }
+}
+
+#[test]
+fn a_worker_begins_as_it_was_told_to_or_inherits_it() {
+    let doubly = Arc::new(AtomicBool::new(false));
+    let seen = doubly.clone();
+    let start = move || {
+        seen.fetch_or(is_blocked(true), Ordering::SeqCst);
+    };
+    let workers = Rc::new(Workers::with_start(4, start).unwrap());
+    // Most of them are started by other workers, while this thread sleeps.
+    let barrier = Rc::new(Arc::new(Barrier::new(4)));
+    let begun = Rc::new(Cell::new(0));
+    for _ in 0..4 {
+        let (workers, barrier, begun) = (workers.clone(), barrier.clone(), begun.clone());
+        spawn(move || {
+            let barrier: &Barrier = &barrier;
+            let blocked = workers.offload(|| {
+                barrier.wait();
+                is_blocked(false)
+            });
+            begun.set(begun.get() + usize::from(blocked));
+        })
+        .unwrap();
+    }
+    drain(&workers);
+    assert_eq!(begun.get(), 4);
+    assert!(
+        !doubly.load(Ordering::SeqCst),
+        "it was inherited, and done again"
+    );
+    assert!(!is_blocked(false), "this thread is not concerned");
 }
 
 #[test]

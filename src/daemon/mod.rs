@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use coroutine::{Spin, Workers};
+use coroutine::Spin;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -191,7 +191,7 @@ pub fn run(options: &Options) -> Result<(), Error> {
             path: directory.clone(),
             error,
         })?;
-    let workers = Workers::new(options.threads.into()).map_err(host("worker threads"))?;
+    let workers = seccomp::workers(options.seccomp, options.threads.into())?;
     let server = Server::new(
         export,
         workers,
@@ -226,7 +226,7 @@ pub fn run(options: &Options) -> Result<(), Error> {
         stopping: false,
     };
     log::info!("sharing {} as \"{}\"", directory.display(), options.tag);
-    // All that takes more than serving does is done. The workers inherit it.
+    // All that takes more than serving does is done. The workers inherit it, and have their own.
     seccomp::install(options.seccomp)?;
     daemon.wait_for_front_end()?;
     daemon.turn_until_stopped()

@@ -1,8 +1,12 @@
 //! The system calls that the daemon makes, and no others (seccomp(2)).
+//!
+//! Two lists: the loop's, which holds for every thread, and on top of it the workers', who have
+//! nothing to do with the front-end's socket and with what the loop waits by.
 
 use std::collections::BTreeMap;
 
 use clap::ValueEnum;
+use coroutine::Workers;
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
     SeccompRule, TargetArch,
@@ -34,21 +38,6 @@ const ALLOWED: &[i64] = &[
     libc::SYS_read,
     libc::SYS_write,
     libc::SYS_close,
-    // The loop, the ring and the front-end.
-    libc::SYS_epoll_pwait,
-    libc::SYS_epoll_ctl,
-    libc::SYS_ppoll,
-    libc::SYS_eventfd2,
-    libc::SYS_timerfd_create,
-    libc::SYS_timerfd_settime,
-    libc::SYS_accept4,
-    libc::SYS_recvmsg,
-    libc::SYS_recvfrom,
-    libc::SYS_sendmsg,
-    libc::SYS_sendto,
-    libc::SYS_getsockopt,
-    libc::SYS_shutdown,
-    libc::SYS_dup,
     // Files.
     libc::SYS_openat,
     libc::SYS_openat2,
@@ -124,11 +113,31 @@ const ALLOWED: &[i64] = &[
     libc::SYS_exit_group,
 ];
 
-/// Older forms of the above, which only x86-64 has.
+/// Those that only the loop makes: to wait, and for the front-end.
+const LOOP_ONLY: &[i64] = &[
+    libc::SYS_epoll_pwait,
+    libc::SYS_epoll_ctl,
+    libc::SYS_ppoll,
+    libc::SYS_eventfd2,
+    libc::SYS_timerfd_create,
+    libc::SYS_timerfd_settime,
+    libc::SYS_accept4,
+    libc::SYS_recvmsg,
+    libc::SYS_recvfrom,
+    libc::SYS_sendmsg,
+    libc::SYS_sendto,
+    libc::SYS_getsockopt,
+    libc::SYS_shutdown,
+    libc::SYS_dup,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_epoll_wait,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_poll,
+];
+
+/// Older forms of what both make, which only x86-64 has.
 #[cfg(target_arch = "x86_64")]
 const ALLOWED_HERE: &[i64] = &[
-    libc::SYS_epoll_wait,
-    libc::SYS_poll,
     libc::SYS_open,
     libc::SYS_stat,
     libc::SYS_lstat,
@@ -156,33 +165,64 @@ pub enum Error {
     /// It cannot be made.
     #[error(transparent)]
     Program(#[from] seccompiler::BackendError),
+    /// There is nothing by which workers could wake the loop.
+    #[error("no event for the workers: {0}")]
+    Workers(std::io::Error),
 }
 
-/// Forbids all other calls for this thread and those it will start. Errors: [`Error`].
+/// Who makes the calls.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Caller {
+    Loop,
+    Worker,
+}
+
+/// Forbids all other calls for this thread, which is the loop's, and those it will start. Errors: [`Error`].
 pub fn install(policy: Seccomp) -> Result<(), Error> {
-    let action = match policy {
-        Seccomp::Kill => SeccompAction::KillProcess,
-        Seccomp::Log => SeccompAction::Log,
-        Seccomp::None => return Ok(()),
-    };
-    let machine: TargetArch = std::env::consts::ARCH
-        .try_into()
-        .map_err(|_| Error::Machine)?;
     // The arguments of clone3 are out of sight: where it is missing, the C library uses clone.
     let missing = SeccompAction::Errno(libc::ENOSYS as u32);
     let clone3 = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
-    for (rules, other, action) in [
-        (clone3, SeccompAction::Allow, missing),
-        (rules()?, action, SeccompAction::Allow),
-    ] {
-        let filter = SeccompFilter::new(rules, other, action, machine)?;
-        let program: BpfProgram = filter.try_into()?;
+    if let Some(program) = program(policy, Caller::Loop)? {
+        seccompiler::apply_filter(&compile(clone3, SeccompAction::Allow, missing)?)?;
         seccompiler::apply_filter(&program)?;
     }
     Ok(())
 }
 
-fn rules() -> Result<BTreeMap<i64, Vec<SeccompRule>>, seccompiler::BackendError> {
+/// A pool of workers that can make even fewer calls. Errors: [`Error`].
+pub fn workers(policy: Seccomp, max_threads: usize) -> Result<Workers, Error> {
+    let program = program(policy, Caller::Worker)?;
+    let confine = move || {
+        if let Some(program) = &program
+            && let Err(error) = seccompiler::apply_filter(program)
+        {
+            log::warn!("a worker keeps the system calls of the loop: {error}");
+        }
+    };
+    Workers::with_start(max_threads, confine).map_err(Error::Workers)
+}
+
+fn program(policy: Seccomp, caller: Caller) -> Result<Option<BpfProgram>, Error> {
+    let action = match policy {
+        Seccomp::Kill => SeccompAction::KillProcess,
+        Seccomp::Log => SeccompAction::Log,
+        Seccomp::None => return Ok(None),
+    };
+    compile(rules(caller)?, action, SeccompAction::Allow).map(Some)
+}
+
+fn compile(
+    rules: BTreeMap<i64, Vec<SeccompRule>>,
+    other: SeccompAction,
+    action: SeccompAction,
+) -> Result<BpfProgram, Error> {
+    let machine: TargetArch = std::env::consts::ARCH
+        .try_into()
+        .map_err(|_| Error::Machine)?;
+    Ok(SeccompFilter::new(rules, other, action, machine)?.try_into()?)
+}
+
+fn rules(caller: Caller) -> Result<BTreeMap<i64, Vec<SeccompRule>>, seccompiler::BackendError> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = ALLOWED
         .iter()
         .chain(ALLOWED_HERE)
@@ -222,9 +262,19 @@ fn rules() -> Result<BTreeMap<i64, Vec<SeccompRule>>, seccompiler::BackendError>
     let own = equal(0, std::process::id() as i32)?;
     rules.insert(libc::SYS_tgkill, vec![rule(own)?]);
     // A thread's name.
-    rules.insert(libc::SYS_prctl, vec![rule(equal(0, libc::PR_SET_NAME)?)?]);
-    // By which the standard library makes sockets wait or not.
-    let nonblocking = equal(1, libc::FIONBIO as i32)?;
-    rules.insert(libc::SYS_ioctl, vec![rule(nonblocking)?]);
+    let mut settings = vec![rule(equal(0, libc::PR_SET_NAME)?)?];
+    if caller == Caller::Loop {
+        rules.extend(LOOP_ONLY.iter().map(|call| (*call, Vec::new())));
+        // By which the standard library makes sockets wait or not.
+        let nonblocking = equal(1, libc::FIONBIO as i32)?;
+        rules.insert(libc::SYS_ioctl, vec![rule(nonblocking)?]);
+        // The workers' filter, which is put on top of this one in each of them.
+        settings.push(rule(equal(0, libc::PR_SET_NO_NEW_PRIVS)?)?);
+        let filter = equal(0, libc::SECCOMP_SET_MODE_FILTER as i32)?;
+        let no_flags = equal(1, 0)?;
+        let more = SeccompRule::new(vec![filter, no_flags])?;
+        rules.insert(libc::SYS_seccomp, vec![more]);
+    }
+    rules.insert(libc::SYS_prctl, settings);
     Ok(rules)
 }

@@ -47,6 +47,11 @@ const IDLE_TIME: Duration = Duration::from_secs(10);
 #[cfg(not(loom))]
 const THREAD_STACK: usize = 256 * 1024;
 
+#[cfg(not(loom))]
+thread_local! {
+    static IS_WORKER: Cell<bool> = const { Cell::new(false) };
+}
+
 /// What wakes the loop.
 pub(super) trait Event {
     fn signal(&self);
@@ -70,9 +75,13 @@ pub(super) struct Shared<E> {
     /// Whether the loop is, or is about to be, asleep, and nobody has signalled it yet.
     sleeping: AtomicBool,
     pub(super) max_threads: usize,
+    start: Start,
     spin: Spin,
     pub(super) event: E,
 }
+
+/// What a worker that the loop starts does first.
+pub(super) type Start = Box<dyn Fn() + Send + Sync>;
 
 /// What the loop knows of how the workers get on.
 #[derive(Default)]
@@ -110,7 +119,7 @@ impl<E> Deref for Hub<E> {
 }
 
 impl<E: Event + Send + Sync + 'static> Hub<E> {
-    pub(super) fn new(max_threads: usize, event: E) -> Hub<E> {
+    pub(super) fn new(max_threads: usize, event: E, start: Start) -> Hub<E> {
         Hub(Arc::new(Shared {
             inbox: AtomicPtr::new(ptr::null_mut()),
             backlog: AtomicBool::new(false),
@@ -126,6 +135,7 @@ impl<E: Event + Send + Sync + 'static> Hub<E> {
             done: AtomicPtr::new(ptr::null_mut()),
             sleeping: AtomicBool::new(false),
             max_threads: max_threads.max(1),
+            start,
             spin: Spin::new(super::SEARCH),
             event,
         }))
@@ -231,13 +241,25 @@ impl<E: Event + Send + Sync + 'static> Hub<E> {
         let builder = thread::Builder::new()
             .name("worker".into())
             .stack_size(THREAD_STACK);
-        builder.spawn(move || hub.work()).is_ok()
+        // A thread inherits what it is about from the worker that starts it.
+        let inherits = IS_WORKER.get();
+        let life = move || {
+            IS_WORKER.set(true);
+            if !inherits {
+                (hub.start)();
+            }
+            hub.work();
+        };
+        builder.spawn(life).is_ok()
     }
 
     #[cfg(loom)]
     fn start(&self) -> bool {
         let hub = Hub(self.0.clone());
-        thread::spawn(move || hub.work());
+        thread::spawn(move || {
+            (hub.start)();
+            hub.work();
+        });
         true
     }
 

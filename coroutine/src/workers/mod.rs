@@ -91,8 +91,21 @@ impl Workers {
     /// # Errors
     /// Those of eventfd(2).
     pub fn new(max_threads: usize) -> io::Result<Workers> {
+        Workers::with_start(max_threads, || {})
+    }
+
+    /// The same, of threads that begin with `start`: to give up what they have no use for, and for that
+    /// reason only in those that this thread starts. A worker that starts another one, because
+    /// there is more to do, hands on what it has itself.
+    ///
+    /// # Errors
+    /// Those of eventfd(2).
+    pub fn with_start(
+        max_threads: usize,
+        start: impl Fn() + Send + Sync + 'static,
+    ) -> io::Result<Workers> {
         Ok(Workers {
-            hub: Hub::new(max_threads, Event::new()?),
+            hub: Hub::new(max_threads, Event::new()?, Box::new(start)),
             outstanding: Cell::new(0),
             hops: Cell::new(0),
             progress: Progress::default(),

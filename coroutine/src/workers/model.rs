@@ -84,7 +84,7 @@ fn check(preemptions: Option<usize>, model: impl Fn() + Send + Sync + 'static) {
 #[test]
 fn one_worker() {
     check(Some(3), || {
-        let hub = Hub::new(1, Flag::new());
+        let hub = Hub::new(1, Flag::new(), Box::new(|| {}));
         hub.submit(job());
         hub.submit(job());
         drain(&hub, 2);
@@ -96,7 +96,7 @@ fn one_worker() {
 #[test]
 fn a_worker_between_sleep_and_work() {
     check(Some(3), || {
-        let hub = Hub::new(1, Flag::new());
+        let hub = Hub::new(1, Flag::new(), Box::new(|| {}));
         for _ in 0..2 {
             hub.submit(job());
             drain(&hub, 1);
@@ -113,7 +113,7 @@ fn a_job_that_blocks() {
         static ref GATE: Flag = Flag::new();
     }
     check(Some(2), || {
-        let hub = Hub::new(2, Flag::new());
+        let hub = Hub::new(2, Flag::new(), Box::new(|| {}));
         hub.submit(NonNull::from(Box::leak(Box::new(Job::with(|_| {
             GATE.wait()
         })))));
@@ -129,7 +129,7 @@ fn a_job_that_blocks() {
 #[test]
 fn two_workers() {
     check(Some(2), || {
-        let hub = Hub::new(2, Flag::new());
+        let hub = Hub::new(2, Flag::new(), Box::new(|| {}));
         for _ in 0..2 {
             hub.submit(job());
         }

@@ -83,17 +83,16 @@ macro_rules! messages {
                 if header.size as usize != len || head.len() > len {
                     return Err(DecodeError::Size { size: header.size, len });
                 }
-                let message = match header.kind {
+                match header.kind {
                     $($number => {
                         let message = $crate::wire::Field::decode(&mut cursor)?;
                         // What lies behind the fields: nothing, or the payload.
                         let behind = len - (head.len() - cursor.0.len());
                         messages!(@check $name message behind $($count)?);
-                        $enum::$variant(message)
+                        Ok((header.tag, $enum::$variant(message)))
                     })+
-                    kind => return Err(DecodeError::UnknownType(kind)),
-                };
-                Ok((header.tag, message))
+                    kind => Err(DecodeError::UnknownType(kind)),
+                }
             }
 
             /// Appends the message's frame to `out`, without its payload, which the size field

@@ -20,7 +20,14 @@ impl Server {
 
     /// Closes the files that were let go and that no request has any more. To be called when a
     /// request has ended.
+    #[inline]
     pub(super) fn close_left(&self) {
+        if !self.session.leaving.borrow().is_empty() {
+            self.close_unused();
+        }
+    }
+
+    fn close_unused(&self) {
         let leaving = &self.session.leaving;
         while !leaving.borrow().is_empty() {
             let mut list = leaving.borrow_mut();

@@ -1,7 +1,7 @@
 //! One request and the one answer it gets.
 
 use nix::errno::Errno;
-use protocol::{DecodeError, HEADER_LEN, Header, NOTAG, Rlerror, Rmessage, Tmessage, Twrite, kind};
+use protocol::{DecodeError, HEADER_LEN, Header, NOTAG, Rlerror, Rmessage, Twrite, kind};
 use vhost_user::{Readable, Request, Writable};
 
 use super::MAX_MSIZE;
@@ -99,7 +99,7 @@ impl Exchange {
     /// Answers. The payload of Rread and Rreaddir is already behind its header in guest memory.
     /// A reply for which the guest left too little room becomes an error, and where not even that
     /// fits the request ends without a reply.
-    pub fn answer(mut self, reply: Result<Rmessage<'_>, Errno>, scratch: &mut Vec<u8>) {
+    pub fn answer(mut self, reply: &Result<Rmessage<'_>, Errno>, scratch: &mut Vec<u8>) {
         self.send(reply, scratch);
     }
 
@@ -110,15 +110,18 @@ impl Exchange {
         }
     }
 
-    fn send(&mut self, reply: Result<Rmessage<'_>, Errno>, scratch: &mut Vec<u8>) {
+    fn send(&mut self, reply: &Result<Rmessage<'_>, Errno>, scratch: &mut Vec<u8>) {
         let Some(request) = self.request.take() else {
             return;
         };
         let room = request.writable().len();
-        let encoded = reply.and_then(|message| {
-            log::trace!("tag {}: {message:?}", self.tag);
-            encode(&message, self.tag, room, scratch)
-        });
+        let encoded = match reply {
+            Ok(message) => {
+                log::trace!("tag {}: {message:?}", self.tag);
+                encode(message, self.tag, room, scratch)
+            }
+            Err(errno) => Err(*errno),
+        };
         let size = encoded.or_else(|errno| {
             log::debug!("tag {}: {errno}", self.tag);
             let error = Rmessage::Lerror(Rlerror {
@@ -141,7 +144,9 @@ impl Exchange {
 
 impl Drop for Exchange {
     fn drop(&mut self) {
-        self.send(Err(Errno::EIO), &mut Vec::new());
+        if self.request.is_some() {
+            self.send(&Err(Errno::EIO), &mut Vec::new());
+        }
     }
 }
 
@@ -163,16 +168,15 @@ fn encode(
     }
 }
 
-/// Decodes what [`Exchange::receive`] copied. Errors: EOPNOTSUPP for a message that is not one of
-/// 9P2000.L, EINVAL for a walk of more than sixteen names, EPROTO for a malformed frame.
-pub fn decode<'a>(head: &'a [u8], header: &Header) -> Result<Tmessage<'a>, Errno> {
-    match Tmessage::decode_head(head, header.size as usize) {
-        Ok((_, message)) => Ok(message),
-        Err(DecodeError::UnknownType(_)) => Err(Errno::EOPNOTSUPP),
-        Err(DecodeError::TooManyNames { .. }) => Err(Errno::EINVAL),
-        Err(error) => {
-            log::debug!("tag {}: {error}", header.tag);
-            Err(Errno::EPROTO)
+/// What is answered to a frame that cannot be decoded: EOPNOTSUPP for a message that is not one of
+/// 9P2000.L, EINVAL for a walk of more than sixteen names, EPROTO for all else.
+pub fn errno_of(error: &DecodeError, tag: u16) -> Errno {
+    match error {
+        DecodeError::UnknownType(_) => Errno::EOPNOTSUPP,
+        DecodeError::TooManyNames { .. } => Errno::EINVAL,
+        error => {
+            log::debug!("tag {tag}: {error}");
+            Errno::EPROTO
         }
     }
 }

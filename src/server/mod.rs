@@ -24,7 +24,7 @@ use std::rc::{Rc, Weak};
 
 use coroutine::{RwLock, Semaphore, Workers};
 use nix::errno::Errno;
-use protocol::{Header, Qid, kind};
+use protocol::{Header, Qid, Tmessage, kind};
 use vhost_user::{Handler, Request};
 
 use crate::export::{Export, Multidevs, Node, Owner, Qids, Stat};
@@ -60,7 +60,21 @@ pub struct Server {
     /// Requests between pop and push.
     in_flight: Cell<usize>,
     /// Buffers that requests have used and the next ones will.
-    scratch: RefCell<Vec<Vec<u8>>>,
+    scratch: RefCell<Vec<Scratch>>,
+}
+
+/// The buffers of a request: of the frame that came, and of the one that goes.
+#[derive(Default)]
+struct Scratch {
+    head: Vec<u8>,
+    reply: Vec<u8>,
+}
+
+impl Scratch {
+    /// Whether it is worth to be kept: not if one large message has blown it up.
+    fn is_small(&self) -> bool {
+        self.head.capacity() + self.reply.capacity() <= 16 * 1024
+    }
 }
 
 /// All that the guest has built up by its messages: what a Tversion, a reset and a disconnect
@@ -252,20 +266,26 @@ impl Server {
 
     fn serve(&self, request: Request) {
         let mut exchange = Exchange::new(request);
-        let mut head = self.take_buffer();
-        let mut reply = self.take_buffer();
-        match exchange.receive(&mut head, self.session.msize.get()) {
-            Ok(header) => self.serve_frame(exchange, &header, &head, &mut reply),
-            Err(errno) => exchange.answer(Err(errno), &mut reply),
+        let mut scratch = self.scratch.borrow_mut().pop().unwrap_or_default();
+        let Scratch { head, reply } = &mut scratch;
+        match exchange.receive(head, self.session.msize.get()) {
+            Ok(header) => self.serve_frame(exchange, &header, head, reply),
+            Err(errno) => exchange.answer(&Err(errno), reply),
         }
-        self.give_back(head);
-        self.give_back(reply);
+        if scratch.is_small() {
+            self.scratch.borrow_mut().push(scratch);
+        }
     }
 
     fn serve_frame(&self, exchange: Exchange, header: &Header, head: &[u8], reply: &mut Vec<u8>) {
-        let message = match exchange::decode(head, header) {
-            Ok(message) => message,
-            Err(errno) => return exchange.answer(Err(errno), reply),
+        // Looked at where it is: it has room for sixteen names.
+        let decoded = Tmessage::decode_head(head, header.size as usize);
+        let message = match &decoded {
+            Ok((_, message)) => message,
+            Err(error) => {
+                let errno = exchange::errno_of(error, header.tag);
+                return exchange.answer(&Err(errno), reply);
+            }
         };
         log::trace!("tag {}: {message:?}", header.tag);
         if header.kind == kind::TVERSION {
@@ -284,20 +304,7 @@ impl Server {
                 drop(running);
                 self.close_left();
             }
-            Err(errno) => exchange.answer(Err(errno), reply),
-        }
-    }
-
-    fn take_buffer(&self) -> Vec<u8> {
-        self.scratch.borrow_mut().pop().unwrap_or_default()
-    }
-
-    fn give_back(&self, mut buffer: Vec<u8>) {
-        /// A buffer that one large message has blown up is not kept.
-        const KEEP: usize = 8192;
-        if buffer.capacity() <= KEEP {
-            buffer.clear();
-            self.scratch.borrow_mut().push(buffer);
+            Err(errno) => exchange.answer(&Err(errno), reply),
         }
     }
 }
@@ -330,7 +337,7 @@ impl Handler for Server {
                 let mut head = Vec::new();
                 // Only the tag is wanted.
                 let _ = exchange.receive(&mut head, 0);
-                exchange.answer(Err(Errno::ENOMEM), &mut Vec::new());
+                exchange.answer(&Err(Errno::ENOMEM), &mut Vec::new());
             }
         }
     }

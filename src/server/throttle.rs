@@ -95,6 +95,7 @@ impl Throttle {
 
     /// Returns when the request `tag` may be served: mostly at once. Errors: `FLUSHED`. The end of
     /// the session or of the ring lets all go on that wait, for nobody can wait for them.
+    #[inline]
     pub fn wait(
         &self,
         message: &Tmessage<'_>,
@@ -104,6 +105,15 @@ impl Throttle {
         if self.requests.is_none() && self.bytes.is_none() {
             return Ok(());
         }
+        self.wait_for_turn(message, tag, interrupts)
+    }
+
+    fn wait_for_turn(
+        &self,
+        message: &Tmessage<'_>,
+        tag: u16,
+        interrupts: &Interrupts,
+    ) -> Result<(), Errno> {
         let bytes = match message {
             // What ends something is not held up.
             Tmessage::Version(_) | Tmessage::Flush(_) | Tmessage::Clunk(_) => return Ok(()),

@@ -138,7 +138,7 @@ type Buffers = (Vec<(u64, usize)>, Vec<(u64, usize)>);
 fn our_buffers(ring: &SplitRing, head: u16) -> Buffers {
     let memory = ring.memory();
     let base = memory.contiguous(0, MEMORY).unwrap().addr().get();
-    let (mut readable, mut writable) = (Segments::new(Vec::new()), Segments::new(Vec::new()));
+    let (mut readable, mut writable) = (Segments::new(), Segments::new());
     walk(
         memory,
         ring.descriptors(),
@@ -148,9 +148,8 @@ fn our_buffers(ring: &SplitRing, head: u16) -> Buffers {
     )
     .unwrap();
     let places = |segments: Segments| {
-        let list = segments.into_list();
-        let place = |piece: &libc::iovec| ((piece.iov_base.addr() - base) as u64, piece.iov_len);
-        list.iter().map(place).collect()
+        let place = |piece: libc::iovec| ((piece.iov_base.addr() - base) as u64, piece.iov_len);
+        segments.pieces(0, segments.len()).map(place).collect()
     };
     (places(readable), places(writable))
 }
@@ -201,7 +200,8 @@ fn check(steps: &[Step], start: u16, event_idx: bool) {
                 driver.write(event.to_le(), AVAILABLE + 4 + 2 * u64::from(SIZE));
             }
             Step::Take => {
-                let head = ours.peek().unwrap();
+                let mut room = [0];
+                let head = ours.available(&mut room).unwrap().first().copied();
                 let chain = theirs.pop_descriptor_chain(memory);
                 assert_eq!(head, chain.as_ref().map(|chain| chain.head_index()));
                 if let (Some(head), Some(chain)) = (head, chain) {

@@ -38,10 +38,18 @@ unsafe impl Send for Segments {}
 unsafe impl Sync for Segments {}
 
 impl Segments {
-    /// An empty list in the memory of `list`.
-    pub(crate) fn new(mut list: Vec<iovec>) -> Segments {
-        list.clear();
-        Segments { list, len: 0 }
+    /// An empty list.
+    pub(crate) fn new() -> Segments {
+        Segments {
+            list: Vec::new(),
+            len: 0,
+        }
+    }
+
+    /// Empties the list, whose own memory stays for the next request.
+    pub(crate) fn clear(&mut self) {
+        self.list.clear();
+        self.len = 0;
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -86,13 +94,8 @@ impl Segments {
         }
     }
 
-    /// Gives the list's memory back for the next request.
-    pub(crate) fn into_list(mut self) -> Vec<iovec> {
-        std::mem::take(&mut self.list)
-    }
-
     /// The segments from byte `at` on, `len` bytes at the most.
-    fn pieces(&self, at: usize, len: usize) -> impl Iterator<Item = iovec> {
+    pub(crate) fn pieces(&self, at: usize, len: usize) -> impl Iterator<Item = iovec> {
         let (mut skip, mut left) = (at, len);
         self.list.iter().filter_map(move |segment| {
             let skipped = skip.min(segment.iov_len);
@@ -112,6 +115,16 @@ impl Segments {
         len: usize,
         mut copy: impl FnMut(VolatileSlice<'_>, usize),
     ) -> usize {
+        let len = len.min(self.len.saturating_sub(at));
+        // Nearly all that is copied is a message in one piece.
+        if let Some(first) = self.list.first()
+            && at + len <= first.iov_len
+        {
+            let start = first.iov_base.cast::<u8>().wrapping_add(at);
+            // SAFETY: within the first segment, of which the same holds as below.
+            copy(unsafe { VolatileSlice::new(start, len) }, 0);
+            return len;
+        }
         let mut done = 0;
         for piece in self.pieces(at, len) {
             // SAFETY: the piece lies within a segment, which is mapped while `self` is lent, and the

@@ -75,26 +75,28 @@ impl Table<'_> {
         }
     }
 
+    #[inline]
     fn descriptor(&self, memory: &Memory, index: u16) -> Result<Descriptor, ChainError> {
-        if u32::from(index) >= self.len() {
-            return Err(ChainError::Index(index));
-        }
-        let at = u64::from(index) * u64::from(DESCRIPTOR_SIZE);
         match self {
             Table::Mapped(slice) => slice
-                .get_ref::<Descriptor>(at as usize)
+                .get_ref::<Descriptor>(usize::from(index) * DESCRIPTOR_SIZE as usize)
                 .map(|descriptor| descriptor.load())
                 .map_err(|_| ChainError::Index(index)),
-            Table::Scattered { address, .. } => {
-                let address = address
-                    .checked_add(at)
-                    .ok_or(ChainError::Address(*address))?;
-                memory
-                    .read(address)
-                    .map_err(|_| ChainError::Address(address))
+            Table::Scattered { address, len } if u32::from(index) < *len => {
+                scattered(memory, *address, index)
             }
+            Table::Scattered { .. } => Err(ChainError::Index(index)),
         }
     }
+}
+
+#[cold]
+fn scattered(memory: &Memory, table: u64, index: u16) -> Result<Descriptor, ChainError> {
+    let at = u64::from(index) * u64::from(DESCRIPTOR_SIZE);
+    let address = table.checked_add(at).ok_or(ChainError::Address(table))?;
+    memory
+        .read(address)
+        .map_err(|_| ChainError::Address(address))
 }
 
 /// Fetches the indirect table of a chain, if it has one. Nothing is believed: [`walk`] reads the

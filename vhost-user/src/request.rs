@@ -22,43 +22,59 @@ use crate::ring::Ring;
 /// ```
 pub struct Request {
     ring: Rc<Ring>,
-    head: u16,
-    /// Keeps mapped what the halves lead to.
-    _memory: Rc<Memory>,
-    /// Both are there until the request is completed.
-    halves: Option<(Readable, Writable)>,
+    /// There until the request is completed. Apart, so that to hand a request on costs nothing.
+    chain: Option<Box<Chain>>,
 }
 
-impl Request {
-    pub(crate) fn new(
-        ring: Rc<Ring>,
-        head: u16,
-        memory: Rc<Memory>,
-        readable: Segments,
-        writable: Segments,
-    ) -> Request {
-        Request {
-            ring,
-            head,
-            _memory: memory,
-            halves: Some((Readable(readable), Writable(writable))),
+/// What a request consists of. The ring keeps those that are done for the next ones.
+pub(crate) struct Chain {
+    pub(crate) head: u16,
+    /// Keeps mapped what the halves lead to.
+    pub(crate) memory: Option<Rc<Memory>>,
+    pub(crate) readable: Readable,
+    pub(crate) writable: Writable,
+}
+
+impl Chain {
+    pub(crate) fn new() -> Chain {
+        Chain {
+            head: 0,
+            memory: None,
+            readable: Readable(Segments::new()),
+            writable: Writable(Segments::new()),
         }
     }
 
-    fn halves(&self) -> &(Readable, Writable) {
-        self.halves
+    /// Lets go of the guest's memory.
+    pub(crate) fn clear(&mut self) {
+        self.readable.0.clear();
+        self.writable.0.clear();
+        self.memory = None;
+    }
+}
+
+impl Request {
+    pub(crate) fn new(ring: Rc<Ring>, chain: Box<Chain>) -> Request {
+        Request {
+            ring,
+            chain: Some(chain),
+        }
+    }
+
+    fn chain(&self) -> &Chain {
+        self.chain
             .as_ref()
-            .expect("only completing takes the buffers away, and the request too")
+            .expect("only completing takes the chain away, and the request too")
     }
 
     /// What the driver has written.
     pub fn readable(&self) -> &Readable {
-        &self.halves().0
+        &self.chain().readable
     }
 
     /// Where the answer goes.
     pub fn writable(&self) -> &Writable {
-        &self.halves().1
+        &self.chain().writable
     }
 
     /// Gives the chain back to the driver, `used` bytes of its writable memory written: no more than
@@ -70,9 +86,9 @@ impl Request {
     }
 
     fn push(&mut self, used: u32) {
-        if let Some((Readable(readable), Writable(writable))) = self.halves.take() {
-            let used = used.min(u32::try_from(writable.len()).unwrap_or(u32::MAX));
-            self.ring.push(self.head, used, readable, writable);
+        if let Some(chain) = self.chain.take() {
+            let used = used.min(u32::try_from(chain.writable.len()).unwrap_or(u32::MAX));
+            self.ring.push(chain, used);
         }
     }
 }

@@ -4,25 +4,22 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use libc::iovec;
-
-use crate::buffers::Segments;
 use crate::chain::{self, ChainError};
 use crate::memory::Memory;
 use crate::prefetch;
-use crate::request::Request;
+use crate::request::{Chain, Request};
 use crate::signal::Call;
 use crate::split::{Addresses, SplitRing};
 use crate::tally::Tally;
 
 /// How many requests are taken at once, if there are so many: to fetch what they begin with takes
 /// little longer than for one.
-const BATCH: u8 = 16;
+const BATCH: usize = 16;
 /// As long as most requests and replies are that have no payload.
 const REQUEST: usize = 64;
 const REPLY: usize = 192;
-/// How many lists of segments are kept for the next requests.
-const SPARE_LISTS: usize = 256;
+/// How many chains are kept for the next requests.
+const SPARE_CHAINS: usize = 128;
 /// After so many bytes the driver is notified without waiting for the end of the turn: it can work
 /// on them while this side goes on, and a notification costs much less than they did.
 const NOTIFY_AFTER: usize = 128 * 1024;
@@ -65,7 +62,9 @@ pub(crate) struct Ring {
     /// fro with it.
     pushed: Cell<bool>,
     bytes: Cell<usize>,
-    spare: RefCell<Vec<Vec<iovec>>>,
+    // What is handed on is the box.
+    #[allow(clippy::vec_box)]
+    spare: RefCell<Vec<Box<Chain>>>,
     breaks: Tally,
 }
 
@@ -156,60 +155,51 @@ impl Ring {
         let Some(split) = &mut *split else {
             return Ok(());
         };
-        if split.peek()?.is_none() {
-            return Ok(());
+        let mut heads = [0; BATCH];
+        let heads = split.available(&mut heads)?;
+        // One alone is read at once.
+        if heads.len() > 1 {
+            prefetch_beginnings(split, heads);
         }
-        self.prefetch(split);
-        for _ in 0..BATCH {
-            let Some(head) = split.peek()? else { break };
+        for &head in heads {
             into.push(self.pop_one(split, head)?);
         }
         Ok(())
     }
 
-    /// What the next requests begin with.
-    fn prefetch(&self, split: &SplitRing) {
-        let (memory, table) = (split.memory(), split.descriptors());
-        let known = || {
-            let heads = split.known(BATCH.into());
-            heads.filter(|&head| head < split.size())
-        };
-        // One alone is read at once.
-        if known().nth(1).is_none() {
-            return;
-        }
-        let size = chain::DESCRIPTOR_SIZE as usize;
-        let start = table.ptr_guard();
-        for head in known() {
-            prefetch::for_reading(start.as_ptr().wrapping_add(usize::from(head) * size));
-        }
-        for head in known() {
-            chain::prefetch_table(memory, table, head);
-        }
-    }
-
     fn pop_one(self: &Rc<Ring>, split: &mut SplitRing, head: u16) -> Result<Request, RingError> {
+        if head >= split.size() {
+            return Err(RingError::Head(head));
+        }
         if self.in_flight.get() == split.size() {
             return Err(RingError::TooMany);
         }
-        let memory = split.memory().clone();
-        let mut readable = Segments::new(self.take_list());
-        let mut writable = Segments::new(self.take_list());
-        let table = split.descriptors();
-        chain::walk(&memory, table, head, &mut readable, &mut writable)?;
+        let spare = self.spare.borrow_mut().pop();
+        let mut chain = spare.unwrap_or_else(|| Box::new(Chain::new()));
+        let (memory, table) = (split.memory(), split.descriptors());
+        let (readable, writable) = (&mut chain.readable.0, &mut chain.writable.0);
+        chain::walk(memory, table, head, readable, writable)?;
         readable.prefetch(REQUEST, prefetch::for_reading);
         writable.prefetch(REPLY, prefetch::for_writing);
+        chain.head = head;
+        chain.memory = Some(memory.clone());
         // Only now: a chain that was not understood was not taken.
         split.take();
         self.in_flight.set(self.in_flight.get() + 1);
-        Ok(Request::new(self.clone(), head, memory, readable, writable))
+        Ok(Request::new(self.clone(), chain))
     }
 
     /// Gives a chain back to the driver. After the ring has been stopped nothing is written.
-    pub(crate) fn push(&self, head: u16, used: u32, readable: Segments, writable: Segments) {
+    pub(crate) fn push(&self, mut chain: Box<Chain>, used: u32) {
         self.in_flight.set(self.in_flight.get() - 1);
-        let bytes = self.bytes.get() + readable.len() + used as usize;
-        self.keep_lists([readable.into_list(), writable.into_list()]);
+        let head = chain.head;
+        let bytes = self.bytes.get() + chain.readable.len() + used as usize;
+        chain.clear();
+        let mut spare = self.spare.borrow_mut();
+        if spare.len() < SPARE_CHAINS {
+            spare.push(chain);
+        }
+        drop(spare);
         let Some(split) = &mut *self.split.borrow_mut() else {
             return;
         };
@@ -274,17 +264,18 @@ impl Ring {
     pub(crate) fn enable_kicks(&self) -> bool {
         (self.split.borrow().as_ref()).is_some_and(SplitRing::enable_kicks)
     }
+}
 
-    fn take_list(&self) -> Vec<iovec> {
-        self.spare.borrow_mut().pop().unwrap_or_default()
+/// What the requests begin with.
+fn prefetch_beginnings(split: &SplitRing, heads: &[u16]) {
+    let (memory, table) = (split.memory(), split.descriptors());
+    let size = chain::DESCRIPTOR_SIZE as usize;
+    let start = table.ptr_guard();
+    // A hint, which may lead outside.
+    for &head in heads {
+        prefetch::for_reading(start.as_ptr().wrapping_add(usize::from(head) * size));
     }
-
-    fn keep_lists(&self, lists: [Vec<iovec>; 2]) {
-        let mut spare = self.spare.borrow_mut();
-        for list in lists {
-            if spare.len() < SPARE_LISTS {
-                spare.push(list);
-            }
-        }
+    for &head in heads {
+        chain::prefetch_table(memory, table, head);
     }
 }

@@ -100,7 +100,7 @@ pub(crate) struct SplitRing {
 }
 
 impl SplitRing {
-    /// The ring of `size` descriptors at `addresses`, of which `base` is the next to be taken.
+    /// The ring of `size` descriptors, a power of two, at `addresses`, of which `base` is the next to be taken.
     /// Errors: a part is not in `memory`, or not aligned.
     pub(crate) fn new(
         size: u16,
@@ -109,6 +109,7 @@ impl SplitRing {
         base: u16,
         event_idx: bool,
     ) -> Result<SplitRing, RingError> {
+        debug_assert!(size.is_power_of_two());
         let [descriptors, available, used] = place(size, addresses, &memory)?;
         let next_used = u16::from_le(used.u16(INDEX).load(Acquire));
         Ok(SplitRing {
@@ -165,41 +166,38 @@ impl SplitRing {
             || u16::from_le(self.available.u16(INDEX).load(Relaxed)) != self.next_available
     }
 
-    /// The first descriptor of the next request, if there is one; it is still to be
-    /// [taken](SplitRing::take). Errors: the driver has made more available than there can be, or
-    /// one that is not in the ring.
-    pub(crate) fn peek(&mut self) -> Result<Option<u16>, RingError> {
+    /// The first descriptors of the next requests, as many as there are and have room in `heads`.
+    /// Each is read once and not checked, and is still to be [taken](SplitRing::take). Errors: the
+    /// driver has made more available than there can be.
+    pub(crate) fn available<'a>(&mut self, heads: &'a mut [u16]) -> Result<&'a [u16], RingError> {
         if self.seen_available == self.next_available {
             let index = u16::from_le(self.available.u16(INDEX).load(Acquire));
             let count = index.wrapping_sub(self.next_available);
-            if count == 0 {
-                return Ok(None);
-            }
             if count > self.size {
                 return Err(RingError::Runaway(count, self.size));
             }
             self.seen_available = index;
         }
-        let head = self.head(self.next_available);
-        if head >= self.size {
-            return Err(RingError::Head(head));
+        let count = self.seen_available.wrapping_sub(self.next_available);
+        let count = heads.len().min(count.into());
+        for (head, index) in heads[..count].iter_mut().zip(0..) {
+            *head = self.head(self.next_available.wrapping_add(index));
         }
-        Ok(Some(head))
+        Ok(&heads[..count])
     }
 
-    /// The first descriptors of up to `most` requests that are known to be available, the next one
-    /// first. Nothing of them was checked.
-    pub(crate) fn known(&self, most: u16) -> impl Iterator<Item = u16> {
-        let count = self.seen_available.wrapping_sub(self.next_available);
-        (0..count.min(most)).map(|ahead| self.head(self.next_available.wrapping_add(ahead)))
+    /// Where what has this running number is in a ring.
+    fn entry(&self, index: u16) -> usize {
+        // The size is a power of two. Its remainder would take a division, four for each request.
+        usize::from(index & (self.size - 1))
     }
 
     fn head(&self, index: u16) -> u16 {
-        let place = HEADER + HEAD_SIZE * usize::from(index % self.size);
+        let place = HEADER + HEAD_SIZE * self.entry(index);
         u16::from_le(self.available.u16(place).load(Relaxed))
     }
 
-    /// Takes the request that was found.
+    /// Takes the next of the requests that were found.
     pub(crate) fn take(&mut self) {
         self.next_available = self.next_available.wrapping_add(1);
     }
@@ -207,7 +205,7 @@ impl SplitRing {
     /// Gives a request back, `len` bytes written. The driver sees it after
     /// [`SplitRing::publish`] at the latest.
     pub(crate) fn push(&mut self, head: u16, len: u32) {
-        let place = HEADER + USED_SIZE * usize::from(self.next_used % self.size);
+        let place = HEADER + USED_SIZE * self.entry(self.next_used);
         self.used.u32(place).store(u32::from(head).to_le(), Relaxed);
         self.used.u32(place + 4).store(len.to_le(), Relaxed);
         self.next_used = self.next_used.wrapping_add(1);

@@ -25,16 +25,16 @@ impl Server {
     pub(super) fn dispatch(
         &self,
         exchange: Exchange,
-        message: Tmessage<'_>,
+        message: &Tmessage<'_>,
         scratch: &mut Vec<u8>,
     ) {
         let throttle = &self.throttle;
-        if let Err(FLUSHED) = throttle.wait(&message, exchange.tag(), &self.session.interrupts) {
+        if let Err(FLUSHED) = throttle.wait(message, exchange.tag(), &self.session.interrupts) {
             return exchange.cancel();
         }
         // Text of a reply that is not part of the request.
         let mut text = Vec::new();
-        let reply = match message {
+        let reply = match *message {
             Tmessage::Version(m) => self.version(m).map(Rmessage::Version),
             Tmessage::Auth(m) => self.auth(m).map(Rmessage::Auth),
             Tmessage::Attach(m) => self.attach(m).map(Rmessage::Attach),
@@ -64,7 +64,7 @@ impl Server {
             Tmessage::Lock(m) => self.lock(m, exchange.tag()).map(Rmessage::Lock),
             Tmessage::Getlock(m) => self.getlock(m, &mut text).map(Rmessage::Getlock),
         };
-        match reply {
+        match &reply {
             // Its Rflush is the answer.
             Err(FLUSHED) => exchange.cancel(),
             reply => exchange.answer(reply, scratch),

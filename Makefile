@@ -20,7 +20,7 @@ zshdir   = $(PREFIX)/share/zsh/site-functions
 fishdir  = $(PREFIX)/share/fish/vendor_completions.d
 
 .DEFAULT_GOAL := build
-.PHONY: help build check deny audit deny-tool test unit-test model-check soak bench bench-record bench-check bench-coroutine bench-coroutine-ir generated install uninstall clean
+.PHONY: help build check deny audit deny-tool test unit-test model-check soak bench bench-record bench-check bench-coroutine bench-coroutine-ir request-ir generated install uninstall clean
 
 help: ## List the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | sort | awk -F'|' '{ printf "make %-16s %s\n", $$1, $$2 }'
@@ -54,7 +54,7 @@ unit-test: ## What needs no guest: unit and integration tests, the coroutines un
 model-check: ## Every order in which the loop and its workers can meet
 	RUSTFLAGS="--cfg loom" $(CARGO) test --release --locked --target-dir $(TARGET)/model -p coroutine --lib model
 
-test: unit-test model-check guest-test uml-test ## Everything: unit and integration tests, and the real guests
+test: unit-test model-check request-ir guest-test uml-test ## Everything: unit and integration tests, and the real guests
 
 soak: ## Escapes while the host swaps links in, a hundred thousand; guests gone in the middle, ten thousand
 	ESCAPE_TRIES=100000 $(CARGO) test --release --locked --test escape -- --nocapture
@@ -75,6 +75,10 @@ bench-coroutine: ## The coroutine library beside its peers
 bench-coroutine-ir: ## Instructions of each coroutine primitive, by callgrind
 	$(CARGO) build --release --locked -p coroutine-bench --bin primitives
 	coroutine/bench/instructions.sh $(TARGET)/release/primitives
+
+request-ir: ## Instructions of a request, by callgrind: fails if they have grown
+	$(CARGO) build --release --locked --example requests
+	benches/requests/check.sh $(TARGET)/release/examples/requests
 
 include tests/guest/guest.mk
 include fuzz/fuzz.mk

@@ -1,10 +1,11 @@
 #!/bin/sh
-# Counts the instructions of each primitive by callgrind, exactly and repeatably: those of 2000 less
-# those of 1000, so that start and end drop out.
+# Counts the instructions of what a program does, by callgrind, exactly and repeatably: those of 2048
+# times less those of 1024, so that start and end drop out.
 #
-#   instructions.sh PRIMITIVES [NAME...]    PRIMITIVES is the program of that name, optimised
+#   instructions.sh PROGRAM [NAME...]    PROGRAM, optimised, takes a name and how often
 #
-# Prints "ir coroutine/NAME COUNT", for each primitive or for those named.
+# Prints "ir GROUP/NAME COUNT", for each name that the program knows or for those given. GROUP is
+# "coroutine" unless the environment has another.
 set -eu
 program=$1
 shift
@@ -19,7 +20,7 @@ count() {
         sed -n 's/^==[0-9]*== Collected : //p'
 }
 for name; do
-    few=$(count "$name" 1000)
-    many=$(count "$name" 2000)
-    echo "ir coroutine/$name $(((many - few + 500) / 1000))"
+    few=$(count "$name" 1024)
+    many=$(count "$name" 2048)
+    echo "ir ${GROUP:-coroutine}/$name $(((many - few + 512) / 1024))"
 done

@@ -9,7 +9,8 @@
 
 mod control;
 mod decoder;
-mod machine;
+#[doc(hidden)]
+pub mod machine;
 mod ring;
 mod session;
 mod share;

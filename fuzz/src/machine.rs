@@ -223,7 +223,7 @@ impl Machine {
                 self.connection = None;
             }
         }
-        let mut replies = [0; 4096];
+        let mut replies = [0; 256];
         while self.socket.read(&mut replies).is_ok_and(|count| count > 0) {}
         let _ = self.call.read();
         found || count > 0

@@ -5,7 +5,7 @@ use std::ops::Deref;
 
 use crate::error::{DecodeError, EncodeError};
 use crate::qid::Qid;
-use crate::wire::{Cursor, Field, Shown};
+use crate::wire::{Cursor, FIXED_ROOM, Field, Shown};
 
 /// The most names in a Twalk, and qids in its reply (MAXWELEM of 9P2000).
 pub const MAX_WALK: usize = 16;
@@ -86,6 +86,11 @@ impl<T: Eq> Eq for List<T> {}
 
 impl<'a, T: Field<'a> + Copy + Default> Field<'a> for List<T> {
     const MIN: usize = <u16 as Field>::MIN;
+    const FIXED: bool = false;
+
+    fn store(&self, _: &mut [u8; FIXED_ROOM], _: usize) -> usize {
+        unreachable!("a list is not fixed")
+    }
 
     #[inline]
     fn decode(cursor: &mut Cursor<'a>) -> Result<Self, DecodeError> {

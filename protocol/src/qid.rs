@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::error::{DecodeError, EncodeError};
-use crate::wire::{Cursor, Field, record};
+use crate::wire::{Cursor, FIXED_ROOM, Field, record};
 
 record! {
     /// The server's name for a file: `type[1] version[4] path[8]`, 13 bytes.
@@ -45,6 +45,12 @@ impl QidKind {
 
 impl<'a> Field<'a> for QidKind {
     const MIN: usize = <u8 as Field>::MIN;
+    const FIXED: bool = true;
+
+    #[inline(always)]
+    fn store(&self, bytes: &mut [u8; FIXED_ROOM], at: usize) -> usize {
+        self.0.store(bytes, at)
+    }
 
     #[inline]
     fn decode(cursor: &mut Cursor<'a>) -> Result<Self, DecodeError> {

@@ -116,9 +116,22 @@ macro_rules! messages {
             ) -> Result<(), $crate::error::EncodeError> {
                 // The size is not known before the fields are there.
                 let mut header = $crate::header::Header { size: 0, kind: self.kind(), tag };
-                $crate::wire::Field::encode(&header, out)?;
                 match self {
-                    $($enum::$variant(message) => $crate::wire::Field::encode(message, out)?,)+
+                    $($enum::$variant(message) => {
+                        if $crate::wire::is_fixed(message) {
+                            let mut bytes = [0; $crate::wire::FIXED_ROOM];
+                            $crate::wire::Field::store(&header, &mut bytes, 0);
+                            let end = $crate::wire::Field::store(
+                                message,
+                                &mut bytes,
+                                $crate::header::HEADER_LEN,
+                            );
+                            out.extend_from_slice(&bytes[..end]);
+                        } else {
+                            $crate::wire::Field::encode(&header, out)?;
+                            $crate::wire::Field::encode(message, out)?;
+                        }
+                    })+
                 }
                 let size = (out.len() - start) as u64 + u64::from(self.payload());
                 header.size =

@@ -6,6 +6,7 @@
 use std::fmt;
 
 use crate::error::{DecodeError, EncodeError};
+use crate::header::HEADER_LEN;
 
 /// What is left of a frame to decode.
 pub(crate) struct Cursor<'a>(pub(crate) &'a [u8]);
@@ -19,10 +20,15 @@ impl<'a> Cursor<'a> {
     }
 }
 
+/// Enough for every message without strings and lists, of which Rgetattr is the longest.
+pub(crate) const FIXED_ROOM: usize = 160;
+
 /// An element of a message.
 pub(crate) trait Field<'a>: Sized {
-    /// The fewest bytes it has on the wire; all of them, if it holds no string and no list.
+    /// The fewest bytes it has on the wire; all of them, if it is fixed.
     const MIN: usize;
+    /// Whether it holds no string and no list.
+    const FIXED: bool;
 
     /// Takes it off the cursor.
     fn decode(cursor: &mut Cursor<'a>) -> Result<Self, DecodeError>;
@@ -30,8 +36,19 @@ pub(crate) trait Field<'a>: Sized {
     /// Appends it; on an error, `out` may hold a part of it.
     fn encode(&self, out: &mut Vec<u8>) -> Result<(), EncodeError>;
 
+    /// Puts it, if it is fixed, to `at` and returns what is behind. Where each field goes is known when
+    /// this is compiled, so that nothing is checked and nothing can have to grow.
+    fn store(&self, bytes: &mut [u8; FIXED_ROOM], at: usize) -> usize;
+
     /// How it looks in a log.
     fn show(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result;
+}
+
+/// Whether a message can be [stored](Field::store).
+#[inline(always)]
+pub(crate) const fn is_fixed<'a, T: Field<'a>>(_: &T) -> bool {
+    const { assert!(!T::FIXED || HEADER_LEN + T::MIN <= FIXED_ROOM) };
+    T::FIXED
 }
 
 /// A field for `{:?}`: a string as text with escapes, which a slice of bytes would not be.
@@ -47,6 +64,14 @@ macro_rules! integer {
     ($($type:ty),+) => {$(
         impl<'a> Field<'a> for $type {
             const MIN: usize = size_of::<$type>();
+            const FIXED: bool = true;
+
+            #[inline(always)]
+            fn store(&self, bytes: &mut [u8; FIXED_ROOM], at: usize) -> usize {
+                let end = at + size_of::<$type>();
+                bytes[at..end].copy_from_slice(&self.to_le_bytes());
+                end
+            }
 
             #[inline]
             fn decode(cursor: &mut Cursor<'a>) -> Result<Self, DecodeError> {
@@ -70,6 +95,11 @@ integer!(u8, u16, u32, u64);
 
 impl<'a> Field<'a> for &'a [u8] {
     const MIN: usize = <u16 as Field>::MIN;
+    const FIXED: bool = false;
+
+    fn store(&self, _: &mut [u8; FIXED_ROOM], _: usize) -> usize {
+        unreachable!("a string is not fixed")
+    }
 
     #[inline]
     fn decode(cursor: &mut Cursor<'a>) -> Result<Self, DecodeError> {
@@ -112,6 +142,13 @@ macro_rules! record {
         #[allow(unused_variables, reason = "some messages have no field")]
         impl<'a> $crate::wire::Field<'a> for $name $(<$lifetime>)? {
             const MIN: usize = 0 $(+ <$type as $crate::wire::Field<'a>>::MIN)*;
+            const FIXED: bool = true $(&& <$type as $crate::wire::Field<'a>>::FIXED)*;
+
+            #[inline(always)]
+            fn store(&self, bytes: &mut [u8; $crate::wire::FIXED_ROOM], at: usize) -> usize {
+                $(let at = $crate::wire::Field::store(&self.$field, bytes, at);)*
+                at
+            }
 
             #[inline]
             fn decode(

@@ -120,7 +120,8 @@ impl Export {
     /// root, and no symbolic link is followed. Errors: ENOENT, ENOTDIR, ELOOP, ENAMETOOLONG.
     pub fn directory_below(&self, path: &[u8]) -> Result<(Node, Stat), Errno> {
         let (mut node, _) = Node::new(self.root.as_fd().try_clone_to_owned().map_err(errno_of)?)?;
-        let mut stat = self.stat((&node).into())?;
+        let mut stat = Stat::default();
+        self.stat((&node).into(), &mut stat)?;
         for bytes in path
             .split(|byte| *byte == b'/')
             .filter(|bytes| !bytes.is_empty())

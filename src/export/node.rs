@@ -63,6 +63,13 @@ pub enum FileKind {
 #[derive(Clone, Copy, Debug)]
 pub struct Stat(pub libc::statx);
 
+impl Default for Stat {
+    /// Nothing is known.
+    fn default() -> Stat {
+        Stat(sys::no_statx())
+    }
+}
+
 impl Stat {
     /// The file's identity.
     pub fn id(&self) -> InodeId {
@@ -113,7 +120,8 @@ pub enum Lookup {
 impl Node {
     /// Takes over an `O_PATH` descriptor, or any other, of a file.
     pub fn new(fd: OwnedFd) -> Result<(Node, Stat), Errno> {
-        let stat = Stat(sys::statx(fd.as_fd())?);
+        let mut stat = Stat::default();
+        sys::statx(fd.as_fd(), &mut stat.0)?;
         Ok((
             Node {
                 fd,
@@ -147,7 +155,9 @@ impl Node {
     /// What a name below this directory stands for now, without pinning it. Errors: those of
     /// statx(2).
     pub fn child_key(&self, name: &Name) -> Result<InodeKey, Errno> {
-        sys::statx_at(self.fd.as_fd(), name.as_c_str()).map(|stat| Stat(stat).key())
+        let mut stat = Stat::default();
+        sys::statx_at(self.fd.as_fd(), name.as_c_str(), &mut stat.0)?;
+        Ok(stat.key())
     }
 
     /// The directory above this one, as far as `root`: the root's parent is the root. Errors:
@@ -200,7 +210,14 @@ impl Node {
 
     /// What the file is now. Works on every kind of file, also when it has no name any more.
     pub fn stat(&self) -> Result<Stat, Errno> {
-        sys::statx(self.fd.as_fd()).map(Stat)
+        let mut stat = Stat::default();
+        self.stat_into(&mut stat)?;
+        Ok(stat)
+    }
+
+    /// [`Node::stat`] to where it is wanted: it is too long to be handed from one to the next.
+    pub fn stat_into(&self, stat: &mut Stat) -> Result<(), Errno> {
+        sys::statx(self.fd.as_fd(), &mut stat.0)
     }
 
     /// Opens the very inode for reading or writing. Errors: ELOOP for a symbolic link, ENXIO for

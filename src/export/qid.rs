@@ -41,14 +41,12 @@ pub struct Qids {
 impl Qids {
     /// Paths for an export whose root is `root`.
     pub fn new(root: InodeId, policy: Multidevs) -> Qids {
-        let mut qids = Qids {
+        Qids {
             policy,
             root: root.device,
-            devices: HashMap::default(),
+            devices: HashMap::from_iter([(root.device, 0)]),
             table: HashMap::default(),
-        };
-        qids.path(root);
-        qids
+        }
     }
 
     /// Whether the guest may reach a file. Errors: ENODEV for one of another file system if that
@@ -84,7 +82,9 @@ impl Qids {
     /// The `qid.path` of an inode. Two inodes never share one while the daemon runs.
     /// (They may with [`Multidevs::Warn`].)
     pub fn path(&mut self, id: InodeId) -> u64 {
-        if self.policy == Multidevs::Warn {
+        // The share's own file system has index 0.
+        let own = id.device == self.root && id.inode < 1 << INODE_BITS;
+        if own || self.policy == Multidevs::Warn {
             return id.inode;
         }
         let next = self.devices.len() as u64;

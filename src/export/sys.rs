@@ -66,31 +66,40 @@ impl std::fmt::Write for FixedText {
 }
 
 /// `statx(fd, "", AT_EMPTY_PATH)`: works on an `O_PATH` descriptor and tells the birth time.
-pub fn statx(fd: BorrowedFd<'_>) -> Result<libc::statx, Errno> {
-    statx_with(fd, c"", libc::AT_EMPTY_PATH | libc::AT_SYMLINK_NOFOLLOW)
+pub fn statx(fd: BorrowedFd<'_>, into: &mut libc::statx) -> Result<(), Errno> {
+    statx_with(
+        fd,
+        c"",
+        libc::AT_EMPTY_PATH | libc::AT_SYMLINK_NOFOLLOW,
+        into,
+    )
 }
 
 /// `statx` of `name` in a directory, itself if it is a symbolic link: takes no descriptor.
-pub fn statx_at(directory: BorrowedFd<'_>, name: &CStr) -> Result<libc::statx, Errno> {
-    statx_with(directory, name, libc::AT_SYMLINK_NOFOLLOW)
+pub fn statx_at(
+    directory: BorrowedFd<'_>,
+    name: &CStr,
+    into: &mut libc::statx,
+) -> Result<(), Errno> {
+    statx_with(directory, name, libc::AT_SYMLINK_NOFOLLOW, into)
 }
 
-fn statx_with(fd: BorrowedFd<'_>, path: &CStr, flags: i32) -> Result<libc::statx, Errno> {
-    let mut stat = MaybeUninit::<libc::statx>::zeroed();
+/// For [`statx`]: nothing is known.
+pub fn no_statx() -> libc::statx {
+    // SAFETY: numbers, for which zero is a value.
+    unsafe { MaybeUninit::zeroed().assume_init() }
+}
+
+fn statx_with(
+    fd: BorrowedFd<'_>,
+    path: &CStr,
+    flags: i32,
+    into: &mut libc::statx,
+) -> Result<(), Errno> {
     let mask = libc::STATX_BASIC_STATS | libc::STATX_BTIME | libc::STATX_MNT_ID;
-    // SAFETY: the path ends in NUL and `stat` has room for one struct statx.
-    let result = unsafe {
-        libc::statx(
-            fd.as_raw_fd(),
-            path.as_ptr(),
-            flags,
-            mask,
-            stat.as_mut_ptr(),
-        )
-    };
-    Errno::result(result)?;
-    // SAFETY: zeroed is a valid value of this plain struct, and the kernel has filled it.
-    Ok(unsafe { stat.assume_init() })
+    // SAFETY: the path ends in NUL and `into` is one struct statx.
+    let result = unsafe { libc::statx(fd.as_raw_fd(), path.as_ptr(), flags, mask, into) };
+    Errno::result(result).map(drop)
 }
 
 /// `getdents64`: fills `into` with whole `linux_dirent64` records and returns their length, 0 at

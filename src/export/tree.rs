@@ -40,10 +40,10 @@ impl Export {
     }
 
     /// What the file is for the guest now, also when it has no name any more.
-    pub fn stat(&self, file: Located<'_>) -> Result<Stat, Errno> {
+    pub fn stat(&self, file: Located<'_>, into: &mut Stat) -> Result<(), Errno> {
         match &self.model {
-            Model::Host(_) => file.node.stat(),
-            Model::Mapped(mapped) => mapped.stat(self, file),
+            Model::Host(_) => file.node.stat_into(into),
+            Model::Mapped(mapped) => mapped.stat(self, file).map(|stat| *into = stat),
         }
     }
 

@@ -212,13 +212,13 @@ impl Server {
     }
 
     /// What the file is for the guest now: here if the kernel knows, else a worker finds out.
-    fn stat(&self, file: &Held) -> Result<Stat, Errno> {
+    fn stat(&self, file: &Held, into: &mut Stat) -> Result<(), Errno> {
         let (export, file) = (&self.export, file.located());
         let device = file.node.id().device;
         if export.stat_is_immediate() {
-            self.call(device, Cost::Held, || export.stat(file))
+            self.call(device, Cost::Held, || export.stat(file, into))
         } else {
-            self.with_descriptors(|| self.blocking_on(device, || export.stat(file)))
+            self.with_descriptors(|| self.blocking_on(device, || export.stat(file, into)))
         }
     }
 

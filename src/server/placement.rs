@@ -22,13 +22,18 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use foldhash::fast::RandomState;
-use nix::sys::statfs::{
-    BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, F2FS_SUPER_MAGIC, FsType, TMPFS_MAGIC, XFS_SUPER_MAGIC,
-    fstatfs,
-};
+use nix::sys::statfs::fstatfs;
 
-/// RAMFS_MAGIC of linux/magic.h.
-const RAMFS_MAGIC: i64 = 0x8584_58f6;
+/// The numbers of linux/magic.h, which fill 32 bits of a field whose type differs between C libraries.
+mod magic {
+    pub const TMPFS: u32 = 0x0102_1994;
+    pub const RAMFS: u32 = 0x8584_58f6;
+    /// Those of ext2 and ext3, too.
+    pub const EXT4: u32 = 0xef53;
+    pub const XFS: u32 = 0x5846_5342;
+    pub const BTRFS: u32 = 0x9123_683e;
+    pub const F2FS: u32 = 0xf2f5_2010;
+}
 
 /// Major and minor number of a file system's device.
 pub type Device = (u32, u32);
@@ -70,17 +75,14 @@ impl Medium {
     /// The medium of an open file. May block. What cannot be asked is far.
     pub fn of(file: impl AsFd) -> Medium {
         fstatfs(file).map_or(Medium::Far, |statfs| {
-            Medium::of_type(statfs.filesystem_type())
+            Medium::of_type(statfs.filesystem_type().0 as u32)
         })
     }
 
-    fn of_type(kind: FsType) -> Medium {
+    fn of_type(kind: u32) -> Medium {
         match kind {
-            TMPFS_MAGIC | FsType(RAMFS_MAGIC) => Medium::Memory,
-            // The number is ext2's and ext3's, too.
-            EXT4_SUPER_MAGIC | XFS_SUPER_MAGIC | BTRFS_SUPER_MAGIC | F2FS_SUPER_MAGIC => {
-                Medium::Disk
-            }
+            magic::TMPFS | magic::RAMFS => Medium::Memory,
+            magic::EXT4 | magic::XFS | magic::BTRFS | magic::F2FS => Medium::Disk,
             _ => Medium::Far,
         }
     }
@@ -265,9 +267,9 @@ mod tests {
         assert!(!is_here(&placement, (0, 45), Cost::Held));
 
         assert_eq!(Medium::of(File::open("/proc").unwrap()), Medium::Far);
-        assert_eq!(Medium::of_type(FsType(0x6573_5546)), Medium::Far);
-        assert_eq!(Medium::of_type(TMPFS_MAGIC), Medium::Memory);
-        assert_eq!(Medium::of_type(XFS_SUPER_MAGIC), Medium::Disk);
+        assert_eq!(Medium::of_type(0x6573_5546), Medium::Far);
+        assert_eq!(Medium::of_type(magic::TMPFS), Medium::Memory);
+        assert_eq!(Medium::of_type(magic::XFS), Medium::Disk);
     }
 
     #[test]

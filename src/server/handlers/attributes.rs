@@ -8,7 +8,7 @@ use nix::sys::statfs::fstatfs;
 use protocol::{Rgetattr, Rsetattr, Rstatfs, Tgetattr, Time, Tsetattr, Tstatfs, getattr, setattr};
 
 use crate::export::name::NAME_MAX;
-use crate::export::{Change, Ids};
+use crate::export::{Change, Ids, Stat};
 use crate::server::Server;
 use crate::server::fid::Handle;
 use crate::server::placement::Cost;
@@ -21,7 +21,8 @@ impl Server {
     /// is looked at by its descriptor.
     pub(super) fn getattr(&self, m: Tgetattr) -> Result<Rgetattr, Errno> {
         let file = self.held(&*self.session.fids.get(m.fid)?)?;
-        let stat = self.stat(&file)?;
+        let mut stat = Stat::default();
+        self.stat(&file, &mut stat)?;
         let s = &stat.0;
         let ids = self.export.identity().ids();
         let birth = s.stx_mask & libc::STATX_BTIME != 0;

@@ -204,6 +204,7 @@ fn idle_stacks_give_their_pages_back() {
 }
 
 #[test]
+#[cfg_attr(feature = "tsan", ignore = "the sanitizer maps its own beside each")]
 fn slabs_need_few_maps() {
     if is_emulated() || !pass_alone("slabs_need_few_maps") {
         return;

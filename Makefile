@@ -20,7 +20,7 @@ zshdir   = $(PREFIX)/share/zsh/site-functions
 fishdir  = $(PREFIX)/share/fish/vendor_completions.d
 
 .DEFAULT_GOAL := build
-.PHONY: help build check deny audit deny-tool test unit-test model-check soak bench bench-record bench-check bench-coroutine bench-coroutine-ir request-ir generated install uninstall clean
+.PHONY: help build check deny audit deny-tool test unit-test model-check tsan soak bench bench-record bench-check bench-coroutine bench-coroutine-ir request-ir generated install uninstall clean
 
 help: ## List the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | sort | awk -F'|' '{ printf "make %-16s %s\n", $$1, $$2 }'
@@ -53,6 +53,9 @@ unit-test: ## What needs no guest: unit and integration tests, the coroutines un
 
 model-check: ## Every order in which the loop and its workers can meet
 	RUSTFLAGS="--cfg loom" $(CARGO) test --release --locked --target-dir $(TARGET)/model -p coroutine --lib model
+
+tsan: ## Data races: ThreadSanitizer on the coroutines, the ring and the daemon; needs a nightly with rust-src
+	CARGO_TARGET_DIR=$(abspath $(TARGET)) tests/tsan.sh --locked
 
 test: unit-test model-check request-ir guest-test uml-test ## Everything: unit and integration tests, and the real guests
 

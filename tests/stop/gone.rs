@@ -78,9 +78,13 @@ impl Footprint {
         let told = || format!("round {round}, {name}: {self:?}, and before {before:?}");
         assert_eq!(self.descriptors, before.descriptors, "{}", told());
         assert_eq!(self.regions, before.regions, "{}", told());
-        assert!(self.threads <= 1 + THREADS, "{}", told());
+        // ThreadSanitizer has a thread, and memory for what it has seen.
+        let watched = cfg!(feature = "tsan");
+        let others = 1 + usize::from(watched);
+        assert!(self.threads <= others + THREADS, "{}", told());
         // The allocator keeps some of what it has had; ten thousand rounds would show more.
-        assert!(self.anonymous < before.anonymous + 2048, "{}", told());
+        let most = before.anonymous + 2048;
+        assert!(watched || self.anonymous < most, "{}", told());
     }
 }
 

@@ -28,12 +28,12 @@ help: ## List the commands
 build: ## Build the daemon
 	$(CARGO) build --release --locked
 
-check: ## Formatting, lints, documentation, and with cargo-deny the crates
+check: ## Formatting, lints, documentation, and licences and sources of the crates
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked --quiet
-	@if $(DENY) --version >/dev/null 2>&1; then $(DENY) --workspace --locked check licenses bans sources; \
-	else echo "cargo-deny is not there: \`make deny\` installs it and looks at the crates' licences and sources"; fi
+	@if $(MAKE) --no-print-directory deny-tool; then $(MAKE) --no-print-directory deny; \
+	else echo "the crates' licences and sources were not looked at: cargo-deny cannot be installed here" >&2; fi
 
 deny: deny-tool ## Licences and sources of the crates; installs cargo-deny if it is missing
 	$(DENY) --workspace --locked check licenses bans sources

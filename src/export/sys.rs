@@ -66,13 +66,18 @@ impl std::fmt::Write for FixedText {
 }
 
 /// `statx(fd, "", AT_EMPTY_PATH)`: works on an `O_PATH` descriptor and tells the birth time.
+///
+/// Linux 6.11 and later take no path for an empty one, and do not look it up then: a tenth less.
 pub fn statx(fd: BorrowedFd<'_>, into: &mut libc::statx) -> Result<(), Errno> {
-    statx_with(
-        fd,
-        c"",
-        libc::AT_EMPTY_PATH | libc::AT_SYMLINK_NOFOLLOW,
-        into,
-    )
+    static TAKES_NO_PATH: AtomicBool = AtomicBool::new(true);
+    if TAKES_NO_PATH.load(Ordering::Relaxed) {
+        match statx_with(fd, None, libc::AT_EMPTY_PATH, into) {
+            // There is nothing else that could be a wrong address.
+            Err(Errno::EFAULT) => TAKES_NO_PATH.store(false, Ordering::Relaxed),
+            result => return result,
+        }
+    }
+    statx_with(fd, Some(c""), libc::AT_EMPTY_PATH, into)
 }
 
 /// `statx` of `name` in a directory, itself if it is a symbolic link: takes no descriptor.
@@ -81,7 +86,7 @@ pub fn statx_at(
     name: &CStr,
     into: &mut libc::statx,
 ) -> Result<(), Errno> {
-    statx_with(directory, name, libc::AT_SYMLINK_NOFOLLOW, into)
+    statx_with(directory, Some(name), libc::AT_SYMLINK_NOFOLLOW, into)
 }
 
 /// For [`statx`]: nothing is known.
@@ -92,13 +97,24 @@ pub fn no_statx() -> libc::statx {
 
 fn statx_with(
     fd: BorrowedFd<'_>,
-    path: &CStr,
+    path: Option<&CStr>,
     flags: i32,
     into: &mut libc::statx,
 ) -> Result<(), Errno> {
+    let path = path.map_or(std::ptr::null(), CStr::as_ptr);
     let mask = libc::STATX_BASIC_STATS | libc::STATX_BTIME | libc::STATX_MNT_ID;
-    // SAFETY: the path ends in NUL and `into` is one struct statx.
-    let result = unsafe { libc::statx(fd.as_raw_fd(), path.as_ptr(), flags, mask, into) };
+    // SAFETY: the path, if there is one, ends in NUL and `into` is one struct statx. Not by the C
+    // library's function, which may rely on a path.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_statx,
+            fd.as_raw_fd(),
+            path,
+            flags,
+            mask,
+            std::ptr::from_mut(into),
+        )
+    };
     Errno::result(result).map(drop)
 }
 
@@ -365,6 +381,25 @@ mod tests {
     use std::os::fd::AsFd;
 
     use super::*;
+
+    #[test]
+    fn a_link_is_looked_at_itself_with_an_empty_path_and_without() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("link");
+        std::os::unix::fs::symlink("nowhere", &path).unwrap();
+        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW;
+        let link = nix::fcntl::open(&path, flags, nix::sys::stat::Mode::empty()).unwrap();
+        let (mut one, mut other) = (no_statx(), no_statx());
+        statx(link.as_fd(), &mut one).unwrap();
+        // As it is done where no path is not taken.
+        statx_with(link.as_fd(), Some(c""), libc::AT_EMPTY_PATH, &mut other).unwrap();
+        let inode = std::fs::symlink_metadata(&path).unwrap();
+        let inode = std::os::unix::fs::MetadataExt::ino(&inode);
+        for stat in [one, other] {
+            assert_eq!(u32::from(stat.stx_mode) & libc::S_IFMT, libc::S_IFLNK);
+            assert_eq!((stat.stx_ino, stat.stx_size), (inode, 7));
+        }
+    }
 
     #[test]
     fn proc_path_names_the_descriptor() {

@@ -20,8 +20,9 @@ use crate::server::throttle::{Rate, Rates};
 
 /// Where systemd's first socket is (sd_listen_fds(3)).
 const LISTEN_FDS_START: RawFd = 3;
-/// Longest tag that the daemon gives a share: Linux's driver takes any, its users type it.
-const TAG_MAX: usize = 255;
+/// Longest tag that the daemon gives a share: QEMU takes 256 bytes of configuration, two of which are the
+/// length. Linux takes any, its users type it.
+const TAG_MAX: usize = 254;
 
 /// Give a virtual machine a directory of this host over virtio-9p.
 ///
@@ -52,7 +53,7 @@ pub struct Options {
     )]
     pub shared_dir: Option<PathBuf>,
 
-    /// The name by which the guest mounts the share, 1 to 255 bytes
+    /// The name by which the guest mounts the share, 1 to 254 bytes
     #[arg(long, default_value = "host", value_parser = tag)]
     pub tag: String,
 
@@ -456,8 +457,8 @@ mod tests {
                 "{words}: {line}"
             );
         }
-        let long = "t".repeat(256);
-        assert!(usage(&format!("x --socket /s --shared-dir /d --tag {long}")).contains("256"));
+        let long = "t".repeat(255);
+        assert!(usage(&format!("x --socket /s --shared-dir /d --tag {long}")).contains("255"));
         assert!(usage("x --socket /s").contains("--shared-dir"));
         assert!(usage("x --shared-dir /d").contains("--socket PATH or --fd N"));
     }

@@ -79,7 +79,7 @@ fn mistakes_in_usage_are_one_line_and_code_2() {
         ),
         (
             &["--socket", "/s", "--shared-dir", "/tmp", "--tag", &long],
-            &["tag", "255"],
+            &["tag", "254"],
         ),
         (
             &["--socket", "/s", "--shared-dir", "/tmp", "--read-only"],

@@ -116,17 +116,24 @@ fn version(stat: &Stat) -> u32 {
             .wrapping_mul(1_000_000_000)
             .wrapping_add(time.tv_nsec.into())
     };
+    // Multiplying by odd numbers spreads the low bits, where two changes differ, over the word; each word
+    // by another, for one not to take back what another does.
     let hash = [
-        time(&s.stx_ctime),
-        time(&s.stx_mtime),
-        s.stx_size,
-        u64::from(s.stx_nlink) << 32 | u64::from(s.stx_mode),
-        u64::from(s.stx_uid) << 32 | u64::from(s.stx_gid),
+        (time(&s.stx_ctime), 0x9E37_79B9_7F4A_7C15),
+        (time(&s.stx_mtime), 0xBF58_476D_1CE4_E5B9),
+        (s.stx_size, 0x94D0_49BB_1331_11EB),
+        (
+            u64::from(s.stx_nlink) << 32 | u64::from(s.stx_mode),
+            0xD6E8_FEB8_6659_FD93,
+        ),
+        (
+            u64::from(s.stx_uid) << 32 | u64::from(s.stx_gid),
+            0xA076_1D64_78BD_642F,
+        ),
     ]
     .into_iter()
-    // Multiplicative hashing spreads the low bits, where two changes differ, over the word.
-    .fold(0, |hash: u64, word| {
-        (hash.rotate_left(23) ^ word).wrapping_mul(0x9E37_79B9_7F4A_7C15)
+    .fold(0, |sum: u64, (word, odd): (u64, u64)| {
+        sum.wrapping_add(word.wrapping_mul(odd))
     });
     ((hash >> 32) as u32).max(1)
 }

@@ -20,7 +20,7 @@ zshdir   = $(PREFIX)/share/zsh/site-functions
 fishdir  = $(PREFIX)/share/fish/vendor_completions.d
 
 .DEFAULT_GOAL := build
-.PHONY: help build check deny audit deny-tool test unit-test model-check tsan soak bench bench-record bench-check bench-coroutine bench-coroutine-ir request-ir generated install uninstall clean
+.PHONY: help build check deny audit deny-tool test unit-test model-check tsan cross-check soak bench bench-record bench-check bench-coroutine bench-coroutine-ir request-ir generated install uninstall clean
 
 help: ## List the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | sort | awk -F'|' '{ printf "make %-16s %s\n", $$1, $$2 }'
@@ -56,6 +56,11 @@ model-check: ## Every order in which the loop and its workers can meet
 
 tsan: ## Data races: ThreadSanitizer on the coroutines, the ring and the daemon; needs a nightly with rust-src
 	CARGO_TARGET_DIR=$(abspath $(TARGET)) tests/tsan.sh --locked
+
+cross-check: ## The daemon compiles for other processors and for musl; needs a nightly with rust-src
+	for target in aarch64-unknown-linux-gnu riscv64gc-unknown-linux-gnu x86_64-unknown-linux-musl; do \
+	    $(CARGO) +nightly check -Zbuild-std --target $$target --bin vhost-user-9p --locked || exit 1; \
+	done
 
 test: unit-test model-check request-ir guest-test uml-test ## Everything: unit and integration tests, and the real guests
 

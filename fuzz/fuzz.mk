@@ -15,16 +15,16 @@ fuzz-tool:
 	@PATH="$(TOOLS)/bin:$$PATH" $(CARGO) fuzz --version >/dev/null 2>&1 || \
 	    $(CARGO) install --locked --quiet --root $(TOOLS) cargo-fuzz
 
-# What is new is kept in the build folder; SIGPIPE is ignored, as the daemon has it.
+# What is new is kept in the build folder.
 fuzz: fuzz-tool ## Fuzz each target of FUZZ_TARGETS for FUZZ_SECONDS (60)
-	@trap '' PIPE; for target in $(FUZZ_TARGETS); do \
+	@for target in $(FUZZ_TARGETS); do \
 	    mkdir -p $(TARGET)/corpus/$$target; \
 	    $(FUZZ) run $(FUZZ_DIRS) $$target $(TARGET)/corpus/$$target fuzz/corpus/$$target -- \
 	        $(FUZZ_FLAGS) -max_total_time=$(FUZZ_SECONDS) || exit 1; \
 	done
 
 fuzz-corpus: fuzz-tool ## Put what fuzzing has found into the checked-in corpus, the smallest that covers it all
-	@trap '' PIPE; for target in $(FUZZ_TARGETS); do \
+	@for target in $(FUZZ_TARGETS); do \
 	    new=$(abspath $(TARGET))/corpus/$$target.new; rm -rf $$new; mkdir -p $$new; \
 	    mkdir -p $(TARGET)/corpus/$$target; \
 	    $(FUZZ) run $(FUZZ_DIRS) $$target $$new fuzz/corpus/$$target $(TARGET)/corpus/$$target -- \

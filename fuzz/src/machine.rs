@@ -11,6 +11,7 @@ use std::rc::Rc;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
 use vhost_user::{Connection, DeviceConfig, Handler, Poller, Source, Status};
 
@@ -91,6 +92,9 @@ pub struct Machine {
 impl Machine {
     /// A connection over which nothing has been said yet.
     pub fn new(config: &DeviceConfig, handler: Rc<dyn Handler>) -> Machine {
+        // Rust's runtime has it so, and so has the daemon; the fuzzer's own main function has not.
+        // SAFETY: ignoring a signal installs no handler.
+        unsafe { signal(Signal::SIGPIPE, SigHandler::SigIgn) }.expect("a signal");
         let (socket, theirs) = UnixStream::pair().expect("sockets");
         socket.set_nonblocking(true).expect("a socket");
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).expect("epoll");

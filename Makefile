@@ -84,7 +84,8 @@ bench-coroutine-ir: ## Instructions of each coroutine primitive, by callgrind
 	$(CARGO) build --release --locked -p coroutine-bench --bin primitives
 	coroutine/bench/instructions.sh $(TARGET)/release/primitives
 
-request-ir: ## Instructions of a request, by callgrind: fails if they have grown
+request-ir: ## Instructions of a request, by callgrind: fails if they have grown by a fifth
+	@tests/guest/tools.sh valgrind valgrind
 	$(CARGO) build --release --locked --example requests
 	benches/requests/check.sh $(TARGET)/release/examples/requests
 

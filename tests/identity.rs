@@ -67,6 +67,51 @@ fn what_a_user_makes_is_the_user_s() {
     assert_eq!(make_all(&mut guest, root, 0), [(0, 0); 3]);
 }
 
+/// The numbers of the capabilities that each thread of the daemon would be asked for.
+fn effective(guest: &Guest) -> Vec<u64> {
+    let tasks = fs::read_dir(format!("/proc/{}/task", guest.daemon.pid())).unwrap();
+    let of_task = |task: fs::DirEntry| {
+        let status = fs::read_to_string(task.path().join("status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+        u64::from_str_radix(line.unwrap().trim(), 16).unwrap()
+    };
+    tasks.map(|task| of_task(task.unwrap())).collect()
+}
+
+#[test]
+fn no_thread_may_exceed_a_quota_or_keep_set_id_bits_by_accident() {
+    for sandbox in ["namespace", "none"] {
+        let Some(mut guest) = guest(&["--sandbox", sandbox]) else {
+            return;
+        };
+        // Workers take on another's ids, and the right to keep set-id bits, for one call each.
+        let root = attach(&mut guest, 50, 1234).unwrap();
+        make_all(&mut guest, root, 5678);
+        guest.client.walk::<&str>(root, 900, &[]).unwrap();
+        let flags = open::RDWR;
+        guest
+            .client
+            .lcreate(900, "program", flags, 0o755, 5678)
+            .unwrap();
+        let mut change = no_change(900);
+        (change.valid, change.mode) = (setattr::MODE, 0o4755);
+        guest.client.setattr(change).unwrap();
+        let threads = effective(&guest);
+        assert!(threads.len() > 1, "no worker has worked");
+        for held in threads {
+            // quotactl(2): who has CAP_SYS_RESOURCE is not bound by a quota.
+            const CAP_SYS_RESOURCE: u32 = 24;
+            const CAP_FSETID: u32 = 4;
+            assert_eq!(
+                held & (1 << CAP_SYS_RESOURCE | 1 << CAP_FSETID),
+                0,
+                "{held:#x}"
+            );
+            assert_ne!(held, 0, "it acts for others");
+        }
+    }
+}
+
 #[test]
 fn ids_are_translated_in_both_directions() {
     let rules = [

@@ -36,9 +36,14 @@ const TAG_MAX: usize = 254;
     after_help = "The guest mounts with: mount -t 9p -o trans=virtio,version=9p2000.L,msize=512000 TAG DIR"
 )]
 pub struct Options {
-    /// Listen on this UNIX socket. A socket file that a dead process left behind is replaced
+    /// Listen on this UNIX socket, which the daemon's user alone may connect to. A socket file that a
+    /// dead process left behind is replaced
     #[arg(long, value_name = "PATH", visible_alias = "socket-path")]
     pub socket: Option<PathBuf>,
+
+    /// Let the members of this group connect to the socket, too: its name or its number
+    #[arg(long, value_name = "GROUP", conflicts_with = "fd")]
+    pub socket_group: Option<String>,
 
     /// Use this inherited socket instead: one that listens, or one that is connected already
     /// and whose end is the daemon's. A socket passed by systemd needs no option
@@ -296,6 +301,12 @@ pub fn command_line(words: impl IntoIterator<Item = OsString>) -> Result<Command
     }
     options.ids()?;
     options.check_model()?;
+    if options.socket_group.is_some() && options.socket.is_none() {
+        return Err(Failure::Usage(
+            "--socket-group is for the socket that the daemon makes: give --socket PATH; try --help"
+                .into(),
+        ));
+    }
     if options.socket.is_none() && options.fd.is_none() {
         options.fd = Some(systemd_socket().ok_or_else(|| {
             Failure::Usage("no socket: give --socket PATH or --fd N; try --help".into())
@@ -433,6 +444,8 @@ mod tests {
             "x --socket /s",
             "x --shared-dir /d",
             "x --socket /s --fd 3 --shared-dir /d",
+            "x --fd 3 --socket-group g --shared-dir /d",
+            "x --socket-group g --shared-dir /d",
             "x --socket /s --shared-dir /d --tag=",
             "x --socket /s --shared-dir /d --threads 0",
             "x --socket /s --shared-dir /d --poll-us 1001",

@@ -5,13 +5,14 @@ mod common;
 use std::fs;
 use std::io::Read;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use common::{BINARY, Guest, is_root};
+use common::{BINARY, Guest, is_root, mode_of};
 use nix::sys::signal::Signal;
 use protocol::{Tmessage, Tread, open};
 use stub_guest::daemon::{Launch, wait_for_exit};
@@ -201,6 +202,82 @@ fn a_socket_that_cannot_be_had_is_one_line_and_code_1() {
     mistake(&["--fd", "777", "--shared-dir", share], 1, &["777", "--fd"]);
     // Standard input, which is no socket.
     mistake(&["--fd", "0", "--shared-dir", share], 1, &["0", "--fd"]);
+}
+
+#[test]
+fn a_group_that_is_not_there_is_one_line_and_code_1() {
+    let directory = tempfile::tempdir().unwrap();
+    let share = directory.path().to_str().unwrap();
+    let socket = directory.path().join("socket");
+    for group in ["no such group", "-1", "4294967295", "4294967296", ""] {
+        let group = format!("--socket-group={group}");
+        let args = ["--socket", socket.to_str().unwrap(), &group, "--shared-dir"];
+        mistake(&[&args[..], &[share]].concat(), 1, &["--socket-group"]);
+        assert!(!socket.exists(), "a socket was left behind");
+    }
+}
+
+/// What becomes of a connection that another user makes, who is in this group.
+fn connect_as_other(socket: &Path, group: u32) -> std::io::Result<()> {
+    let path = socket.to_owned();
+    let mut command = Command::new("true");
+    command.uid(65_534).gid(group);
+    // SAFETY: between fork and exec, as that user already, the closure connects and closes.
+    unsafe { command.pre_exec(move || UnixStream::connect(&path).map(drop)) };
+    command.spawn().map(|mut child| drop(child.wait()))
+}
+
+/// A daemon that makes its socket, with this umask, where every user may look for it.
+fn listening(umask: &str, arg: Option<&str>) -> (stub_guest::Daemon, tempfile::TempDir) {
+    let open_to_all = tempfile::tempdir().unwrap();
+    fs::set_permissions(open_to_all.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let socket = open_to_all.path().join("socket");
+    let mut launch = Launch::new(BINARY)
+        .by_path_at("--socket", &socket)
+        .prelude(&format!("umask {umask}"));
+    if let Some(arg) = arg {
+        launch = launch.arg(arg);
+    }
+    let mut daemon = launch.start().unwrap();
+    // The socket is ready now: its mode is final.
+    drop(daemon.mount().unwrap());
+    (daemon, open_to_all)
+}
+
+#[test]
+fn the_socket_is_its_user_s_alone() {
+    for umask in ["000", "022", "077", "777"] {
+        let (daemon, _directory) = listening(umask, None);
+        let socket = daemon.socket();
+        assert_eq!(mode_of(socket), 0o600, "umask {umask}");
+        if is_root() {
+            let other = connect_as_other(socket, 65_534).unwrap_err();
+            assert_eq!(other.kind(), std::io::ErrorKind::PermissionDenied);
+            // It was the socket's mode that kept them out.
+            fs::set_permissions(socket, fs::Permissions::from_mode(0o666)).unwrap();
+            connect_as_other(socket, 65_534).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_group_may_connect_if_it_is_named() {
+    let own = nix::unistd::getegid();
+    let name = nix::unistd::Group::from_gid(own).unwrap().unwrap().name;
+    let (daemon, _directory) = listening("077", Some(&format!("--socket-group={name}")));
+    let metadata = fs::symlink_metadata(daemon.socket()).unwrap();
+    assert_eq!(
+        (mode_of(daemon.socket()), metadata.gid()),
+        (0o660, own.as_raw())
+    );
+    if is_root() {
+        let (daemon, _directory) = listening("000", Some("--socket-group=65533"));
+        let metadata = fs::symlink_metadata(daemon.socket()).unwrap();
+        assert_eq!((mode_of(daemon.socket()), metadata.gid()), (0o660, 65_533));
+        connect_as_other(daemon.socket(), 65_533).unwrap();
+        let other = connect_as_other(daemon.socket(), 65_532).unwrap_err();
+        assert_eq!(other.kind(), std::io::ErrorKind::PermissionDenied);
+    }
 }
 
 #[test]

@@ -151,8 +151,6 @@ impl Poller for Reactor {
 /// first has left.
 pub fn run(options: &Options) -> Result<(), Error> {
     let descriptors = descriptor_budget(set_limit(options.rlimit_nofile)?);
-    // The guest has applied its programs' umask; a second one would take more away.
-    umask(Mode::empty());
     ignore_file_size_signal()?;
     let signals = stop_signals()?;
 
@@ -168,9 +166,12 @@ pub fn run(options: &Options) -> Result<(), Error> {
     // What is reached by a path of the host, before the sandbox is entered.
     let socket = match (&options.socket, options.fd) {
         (_, Some(fd)) => Socket::inherited(fd)?,
-        (Some(path), None) => Socket::bind(path)?,
+        (Some(path), None) => Socket::bind(path, options.socket_group.as_deref())?,
         (None, None) => unreachable!("the command line has one of them"),
     };
+    // The guest has applied its programs' umask; a second one would take more away. Nothing but the
+    // guest's files is made from here on.
+    umask(Mode::empty());
     look_at(&directory)?;
     let share = match sandbox::enter(options.sandbox, &directory)? {
         Role::Daemon { share } => share,

@@ -7,8 +7,13 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, AtFlags, FcntlArg, FdFlag, OFlag, fcntl, open};
 use nix::sys::socket::{getsockopt, sockopt};
+use nix::sys::stat::{FchmodatFlags, Mode, fchmodat, umask};
+use nix::unistd::{Gid, Group, fchownat};
+
+use crate::export::sys::ProcPath;
 
 /// Why there is no socket to serve.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +31,22 @@ pub enum Error {
         path: PathBuf,
         /// Why.
         error: io::Error,
+    },
+    /// There is no such group.
+    #[error("there is no group {0}: give --socket-group a name or a number of this host")]
+    NoGroup(String),
+    /// The socket cannot be given to the group.
+    #[error(
+        "cannot give {path} to the group {group}: {error}; give --socket-group one that this user \
+         is in"
+    )]
+    Group {
+        /// The socket.
+        path: PathBuf,
+        /// What was asked for.
+        group: String,
+        /// Why not.
+        error: Errno,
     },
     /// The inherited descriptor is of no use.
     #[error("descriptor {fd} is not a UNIX stream socket ({error}): check --fd")]
@@ -61,16 +82,21 @@ struct SocketFile {
 }
 
 impl Socket {
-    /// Listens on `path`. A socket that nobody listens on any more is replaced.
-    pub fn bind(path: &Path) -> Result<Socket, Error> {
+    /// Listens on `path`, where this user alone may connect, and with `group` (a name or a number) its
+    /// members too. A socket that nobody listens on any more is replaced.
+    pub fn bind(path: &Path, group: Option<&str>) -> Result<Socket, Error> {
         let failed = |error| Error::Bind {
             path: path.into(),
             error,
         };
-        let listener = match UnixListener::bind(path) {
+        let group = match group {
+            Some(name) => Some((name, gid_of(name)?)),
+            None => None,
+        };
+        let listener = match bind_private(path) {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
                 remove_stale(path)?;
-                UnixListener::bind(path).map_err(failed)?
+                bind_private(path).map_err(failed)?
             }
             result => result.map_err(failed)?,
         };
@@ -79,6 +105,13 @@ impl Socket {
             path: path.into(),
             id: (metadata.dev(), metadata.ino()),
         };
+        if let Some((name, gid)) = group {
+            file.open_to(gid).map_err(|error| Error::Group {
+                path: path.into(),
+                group: name.into(),
+                error,
+            })?;
+        }
         Ok(Socket::Listening(
             Listener::new(listener, Some(file)).map_err(failed)?,
         ))
@@ -141,6 +174,50 @@ impl Listener {
 impl AsFd for Listener {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.listener.as_fd()
+    }
+}
+
+/// Binds a socket that is nobody else's from its first moment, whatever the umask of whoever started
+/// the daemon. There must be no other thread that makes files.
+fn bind_private(path: &Path) -> io::Result<UnixListener> {
+    let before = umask(Mode::S_IXUSR | Mode::S_IRWXG | Mode::S_IRWXO);
+    let listener = UnixListener::bind(path);
+    umask(before);
+    listener
+}
+
+/// The number of a group, which is given by name or by number.
+fn gid_of(group: &str) -> Result<Gid, Error> {
+    match Group::from_name(group) {
+        Ok(Some(found)) => Ok(found.gid),
+        // Of the numbers, the last one means "no change" to chown(2).
+        _ => match group.parse() {
+            Ok(number) if number != u32::MAX => Ok(Gid::from_raw(number)),
+            _ => Err(Error::NoGroup(group.into())),
+        },
+    }
+}
+
+impl SocketFile {
+    /// Lets the members of a group connect. First it is given to them and then opened: in between
+    /// it is open to fewer, never to more. Errors: those of open(2), fchownat(2) and fchmodat(2);
+    /// ESTALE if something else is there by now.
+    fn open_to(&self, group: Gid) -> Result<(), Errno> {
+        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let file = open(&self.path, flags, Mode::empty())?;
+        let stat = nix::sys::stat::fstat(&file)?;
+        if (stat.st_dev, stat.st_ino) != self.id {
+            return Err(Errno::ESTALE);
+        }
+        fchownat(&file, c"", None, Some(group), AtFlags::AT_EMPTY_PATH)?;
+        let mode = Mode::S_IRUSR | Mode::S_IWUSR | Mode::S_IRGRP | Mode::S_IWGRP;
+        let path = ProcPath::new(file.as_fd());
+        fchmodat(
+            AT_FDCWD,
+            path.as_c_str(),
+            mode,
+            FchmodatFlags::FollowSymlink,
+        )
     }
 }
 

@@ -2,10 +2,11 @@
 
 mod common;
 
-use common::{Guest, host_set, host_value, pattern, refused};
+use common::{BINARY, Guest, host_set, host_value, pattern, refused};
 use nix::errno::Errno;
 use protocol::{open, xattr};
 use stub_guest::Result;
+use stub_guest::daemon::Launch;
 
 /// A guest with a file that has an attribute, unless the file system under the temporary
 /// directory has no user attributes.
@@ -173,13 +174,55 @@ fn a_draft_that_a_new_session_interrupts_is_not_set() {
 }
 
 #[test]
-fn size_0_removes() {
-    let Some(mut guest) = guest() else { return };
-    guest.set("file", "user.color", b"", 0).unwrap();
-    assert_eq!(host_value(&guest.path("file"), "user.color"), None);
-    let fid = guest.walk("file");
-    guest.client.xattrcreate(fid, "user.color", 0, 0).unwrap();
-    refused(guest.client.close(fid), Errno::ENODATA);
+fn an_empty_value_is_set_and_replacing_by_one_removes() {
+    for model in ["passthrough", "none", "mapped-xattr", "mapped-file"] {
+        let launch = Launch::new(BINARY).arg("--security-model").arg(model);
+        let mut guest = Guest::on(launch);
+        let path = guest.file("file", "content");
+        if !host_set(&path, "user.color", b"blue") {
+            return;
+        }
+        guest.set("file", "user.color", b"", 0).unwrap();
+        assert_eq!(host_value(&path, "user.color").unwrap(), b"", "{model}");
+        assert_eq!(guest.value("file", "user.color").unwrap(), b"");
+        let create = xattr::CREATE;
+        refused(guest.set("file", "user.color", b"", create), Errno::EEXIST);
+        guest.set("file", "user.new", b"", create).unwrap();
+        assert_eq!(host_value(&path, "user.new").unwrap(), b"", "{model}");
+        // What Linux sends for removexattr(2).
+        for name in ["user.color", "user.new"] {
+            guest.set("file", name, b"", xattr::REPLACE).unwrap();
+            assert_eq!(host_value(&path, name), None, "{model}");
+            refused(guest.set("file", name, b"", xattr::REPLACE), Errno::ENODATA);
+        }
+    }
+}
+
+#[test]
+fn an_empty_list_is_none_whatever_the_flags() {
+    // user::rwx, group::r-x, other::r-x
+    let mut list = vec![2, 0, 0, 0];
+    for (tag, permissions) in [(1, 7), (4, 5), (0x20, 5)] {
+        list.extend([tag, 0, permissions, 0, 255, 255, 255, 255]);
+    }
+    for model in ["passthrough", "mapped-xattr"] {
+        let launch = Launch::new(BINARY).arg("--security-model").arg(model);
+        let mut guest = Guest::on(launch);
+        let path = guest.dir("directory");
+        let name = "system.posix_acl_default";
+        if !host_set(&path, "user.color", b"blue") || !host_set(&path, name, &list) {
+            eprintln!("skipped: no access control lists");
+            return;
+        }
+        for flags in [0, xattr::CREATE, xattr::REPLACE] {
+            guest.set("directory", name, &list, 0).unwrap();
+            assert_eq!(guest.value("directory", name).unwrap(), list, "{model}");
+            guest.set("directory", name, b"", flags).unwrap();
+            refused(guest.value("directory", name), Errno::ENODATA);
+            // There is none to be taken away: nobody minds.
+            guest.set("directory", name, b"", flags).unwrap();
+        }
+    }
 }
 
 #[test]

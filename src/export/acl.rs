@@ -15,6 +15,11 @@ const ENTRY: usize = 8;
 const ACL_USER: u16 = 0x02;
 const ACL_GROUP: u16 = 0x08;
 
+/// Whether `name` is that of a list.
+pub fn is_list(name: &[u8]) -> bool {
+    NAMES.contains(&name)
+}
+
 /// Puts the guest's ids in the place of the host's, if `name` is that of a list.
 pub fn to_guest(name: &[u8], value: &mut [u8], ids: &Ids) {
     // Nothing is forbidden in this direction, and what the host has stored is well-formed.
@@ -40,7 +45,7 @@ fn translate(
     value: &mut [u8],
     id: impl Fn(u16, u32) -> Result<u32, Errno>,
 ) -> Result<(), Errno> {
-    if !NAMES.contains(&name) || value.first_chunk() != Some(&VERSION.to_le_bytes()) {
+    if !is_list(name) || value.first_chunk() != Some(&VERSION.to_le_bytes()) {
         return Ok(());
     }
     for entry in value[HEADER..].as_chunks_mut::<ENTRY>().0 {

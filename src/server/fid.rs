@@ -8,10 +8,12 @@ use std::rc::Rc;
 use foldhash::fast::RandomState;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
+use protocol::xattr;
 
 use super::inodes::{Inode, OpenDescriptor};
 use super::limits::Share;
 use super::locks::Owner;
+use crate::export::acl;
 use crate::export::directory::DirectoryStream;
 use crate::export::xattr::XattrName;
 
@@ -121,6 +123,15 @@ pub struct XattrDraft {
     pub value: RefCell<Vec<u8>>,
     /// The bytes that were announced.
     pub _counted: Share,
+}
+
+impl XattrDraft {
+    /// Whether the attribute is to go. 9P has no message for that. Linux's client sends an empty
+    /// value with `XATTR_REPLACE` for removexattr(2), and for a list that is taken away one
+    /// without flags; on the host, too, an empty list is none.
+    pub fn is_removal(&self) -> bool {
+        self.size == 0 && (self.flags == xattr::REPLACE || acl::is_list(self.name.as_bytes()))
+    }
 }
 
 /// The file that a fid stands for.

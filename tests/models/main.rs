@@ -177,7 +177,7 @@ impl Share {
         self.set_xattr_with(path, name, value, 0)
     }
 
-    /// Without a value it is a removal.
+    /// Without a value and with `XATTR_REPLACE` it is a removal.
     fn set_xattr_with(&mut self, path: &str, name: &str, value: &[u8], flags: u32) -> Result<()> {
         let fid = self.walk(path);
         let size = value.len() as u64;

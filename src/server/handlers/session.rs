@@ -102,9 +102,10 @@ impl Server {
         }
         acl::to_host(name.as_bytes(), &mut value, self.export.identity().ids())?;
         let (export, node) = (&self.export, &*self.hold(inode)?);
-        self.acting(fid, node, Cost::Change, || match *size {
-            0 => export.remove_xattr(node, name),
-            _ => export.set_xattr(node, name, &value, *flags),
+        let removal = draft.is_removal();
+        self.acting(fid, node, Cost::Change, || match removal {
+            true => export.remove_xattr(node, name),
+            false => export.set_xattr(node, name, &value, *flags),
         })
     }
 }

@@ -36,8 +36,8 @@ impl Server {
         Ok(Rxattrwalk { size })
     }
 
-    /// Txattrcreate: the fid takes size bytes by Twrite, and its clunk sets the attribute. A size
-    /// of 0 means that the attribute is removed. Errors: EINVAL if the fid is open or for unknown
+    /// Txattrcreate: the fid takes size bytes by Twrite, and its clunk sets the attribute, or
+    /// removes it ([`XattrDraft::is_removal`]). Errors: EINVAL if the fid is open or for unknown
     /// flags, E2BIG, EROFS, ENOMEM as above; whether the attribute may be set is known only at the clunk.
     pub(super) fn xattrcreate(&self, m: Txattrcreate<'_>) -> Result<Rxattrcreate, Errno> {
         let fid = self.session.fids.get(m.fid)?;

@@ -258,6 +258,21 @@ fn the_host_s_permissions_hold_if_they_are_to() {
 }
 
 #[test]
+fn each_part_of_a_change_is_made_with_the_user_s_rights() {
+    let Some((mut guest, alice)) = restricted() else {
+        return;
+    };
+    // The mode may be changed, by the owner; to set the size takes the right to write as well.
+    let own = guest.client.walk_path(alice, "own").unwrap();
+    guest.client.write_file(alice, "own", b"content").unwrap();
+    let mut change = no_change(own);
+    (change.valid, change.mode, change.size) = (setattr::MODE | setattr::SIZE, 0o400, 3);
+    refused(guest.client.setattr(change), Errno::EACCES);
+    let metadata = fs::metadata(guest.path("own")).unwrap();
+    assert_eq!((metadata.mode() & 0o7777, metadata.len()), (0o400, 7));
+}
+
+#[test]
 fn the_guest_s_kernel_alone_decides_by_default() {
     let Some(mut guest) = guest(&[]) else { return };
     guest.file("secret", "secret");

@@ -247,3 +247,45 @@ fn a_list_is_set_seen_and_follows_the_mode() {
     let expected = nix::errno::Errno::last();
     common::refused(guest.client.clunk(902), expected);
 }
+
+#[test]
+fn a_list_leaves_the_set_group_id_of_a_directory() {
+    if !is_root() {
+        eprintln!("skipped: only root acts for others");
+        return;
+    }
+    let mut guest = Guest::new();
+    let directory = guest.dir("directory");
+    if !host_set(&directory, DEFAULT, &list(7, 7, 5)) {
+        eprintln!("skipped: this file system has no access control lists");
+        return;
+    }
+    std::os::unix::fs::chown(&directory, Some(1000), Some(1000)).unwrap();
+    fs::set_permissions(&directory, fs::Permissions::from_mode(0o2775)).unwrap();
+    for user in [0, 1000, NO_ID] {
+        let root = guest.client.alloc_fid();
+        guest.client.attach(root, "", "", user).unwrap();
+        let above = guest.client.walk_path(root, "directory").unwrap();
+        let made = format!("made by {user}");
+        guest.client.mkdir(above, &made, 0o2775, 1000).unwrap();
+        let made = format!("directory/{made}");
+        // As setfacl does, and Linux's client when it has made a directory below a default list.
+        for (name, value, mode) in [
+            (ACCESS, list(7, 7, 5), 0o2775),
+            (ACCESS, list(7, 5, 0), 0o2750),
+            (DEFAULT, list(5, 5, 0), 0o2750),
+            // Without a list the group's bits are its own again.
+            (ACCESS, vec![], 0o2750),
+        ] {
+            for path in ["directory", &made] {
+                let fid = guest.client.walk_path(root, path).unwrap();
+                let size = value.len() as u64;
+                guest.client.xattrcreate(fid, name, size, 0).unwrap();
+                guest.client.write_all(fid, 0, &value).unwrap();
+                guest.client.clunk(fid).unwrap();
+                let found = mode_of(&guest.path(path));
+                assert_eq!(found, mode, "{path}, {name} of {} bytes", value.len());
+            }
+        }
+    }
+}

@@ -131,15 +131,16 @@ impl Identity {
         make()
     }
 
-    /// Runs `change`, an explicit change of mode that the guest's kernel has allowed `uid`, with
-    /// the right to keep set-id bits. To be called on a worker.
+    /// Runs `change`, an explicit change of mode, or of the access control list that is a part of
+    /// it, which the guest's kernel has allowed `uid`, with the right to keep set-id bits. If the
+    /// host is to decide, it does: to be called within [`Identity::acting`] then.
     pub fn changing_mode<T>(
         &self,
         uid: u32,
         change: impl FnOnce() -> Result<T, Errno>,
     ) -> Result<T, Errno> {
         let Some(base) = self.privileged.filter(|_| !self.is_other(uid)) else {
-            return self.acting(uid, change);
+            return change();
         };
         let _restore = Restore(self);
         base.with_effective(CAP_FSETID).apply_to_thread()?;

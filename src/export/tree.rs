@@ -11,6 +11,7 @@ use nix::fcntl::OFlag;
 use nix::unistd::UnlinkatFlags;
 
 use super::Export;
+use super::acl;
 use super::directory::DirectoryStream;
 use super::identity::Owner;
 use super::model::{Change, Model, NewFile, host};
@@ -233,7 +234,7 @@ impl Export {
         self.model.xattrs().list(node)
     }
 
-    /// Sets an extended attribute. Errors: EOPNOTSUPP for one that the guest cannot have, EACCES
+    /// Sets an extended attribute; `user` asks for it. Errors: EOPNOTSUPP for one that the guest cannot have, EACCES
     /// for one of the model's own, those of setxattr(2).
     pub fn set_xattr(
         &self,
@@ -241,12 +242,29 @@ impl Export {
         name: &XattrName,
         value: &[u8],
         flags: u32,
+        user: u32,
     ) -> Result<(), Errno> {
-        self.model.xattrs().set(node, name, value, flags)
+        self.changing_xattr(name, user, || {
+            self.model.xattrs().set(node, name, value, flags)
+        })
     }
 
     /// Removes an extended attribute. Errors: as [`Export::set_xattr`], those of removexattr(2).
-    pub fn remove_xattr(&self, node: &Node, name: &XattrName) -> Result<(), Errno> {
-        self.model.xattrs().remove(node, name)
+    pub fn remove_xattr(&self, node: &Node, name: &XattrName, user: u32) -> Result<(), Errno> {
+        self.changing_xattr(name, user, || self.model.xattrs().remove(node, name))
+    }
+
+    /// An access control list brings a mode with it, from which the host would take set-group-id
+    /// away: the guest's kernel has decided about that.
+    fn changing_xattr(
+        &self,
+        name: &XattrName,
+        user: u32,
+        change: impl FnOnce() -> Result<(), Errno>,
+    ) -> Result<(), Errno> {
+        match acl::is_list(name.as_bytes()) {
+            true => self.identity.changing_mode(user, change),
+            false => change(),
+        }
     }
 }

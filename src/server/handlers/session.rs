@@ -103,9 +103,10 @@ impl Server {
         acl::to_host(name.as_bytes(), &mut value, self.export.identity().ids())?;
         let (export, node) = (&self.export, &*self.hold(inode)?);
         let removal = draft.is_removal();
+        let user = fid.user;
         self.acting(fid, node, Cost::Change, || match removal {
-            true => export.remove_xattr(node, name),
-            false => export.set_xattr(node, name, &value, *flags),
+            true => export.remove_xattr(node, name, user),
+            false => export.set_xattr(node, name, &value, *flags, user),
         })
     }
 }

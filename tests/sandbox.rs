@@ -8,7 +8,7 @@ use std::cell::Cell;
 use std::fs;
 use std::io::Read;
 use std::net::TcpListener;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
@@ -17,6 +17,7 @@ use std::rc::Rc;
 
 use clap::ValueEnum;
 use nix::sys::socket::{MsgFlags, send};
+use vhost_user_9p::export::open_share;
 use vhost_user_9p::sandbox::{self, Role, Sandbox, capabilities, seccomp};
 
 /// What has to be possible everywhere: a fault of the program is caught, and told with its place.
@@ -40,11 +41,16 @@ struct Target {
     process: i32,
     /// As good as a connection to the front-end.
     front_end: (UnixStream, UnixStream),
+    /// The share, as it is found in the sandbox.
+    share: Option<OwnedFd>,
 }
 
 /// The loop sends them, a worker has no business to.
 const MESSAGES: &str = "messages to the front-end";
 const UPWARDS: &str = "a file by the way up from the working directory";
+
+/// Where the sandbox mounts the share itself. Only root can make one.
+const DEVICE: &str = "a device node made in the share";
 
 const PROBES: &[Probe] = &[
     ("a file by its path", |target| {
@@ -94,6 +100,15 @@ const PROBES: &[Probe] = &[
         let memory = unsafe { libc::mmap(std::ptr::null_mut(), 4096, protection, flags, -1, 0) };
         memory != libc::MAP_FAILED
     }),
+    (DEVICE, |target| {
+        let share = target.share.as_ref().unwrap().as_raw_fd();
+        let (kind, null) = (libc::S_IFCHR | 0o666, libc::makedev(1, 3));
+        // SAFETY: both strings end with a NUL; a descriptor that is opened stays open until the end.
+        unsafe {
+            libc::mknodat(share, c"device".as_ptr(), kind, null) == 0
+                && libc::openat(share, c"device".as_ptr(), libc::O_RDWR | libc::O_CLOEXEC) >= 0
+        }
+    }),
     ("a new namespace", |_| {
         // SAFETY: a system call on plain numbers.
         unsafe { libc::unshare(libc::CLONE_NEWUTS) == 0 || libc::unshare(libc::CLONE_NEWUSER) == 0 }
@@ -112,6 +127,7 @@ fn main() -> ExitCode {
                 file: file.clone(),
                 process: process.parse().unwrap(),
                 front_end: UnixStream::pair().unwrap(),
+                share: None,
             };
             ExitCode::from(enter_and_probe(mode, filter, probe, share.as_ref(), target))
         }
@@ -123,11 +139,11 @@ fn main() -> ExitCode {
     }
 }
 
-fn enter_and_probe(mode: &str, filter: &str, probe: &str, share: &Path, target: Target) -> u8 {
+fn enter_and_probe(mode: &str, filter: &str, probe: &str, share: &Path, mut target: Target) -> u8 {
     let mode = Sandbox::from_str(mode, false).unwrap();
     let filter = seccomp::Seccomp::from_str(filter, false).unwrap();
-    match sandbox::enter(Some(mode), share) {
-        Ok(Role::Daemon { .. }) => {}
+    match sandbox::enter(Some(mode), open_share(share).unwrap()) {
+        Ok(Role::Daemon { share }) => target.share = Some(share),
         Ok(Role::Supervisor(daemon)) => return sandbox::supervise(daemon).unwrap() as u8,
         Err(error) => {
             eprintln!("{error}");
@@ -201,7 +217,7 @@ fn as_user(command: &mut Command, user: Option<u32>) {
 
 /// What a mode keeps out of reach also without the filter.
 fn alone(mode: &str) -> &'static [&'static str] {
-    const PATHS: [&str; 6] = [
+    const PATHS: [&str; 7] = [
         "a file by its path",
         "the list of users",
         "other processes in /proc",
@@ -209,9 +225,12 @@ fn alone(mode: &str) -> &'static [&'static str] {
         // Not with a root directory alone.
         UPWARDS,
         "memory of others",
+        // Only where the share is mounted anew.
+        DEVICE,
     ];
     match mode {
-        "namespace" | "landlock" => &PATHS,
+        "namespace" => &PATHS,
+        "landlock" => &PATHS[..6],
         _ => &PATHS[..4],
     }
 }
@@ -245,6 +264,10 @@ fn run_all() {
                 // A root directory alone is no wall for a program that means to leave: it keeps
                 // paths in.
                 if mode == "chroot" && *probe == UPWARDS {
+                    continue;
+                }
+                // Who may make devices may open them, but for a mount's flag.
+                if mode != "namespace" && *probe == DEVICE {
                     continue;
                 }
                 // Together with the filter, which ends what tries.

@@ -2,7 +2,10 @@
 
 mod common;
 
+use std::collections::BTreeSet;
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::Path;
 
 use common::{BINARY, Guest, NO_ID};
 use protocol::open;
@@ -75,6 +78,113 @@ fn tour(mode: &str) {
     let fifo = std::fs::symlink_metadata(guest.path("b/fifo")).unwrap();
     assert!(fifo.file_type().is_fifo());
     assert!(std::fs::symlink_metadata(guest.path("b/link")).is_err());
+}
+
+/// The names in a directory of the host.
+fn listing(path: &Path) -> BTreeSet<Vec<u8>> {
+    let entries = std::fs::read_dir(path).unwrap();
+    let names = entries.map(|entry| entry.unwrap().file_name().into_vec());
+    names.chain([b".".to_vec(), b"..".to_vec()]).collect()
+}
+
+/// The names in the guest's root.
+fn listing_of_guest(guest: &mut Guest) -> BTreeSet<Vec<u8>> {
+    let entries = guest.client.read_dir(guest.root, "").unwrap();
+    entries.into_iter().map(|entry| entry.name).collect()
+}
+
+/// The share is what its path led to when the daemon was started, however the path was given.
+fn paths(mode: &str) {
+    if start(mode).is_none() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let share = directory.path().join("share");
+    std::fs::create_dir_all(share.join("inside")).unwrap();
+    std::fs::write(share.join("inside/file"), "").unwrap();
+    std::fs::write(share.join("host"), "").unwrap();
+    std::os::unix::fs::symlink("share", directory.path().join("link")).unwrap();
+    for (working, given, shared) in [
+        ("share", ".", "share"),
+        ("share", "./", "share"),
+        ("share", "inside", "share/inside"),
+        ("share/inside", "..", "share"),
+        ("", "share", "share"),
+        ("", "./share/inside/../", "share"),
+        ("", "link", "share"),
+    ] {
+        let working = directory.path().join(working);
+        let shared = directory.path().join(shared);
+        let prelude = format!(
+            "cd '{}'; shift 2; set -- --shared-dir '{given}' \"$@\"",
+            working.display()
+        );
+        let launch = Launch::new(BINARY).arg(format!("--sandbox={mode}"));
+        let mut guest = Guest::on(launch.share(&shared).prelude(&prelude));
+        assert_eq!(listing_of_guest(&mut guest), listing(&shared), "{given}");
+        // Also what goes by the descriptor's number.
+        let root = guest.root;
+        guest.client.write_file(root, "new", b"content").unwrap();
+        assert_eq!(guest.client.read_file(root, "new").unwrap(), b"content");
+        let new = guest.walk("new");
+        guest.client.remove(new).unwrap();
+    }
+    let launch = Launch::new(BINARY).arg(format!("--sandbox={mode}"));
+    let mut guest = Guest::on(launch.share("/").arg("--readonly"));
+    assert_eq!(listing_of_guest(&mut guest), listing(Path::new("/")));
+}
+
+#[test]
+fn paths_none() {
+    paths("none");
+}
+
+#[test]
+fn paths_landlock() {
+    paths("landlock");
+}
+
+#[test]
+fn paths_chroot() {
+    paths("chroot");
+}
+
+#[test]
+fn paths_namespace() {
+    paths("namespace");
+}
+
+/// Without a wish the strongest sandbox is had, and the log says which one it is and no more.
+#[test]
+fn the_strongest_that_can_be_had() {
+    if !common::is_root() {
+        return;
+    }
+    let has_landlock = start("landlock").is_some();
+    let weakest = if has_landlock {
+        "landlock"
+    } else {
+        "no sandbox"
+    };
+    for (without, had) in [
+        ("-sys_admin", "chroot"),
+        ("-sys_admin,-sys_chroot", weakest),
+    ] {
+        let launch = Launch::new(BINARY).prelude(&format!(
+            "set -- --bounding-set={without} \"$0\" \"$@\"; exec setpriv \"$@\""
+        ));
+        let mut guest = Guest::on(launch);
+        let root = guest.root;
+        guest.client.write_file(root, "file", b"content").unwrap();
+        assert_eq!(guest.client.read_file(root, "file").unwrap(), b"content");
+        let said = guest.daemon.stderr();
+        let warnings: Vec<&str> = said
+            .lines()
+            .filter(|line| line.contains("refused"))
+            .collect();
+        assert_eq!(warnings.len(), 1, "{said}");
+        assert!(warnings[0].contains(had) && !said.contains("try"), "{said}");
+    }
 }
 
 #[test]

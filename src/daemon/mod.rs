@@ -5,13 +5,12 @@ pub mod socket;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use coroutine::Spin;
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
@@ -22,7 +21,7 @@ use vhost_user::{Connection, DeviceConfig, Poller, Source, Status};
 
 use crate::cli::{FileHandles, Options};
 use crate::export::users::Users;
-use crate::export::{Export, Identity, Permissions};
+use crate::export::{Export, Identity, Permissions, open_share};
 use crate::sandbox::{self, Role, Sandbox, capabilities, seccomp};
 use crate::server::Server;
 use socket::Socket;
@@ -150,11 +149,17 @@ impl Poller for Reactor {
 /// Serves front-ends, one after the other, until SIGTERM or SIGINT, or with `--once` until the
 /// first has left.
 pub fn run(options: &Options) -> Result<(), Error> {
+    // Once and before anything else: what its path leads to changes with the working directory, the root
+    // and the mounts.
+    let directory = options.shared_dir.clone().unwrap_or_default();
+    let share = open_share(&directory).map_err(|error| Error::Share {
+        path: directory.clone(),
+        error,
+    })?;
     let descriptors = descriptor_budget(set_limit(options.rlimit_nofile)?);
     ignore_file_size_signal()?;
     let signals = stop_signals()?;
 
-    let directory = options.shared_dir.clone().unwrap_or_default();
     let handles = options.inode_file_handles == FileHandles::Prefer;
     let ids = options
         .ids()
@@ -172,8 +177,7 @@ pub fn run(options: &Options) -> Result<(), Error> {
     // The guest has applied its programs' umask; a second one would take more away. Nothing but the
     // guest's files is made from here on.
     umask(Mode::empty());
-    look_at(&directory)?;
-    let share = match sandbox::enter(options.sandbox, &directory)? {
+    let share = match sandbox::enter(options.sandbox, share)? {
         Role::Daemon { share } => share,
         // Keeps the socket's file, which only this process can remove.
         Role::Supervisor(daemon) => return supervise(daemon),
@@ -182,7 +186,7 @@ pub fn run(options: &Options) -> Result<(), Error> {
         capabilities::reduce(!geteuid().is_root()).map_err(host("to give up capabilities"))?;
     }
     let identity = Identity::of_process(ids, users).map_err(host("its capabilities"))?;
-    let export = Export::new(&share, options.readonly, handles, identity)
+    let export = Export::of(share, options.readonly, handles, identity)
         .map_err(|error| Error::Share {
             path: directory.clone(),
             error,
@@ -427,18 +431,6 @@ fn ignore_file_size_signal() -> Result<(), Error> {
     // SAFETY: ignoring a signal installs no handler.
     unsafe { signal(Signal::SIGXFSZ, SigHandler::SigIgn) }.map_err(host("signals"))?;
     Ok(())
-}
-
-/// A mistake in the name of the share is told before anything is done.
-fn look_at(directory: &Path) -> Result<(), Error> {
-    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    match open(directory, flags, Mode::empty()) {
-        Ok(_) => Ok(()),
-        Err(error) => Err(Error::Share {
-            path: directory.into(),
-            error,
-        }),
-    }
 }
 
 /// Waits for the daemon in its sandbox.

@@ -30,13 +30,13 @@ pub mod tree;
 pub mod users;
 pub mod xattr;
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use handle::Traces;
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2, readlink};
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat, openat2, readlink};
 use nix::sys::stat::Mode;
 
 pub use identity::{Identity, Ids, Owner, Permissions};
@@ -57,18 +57,36 @@ pub struct Export {
     model: Model,
 }
 
+/// Pins a directory that is to be shared, which may be reached through symbolic links: it is the
+/// operator's word. Errors: those of open(2), ENOTDIR, EACCES if it cannot be read.
+pub fn open_share(directory: &Path) -> Result<OwnedFd, Errno> {
+    let flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let pinned = open(directory, flags | OFlag::O_PATH, Mode::empty())?;
+    openat(&pinned, ".", flags | OFlag::O_RDONLY, Mode::empty())?;
+    Ok(pinned)
+}
+
 impl Export {
-    /// Opens `directory`, which may be reached through symbolic links: it is the operator's word.
-    /// With `handles`, inodes are found again by the kernel's file handles where that is allowed.
-    /// Errors: those of open(2), ENOTDIR, EACCES if it cannot be read.
+    /// Opens `directory`, as [`open_share`] does. Errors: those of [`Export::of`], too.
     pub fn new(
         directory: &Path,
         readonly: bool,
         handles: bool,
         identity: Identity,
     ) -> Result<Export, Errno> {
-        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let (root, _) = Node::new(open(directory, flags, Mode::empty())?)?;
+        Export::of(open_share(directory)?, readonly, handles, identity)
+    }
+
+    /// Exports the directory that this descriptor, an `O_PATH` one, leads to. With `handles`, inodes
+    /// are found again by the kernel's file handles where that is allowed. Errors: EACCES if it
+    /// cannot be read.
+    pub fn of(
+        directory: OwnedFd,
+        readonly: bool,
+        handles: bool,
+        identity: Identity,
+    ) -> Result<Export, Errno> {
+        let (root, _) = Node::new(directory)?;
         root.reopen(OFlag::O_RDONLY)?;
         Ok(Export {
             root,

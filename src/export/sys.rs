@@ -291,6 +291,61 @@ pub fn fork_into(namespaces: CloneFlags) -> Result<Option<Pid>, Errno> {
     Ok((child != 0).then(|| Pid::from_raw(child)))
 }
 
+/// A copy of the mounts at and below the working directory, which is mounted nowhere yet (open_tree(2)).
+/// Errors: EPERM, EINVAL if the working directory is in another namespace of mounts.
+pub fn copy_mounts() -> Result<OwnedFd, Errno> {
+    let flags = libc::OPEN_TREE_CLONE
+        | libc::AT_RECURSIVE as libc::c_uint
+        | libc::O_CLOEXEC as libc::c_uint;
+    // SAFETY: the string ends with a NUL, and the call writes nothing.
+    let result =
+        unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, c".".as_ptr(), flags) };
+    let fd = Errno::result(result)?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// Mounts what [`copy_mounts`] has made on the working directory. Errors: those of move_mount(2).
+pub fn mount_here(mounts: BorrowedFd<'_>) -> Result<(), Errno> {
+    // SAFETY: both strings end with a NUL, and the call writes nothing.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_move_mount,
+            mounts.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_FDCWD,
+            c".".as_ptr(),
+            libc::MOVE_MOUNT_F_EMPTY_PATH,
+        )
+    };
+    Errno::result(result).map(drop)
+}
+
+/// From all of these mounts no set-id program gains rights, no device is opened and nothing is
+/// executed. What is forbidden already stays so. Errors: those of mount_setattr(2), ENOSYS before
+/// Linux 5.12.
+pub fn mounts_hold_data_only(mounts: BorrowedFd<'_>) -> Result<(), Errno> {
+    let attributes = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: 0,
+    };
+    // SAFETY: the string ends with a NUL, and the structure, which is only read, has the size that is
+    // given.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mounts.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH | libc::AT_RECURSIVE,
+            &raw const attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    Errno::result(result).map(drop)
+}
+
 /// The thread's capability sets, as capget(2) and capset(2) exchange them: one bit for each
 /// capability, low and high half.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -3,7 +3,6 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
-use std::path::Path;
 
 use nix::errno::Errno;
 use nix::sched::CloneFlags;
@@ -50,14 +49,13 @@ pub fn at<T>(step: Step, result: Result<T, Errno>) -> Entered<T> {
     result.map_err(|error| (step, error))
 }
 
-/// Makes the child that is the daemon, in these new namespaces, and lets it `enter` the sandbox, where
-/// the share is at `share`. Errors: the step that the kernel refused, and `instead` as what is easier to
+/// Makes the child that is the daemon, in these new namespaces, and lets it `enter` the sandbox, which
+/// returns the share as it is found there. Errors: the step that the kernel refused, and `instead` as what is easier to
 /// have; nothing has changed then.
 pub fn fork(
     namespaces: CloneFlags,
-    share: &Path,
     instead: &'static str,
-    enter: impl FnOnce() -> Entered,
+    enter: impl FnOnce() -> Entered<OwnedFd>,
 ) -> Result<Role, Error> {
     let refused = |what, error| Error::Refused {
         what,
@@ -74,26 +72,25 @@ pub fn fork(
         }
         None => {
             drop(reader);
-            tell(writer, die_with(parent).and_then(|()| enter()));
-            Ok(Role::Daemon {
-                share: share.into(),
-            })
+            let share = tell(writer, die_with(parent).and_then(|()| enter()));
+            Ok(Role::Daemon { share })
         }
     }
 }
 
 /// Tells the parent how it went, and ends if it went wrong.
-fn tell(writer: OwnedFd, entered: Entered) {
-    let message = match entered {
-        Ok(()) => [STEPS.len() as u8, 0, 0],
+fn tell<T>(writer: OwnedFd, entered: Entered<T>) -> T {
+    let message = match &entered {
+        Ok(_) => [STEPS.len() as u8, 0, 0],
         Err((step, error)) => {
-            let [low, high, ..] = (error as i32).to_le_bytes();
-            [step as u8, low, high]
+            let [low, high, ..] = (*error as i32).to_le_bytes();
+            [*step as u8, low, high]
         }
     };
     let told = fs::File::from(writer).write_all(&message);
-    if entered.is_err() || told.is_err() {
-        std::process::exit(1);
+    match entered {
+        Ok(share) if told.is_ok() => share,
+        _ => std::process::exit(1),
     }
 }
 

@@ -11,7 +11,7 @@ mod landlock;
 mod namespace;
 pub mod seccomp;
 
-use std::path::{Path, PathBuf};
+use std::os::fd::{AsFd, OwnedFd};
 
 use clap::ValueEnum;
 use nix::errno::Errno;
@@ -21,7 +21,8 @@ use nix::unistd::{Pid, chroot, fchdir, geteuid};
 
 pub use child::supervise;
 
-use crate::export::sys;
+use crate::export::errno_of;
+use crate::export::sys::{self, ProcPath};
 
 /// What the daemon sees of the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -53,64 +54,102 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// What failed, without advice.
+    fn reason(&self) -> String {
+        let Error::Refused { what, error, .. } = self;
+        format!("{what}: {error}")
+    }
+}
+
 /// What is to be done in this process from now on.
 #[derive(Debug)]
 pub enum Role {
-    /// To serve; the share is found here now.
+    /// To serve.
     Daemon {
-        /// Its path.
-        share: PathBuf,
+        /// The share as it is found in the sandbox.
+        share: OwnedFd,
     },
     /// To wait for the daemon, which is this child.
     Supervisor(Pid),
 }
 
+type Enter = fn(&OwnedFd) -> Result<Role, Error>;
+
 /// Enters the sandbox; without a wish the strongest that can be had. There must be no other
-/// thread. Errors: [`Error`] if a wish cannot be fulfilled.
-pub fn enter(wish: Option<Sandbox>, share: &Path) -> Result<Role, Error> {
-    let here = || Role::Daemon {
-        share: share.into(),
-    };
+/// thread. `share` is an `O_PATH` descriptor, and no path is asked for the share any more: paths
+/// lead elsewhere here. Errors: [`Error`] if a wish cannot be fulfilled.
+pub fn enter(wish: Option<Sandbox>, share: OwnedFd) -> Result<Role, Error> {
     match wish {
-        Some(Sandbox::Namespace) => namespace::enter(share),
-        Some(Sandbox::Chroot) => enter_chroot(share),
-        Some(Sandbox::Landlock) => landlock::enter(share),
-        Some(Sandbox::None) => Ok(here()),
-        None => namespace::enter(share).or_else(|error| {
-            let (weaker, name) = if geteuid().is_root() {
-                (enter_chroot(share), "chroot")
-            } else {
-                (landlock::enter(share), "landlock")
-            };
-            let (role, name) = weaker.map_or_else(|_| (here(), "none"), |role| (role, name));
-            if let Role::Daemon { .. } = role {
-                log::warn!("{error}, which is what is done: a weaker sandbox, {name}");
-            }
-            Ok(role)
-        }),
+        Some(Sandbox::Namespace) => namespace::enter(&share),
+        Some(Sandbox::Chroot) => enter_chroot(&share),
+        Some(Sandbox::Landlock) => landlock::enter(&share),
+        Some(Sandbox::None) => Ok(Role::Daemon { share }),
+        None => Ok(enter_strongest(share)),
     }
 }
 
-fn enter_chroot(share: &Path) -> Result<Role, Error> {
+fn enter_strongest(share: OwnedFd) -> Role {
+    let by_strength: &[(&str, Enter)] = &[
+        ("namespace", namespace::enter),
+        ("chroot", enter_chroot),
+        ("landlock", landlock::enter),
+    ];
+    let mut refused = Vec::new();
+    for (name, enter) in by_strength {
+        if *name == "chroot" && !geteuid().is_root() {
+            continue;
+        }
+        match enter(&share) {
+            Ok(role) => {
+                if let Role::Daemon { .. } = role
+                    && !refused.is_empty()
+                {
+                    let refused = refused.join(", ");
+                    log::warn!("the sandbox is {name}, a weaker one: refused were {refused}");
+                }
+                return role;
+            }
+            Err(error) => refused.push(format!("{name} ({})", error.reason())),
+        }
+    }
+    log::warn!("there is no sandbox: refused were {}", refused.join(", "));
+    Role::Daemon { share }
+}
+
+/// When it is refused, nothing has changed.
+fn enter_chroot(share: &OwnedFd) -> Result<Role, Error> {
     let refused = |what| {
         move |error| Error::Refused {
             what,
             error,
-            instead: "none",
+            instead: "landlock",
         }
     };
-    keep_descriptors_reachable("/proc/self/fd").map_err(refused("/proc/self/fd"))?;
-    chroot(share).map_err(refused("chroot"))?;
-    Ok(Role::Daemon { share: "/".into() })
+    let descriptors = open_directory("/proc/self/fd").map_err(refused("/proc/self/fd"))?;
+    let inside = share
+        .try_clone()
+        .map_err(|error| refused("the share")(errno_of(error)))?;
+    // Not by its path, which may be relative to a working directory, or lead elsewhere by now.
+    chroot(ProcPath::new(share.as_fd()).as_c_str()).map_err(refused("chroot"))?;
+    find_descriptors_in(&descriptors).map_err(refused("/proc/self/fd"))?;
+    Ok(Role::Daemon { share: inside })
 }
 
 /// The magic links in `/proc/self/fd`, which is at `path`, by which the export reaches pinned
 /// inodes, are found from the working directory from now on: nothing else of /proc is to be found
 /// after the root has changed.
 fn keep_descriptors_reachable(path: &str) -> Result<(), Errno> {
-    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    let directory = open(path, flags, Mode::empty())?;
-    fchdir(&directory)?;
+    find_descriptors_in(&open_directory(path)?)
+}
+
+fn find_descriptors_in(directory: &OwnedFd) -> Result<(), Errno> {
+    fchdir(directory)?;
     sys::find_descriptors_from_working_directory();
     Ok(())
+}
+
+fn open_directory(path: &str) -> Result<OwnedFd, Errno> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    open(path, flags, Mode::empty())
 }

@@ -1,24 +1,25 @@
 //! Namespaces of its own for the daemon (namespaces(7)), with the share as the only root.
 
 use std::fs;
-use std::os::fd::AsFd;
-use std::path::Path;
+use std::os::fd::{AsFd, OwnedFd};
 
+use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sched::CloneFlags;
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::Mode;
+use nix::sys::statvfs::{FsFlags, fstatvfs};
 use nix::unistd::{fchdir, getegid, geteuid, pivot_root};
 
 use super::child::{self, Entered, Step, at};
 use super::{Error, Role, keep_descriptors_reachable};
+use crate::export::sys;
 
 /// Makes the child that is the daemon, with the share as its root. Errors: the step that the
 /// kernel refused; nothing has changed then.
-pub fn enter(share: &Path) -> Result<Role, Error> {
+pub fn enter(share: &OwnedFd) -> Result<Role, Error> {
     let user = !geteuid().is_root();
-    let mut flags = CloneFlags::CLONE_NEWNS
-        | CloneFlags::CLONE_NEWPID
+    let mut flags = CloneFlags::CLONE_NEWPID
         | CloneFlags::CLONE_NEWNET
         | CloneFlags::CLONE_NEWIPC
         | CloneFlags::CLONE_NEWUTS;
@@ -27,7 +28,7 @@ pub fn enter(share: &Path) -> Result<Role, Error> {
     }
     let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
     let instead = if user { "landlock" } else { "chroot" };
-    child::fork(flags, "/".as_ref(), instead, || {
+    child::fork(flags, instead, || {
         if user {
             map_own_ids(uid, gid)?;
         }
@@ -48,31 +49,64 @@ fn map_own_ids(uid: u32, gid: u32) -> Entered {
     write("/proc/self/gid_map", format!("{gid} {gid} 1"))
 }
 
-fn make_root(share: &Path) -> Entered {
+/// Returns the share as it is mounted in the new namespace: the descriptor from before is of the old
+/// one, in which there is a way up.
+fn make_root(share: &OwnedFd) -> Entered<OwnedFd> {
     let none = None::<&str>;
+    // The working directory is taken along into the copy of the mounts; a descriptor is not.
+    at(Step::Root, fchdir(share))?;
+    at(Step::Mounts, unshare(CloneFlags::CLONE_NEWNS))?;
     // What the host mounts below the share later is to be seen, and nothing that is done here to
     // be seen by the host.
     at(
         Step::Mounts,
         mount(none, "/", none, MsFlags::MS_SLAVE | MsFlags::MS_REC, none),
     )?;
+    // Before anything else is mounted: the share may be the root.
+    let share = at(Step::Mounts, sys::copy_mounts())?;
+    let all_hold_data = match sys::mounts_hold_data_only(share.as_fd()) {
+        Err(Errno::ENOSYS) => false,
+        result => at(Step::Mounts, result.map(|()| true))?,
+    };
     // Of /proc the own descriptors alone: as a mount of its own there is no way up from it.
-    let bind = MsFlags::MS_BIND;
     at(
         Step::Descriptors,
-        mount(Some("/proc/self/fd"), "/proc", none, bind, none),
+        mount(Some("/proc/self/fd"), "/proc", none, MsFlags::MS_BIND, none),
     )?;
-    at(
-        Step::Mounts,
-        mount(Some(share), share, none, bind | MsFlags::MS_REC, none),
-    )?;
-    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    let share = at(Step::Root, open(share, flags, Mode::empty()))?;
+    at(Step::Mounts, sys::mount_here(share.as_fd()))?;
     at(Step::Descriptors, keep_descriptors_reachable("/proc"))?;
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let descriptors = at(Step::Descriptors, open(".", flags, Mode::empty()))?;
-    at(Step::Root, fchdir(share.as_fd()))?;
+    at(Step::Root, fchdir(&share))?;
+    if !all_hold_data {
+        at(Step::Mounts, top_holds_data_only(&share))?;
+    }
     // The old root is stacked on the new one, and then taken away.
     at(Step::Root, pivot_root(".", "."))?;
     at(Step::Root, umount2(".", MntFlags::MNT_DETACH))?;
-    at(Step::Root, fchdir(descriptors.as_fd()))
+    at(Step::Root, fchdir(&descriptors))?;
+    Ok(share)
+}
+
+/// What an older kernel can do for one mount, the share's own, which is the working directory. A
+/// remount sets all flags anew, and those that another namespace has set have to stay.
+fn top_holds_data_only(share: &OwnedFd) -> Result<(), Errno> {
+    let has = fstatvfs(share)?.flags();
+    let mut flags = MsFlags::MS_REMOUNT
+        | MsFlags::MS_BIND
+        | MsFlags::MS_NOSUID
+        | MsFlags::MS_NODEV
+        | MsFlags::MS_NOEXEC;
+    for (found, flag) in [
+        (FsFlags::ST_RDONLY, MsFlags::MS_RDONLY),
+        (FsFlags::ST_NOATIME, MsFlags::MS_NOATIME),
+        (FsFlags::ST_NODIRATIME, MsFlags::MS_NODIRATIME),
+        (FsFlags::ST_RELATIME, MsFlags::MS_RELATIME),
+    ] {
+        if has.contains(found) {
+            flags |= flag;
+        }
+    }
+    let none = None::<&str>;
+    mount(none, ".", none, flags, none)
 }

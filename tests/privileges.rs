@@ -289,3 +289,106 @@ fn a_list_leaves_the_set_group_id_of_a_directory() {
         }
     }
 }
+
+/// Makes a file of user and group 1234 with this mode.
+fn give(path: &Path, mode: u32) {
+    let _ = fs::remove_file(path);
+    fs::write(path, "content").unwrap();
+    std::os::unix::fs::chown(path, Some(1234), Some(1234)).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+}
+
+/// What a program of the host's user, who is in this group, leaves of a mode.
+fn left_on_host(directory: &Path, (user, group): (u32, u32), mode: u32, script: &str) -> u32 {
+    let path = directory.join("host");
+    give(&path, mode);
+    let mut shell = std::process::Command::new("sh");
+    std::os::unix::process::CommandExt::uid(&mut shell, user);
+    std::os::unix::process::CommandExt::gid(&mut shell, group);
+    let status = shell.args(["-c", script]).arg(&path).status().unwrap();
+    assert!(status.success(), "{script} by {user}");
+    mode_of(&path)
+}
+
+#[test]
+fn the_set_id_bits_that_stay_are_those_that_stay_on_the_host() {
+    if !is_root() {
+        eprintln!("skipped: only root acts for others");
+        return;
+    }
+    // Where each of the users gets at it.
+    let there = tempfile::tempdir().unwrap();
+    fs::set_permissions(there.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    for options in [&[][..], &["--permissions", "host"]] {
+        let launch = stub_guest::daemon::Launch::new(common::BINARY);
+        let launch = options
+            .iter()
+            .fold(launch, |launch, option| launch.arg(option));
+        let mut guest = Guest::on(launch);
+        fs::set_permissions(guest.path(""), fs::Permissions::from_mode(0o755)).unwrap();
+        let path = guest.path("file");
+        for user in [0, 1234, 4321] {
+            // The guest's users are taken for members of the file's group; the host, which does
+            // not know them, has them in none.
+            let group = match user {
+                0 => 0,
+                _ if options.is_empty() => 1234,
+                _ => 65534,
+            };
+            let root = guest.client.alloc_fid();
+            guest.client.attach(root, "", "", user).unwrap();
+            for mode in [0o6777, 0o6767, 0o2767, 0o2777, 0o4777, 0o4767, 0o777] {
+                let mut compare = |way: &str, script: &str, change: &dyn Fn(&mut Guest, u32)| {
+                    give(&path, mode);
+                    let fid = guest.client.walk_path(root, "file").unwrap();
+                    change(&mut guest, fid);
+                    guest.client.clunk(fid).unwrap();
+                    let expected = left_on_host(there.path(), (user, group), mode, script);
+                    let found = mode_of(&path);
+                    assert_eq!(
+                        found, expected,
+                        "{way} by {user}, {mode:o}: {found:o}, {expected:o}"
+                    );
+                };
+                compare("write", "printf x >> $0", &|guest, fid| {
+                    guest.client.lopen(fid, open::WRONLY).unwrap();
+                    guest.client.write(fid, 0, b"x").unwrap();
+                });
+                compare("second write", "printf x >> $0", &|guest, fid| {
+                    guest.client.lopen(fid, open::WRONLY).unwrap();
+                    guest.client.write(fid, 0, b"x").unwrap();
+                    // What chmod gives counts for a descriptor that has written before.
+                    let as_root = guest.walk("file");
+                    let mut change = no_change(as_root);
+                    (change.valid, change.mode) = (setattr::MODE, mode);
+                    guest.client.setattr(change).unwrap();
+                    assert_eq!(mode_of(&guest.path("file")), mode);
+                    guest.client.write(fid, 1, b"y").unwrap();
+                });
+                compare("truncate", "truncate -s 3 $0", &|guest, fid| {
+                    let mut change = no_change(fid);
+                    (change.valid, change.size) = (setattr::SIZE, 3);
+                    guest.client.setattr(change).unwrap();
+                });
+                compare("open with TRUNC", "printf '' > $0", &|guest, fid| {
+                    guest.client.lopen(fid, open::WRONLY | open::TRUNC).unwrap();
+                });
+                if user != 4321 {
+                    compare("chgrp", "chgrp 1234 $0", &|guest, fid| {
+                        let mut change = no_change(fid);
+                        (change.valid, change.gid) = (setattr::GID, 1234);
+                        guest.client.setattr(change).unwrap();
+                    });
+                }
+                if user == 0 {
+                    compare("chown", "chown 4321:4321 $0", &|guest, fid| {
+                        let mut change = no_change(fid);
+                        change.valid = setattr::UID | setattr::GID;
+                        (change.uid, change.gid) = (4321, 4321);
+                        guest.client.setattr(change).unwrap();
+                    });
+                }
+            }
+        }
+    }
+}

@@ -147,6 +147,30 @@ impl Identity {
         change()
     }
 
+    /// Runs `change`, a change of content or owner after which the kernel may take set-id bits from
+    /// a file of `group`, so that it takes those that it would take after `uid`'s own: none from
+    /// root, and from anybody else not the set-group-id without the group's right to execute, which
+    /// the file's group keeps. Who is in the group the guest's kernel knows alone; if the host is to
+    /// decide, it does: to be called within [`Identity::acting`] then.
+    pub fn changing_content<T>(
+        &self,
+        uid: u32,
+        group: u32,
+        change: impl FnOnce() -> Result<T, Errno>,
+    ) -> Result<T, Errno> {
+        if self.is_other(uid) {
+            return change();
+        }
+        if uid == self.uid.as_raw() {
+            return self.changing_mode(uid, change);
+        }
+        let _restore = self.impersonate(Owner {
+            uid: protocol::NONUNAME,
+            gid: group,
+        })?;
+        change()
+    }
+
     /// Takes on another's ids, as far as they are given and the daemon may.
     fn impersonate(&self, who: Owner) -> Result<Option<Restore<'_>>, Errno> {
         let Some(base) = &self.privileged else {

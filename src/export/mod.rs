@@ -33,6 +33,7 @@ pub mod xattr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::atomic::AtomicU64;
 
 use handle::Traces;
 use nix::errno::Errno;
@@ -41,7 +42,7 @@ use nix::sys::stat::Mode;
 
 pub use identity::{Identity, Ids, Owner, Permissions};
 use model::Model;
-pub use model::{Change, HostModes, NewFile, SecurityModel};
+pub use model::{Change, HostModes, NewFile, SecurityModel, has_set_id};
 pub use name::{Component, Name};
 pub use node::{FileKind, InodeId, InodeKey, Lookup, Node, Stat, errno_of, permissions};
 pub use place::{Located, Place};
@@ -55,6 +56,8 @@ pub struct Export {
     identity: Identity,
     traces: Traces,
     model: Model,
+    /// Rises after a chmod that may give a file set-id bits; never 0.
+    set_id_given: AtomicU64,
 }
 
 /// Pins a directory that is to be shared, which may be reached through symbolic links: it is the
@@ -94,6 +97,7 @@ impl Export {
             identity,
             traces: Traces::new(handles),
             model: Model::new(SecurityModel::default(), HostModes::default()),
+            set_id_given: AtomicU64::new(1),
         })
     }
 

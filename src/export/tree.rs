@@ -5,6 +5,7 @@
 //! is named after.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::atomic::Ordering;
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
@@ -14,7 +15,7 @@ use super::Export;
 use super::acl;
 use super::directory::DirectoryStream;
 use super::identity::Owner;
-use super::model::{Change, Model, NewFile, host};
+use super::model::{Change, Model, NewFile, has_set_id, host};
 use super::name::Name;
 use super::node::{Lookup, Node, Stat};
 use super::place::{Located, Place};
@@ -75,12 +76,23 @@ impl Export {
         }
     }
 
-    /// Opens a file for reading or writing. Errors: ELOOP for a symbolic link, ENXIO for a device,
+    /// Opens a file for reading or writing, which `user` asks for. Errors: ELOOP for a symbolic link, ENXIO for a device,
     /// fifo or socket: they belong to the guest's kernel.
-    pub fn open(&self, file: Located<'_>, flags: OFlag) -> Result<(OwnedFd, Stat), Errno> {
+    pub fn open(
+        &self,
+        file: Located<'_>,
+        flags: OFlag,
+        user: u32,
+    ) -> Result<(OwnedFd, Stat), Errno> {
+        let node = file.node;
         match &self.model {
-            Model::Host(_) => Ok((file.node.reopen(flags)?, file.node.stat()?)),
-            Model::Mapped(mapped) => mapped.open(self, file, flags),
+            Model::Host(_) if flags.contains(OFlag::O_TRUNC) => {
+                let open = || node.reopen(flags);
+                let fd = host::changing_content(&self.identity, node, user, open)?;
+                Ok((fd, node.stat()?))
+            }
+            Model::Host(_) => Ok((node.reopen(flags)?, node.stat()?)),
+            Model::Mapped(mapped) => mapped.open(self, file, flags, user),
         }
     }
 
@@ -116,7 +128,7 @@ impl Export {
                     node: &node,
                     seen: Some(Place { directory, name }),
                 };
-                let (fd, stat) = self.open(file, flags)?;
+                let (fd, stat) = self.open(file, flags, owner.uid)?;
                 Ok((fd, node, stat))
             });
             match existing {
@@ -184,29 +196,37 @@ impl Export {
         change: &Change,
         user: u32,
     ) -> Result<(), Errno> {
-        match &self.model {
+        let result = match &self.model {
             Model::Host(_) => {
                 host::set_attributes(&self.identity, file.node, writable, change, user)
             }
-            Model::Mapped(mapped) => mapped.set_attributes(self, file, writable, change),
+            Model::Mapped(mapped) => mapped.set_attributes(self, file, writable, change, user),
+        };
+        if change.mode.is_some_and(|mode| mode & 0o6000 != 0) {
+            self.set_id_given.fetch_add(1, Ordering::Release);
         }
+        result
     }
 
-    /// A number that rises when a file may have got a set-id bit that a write must take away
-    /// ([`Export::drop_set_id`]); whoever has looked at 0 or at an older one has to look again. It
-    /// stays 0 where the host's kernel sees to it.
+    /// A number that rises when a file may have got a set-id bit that a write takes away
+    /// ([`Export::drop_set_id`]); whoever has looked at 0 or at an older one has to look again.
     pub fn set_id_given(&self) -> u64 {
-        match &self.model {
-            Model::Host(_) => 0,
-            Model::Mapped(mapped) => mapped.set_id_given(),
-        }
+        self.set_id_given.load(Ordering::Acquire)
     }
 
-    /// Takes the set-id bits from a file that is going to be written.
-    pub fn drop_set_id(&self, file: Located<'_>) -> Result<(), Errno> {
+    /// Sees to the set-id bits of a file that `user` is going to write: takes them away itself,
+    /// or finds that the write has to be made by [`Identity::changing_content`], where the kernel
+    /// sees to them, and returns the file's group for it. Where it is not, the kernel takes away
+    /// all that it may.
+    ///
+    /// [`Identity::changing_content`]: super::identity::Identity::changing_content
+    pub fn drop_set_id(&self, file: Located<'_>, user: u32) -> Result<Option<u32>, Errno> {
         match &self.model {
-            Model::Host(_) => Ok(()),
-            Model::Mapped(mapped) => mapped.drop_set_id(self, file),
+            Model::Host(_) => {
+                let stat = file.node.stat()?.0;
+                Ok(has_set_id(stat.stx_mode.into()).then_some(stat.stx_gid))
+            }
+            Model::Mapped(mapped) => mapped.drop_set_id(self, file, user).map(|()| None),
         }
     }
 

@@ -82,19 +82,19 @@ pub struct File {
     pub writable: bool,
     /// Whether a write returns only when the device has the data (O_SYNC, O_DSYNC).
     pub sync: bool,
-    /// Up to which [`Export::set_id_given`](crate::export::Export::set_id_given) a write has
-    /// taken the file's set-id bits away.
+    /// Up to which [`Export::set_id_given`](crate::export::Export::set_id_given) the file is
+    /// known to have no set-id bits that a write of this fid's user is to take away or to leave.
     pub set_id_dropped: Cell<u64>,
 }
 
 impl File {
-    /// A file opened with `flags`, about which nothing is known yet.
-    pub fn new(fd: OwnedFd, flags: OFlag) -> File {
+    /// A file opened with `flags`, whose set-id bits are known about up to `set_id_dropped`.
+    pub fn new(fd: OwnedFd, flags: OFlag, set_id_dropped: u64) -> File {
         File {
             fd,
             writable: flags & OFlag::O_ACCMODE != OFlag::O_RDONLY,
             sync: flags.intersects(OFlag::O_SYNC | OFlag::O_DSYNC),
-            set_id_dropped: Cell::new(0),
+            set_id_dropped: Cell::new(set_id_dropped),
         }
     }
 }

@@ -291,6 +291,34 @@ fn set_id_bits_fall_with_a_write() {
 }
 
 #[test]
+fn set_id_bits_stay_where_the_guest_s_root_writes() {
+    each_mapped(|mut share| {
+        share.create("file", 0o644, b"content");
+        let root = share.client.alloc_fid();
+        share.client.attach(root, "", "", 0).unwrap();
+        share.chmod("file", 0o6755).unwrap();
+        let fid = share.client.walk_path(root, "file").unwrap();
+        let resize = Tsetattr {
+            fid,
+            valid: setattr::SIZE,
+            size: 3,
+            ..no_change(0)
+        };
+        share.client.setattr(resize).unwrap();
+        share.client.lopen(fid, open::WRONLY | open::TRUNC).unwrap();
+        share.client.write(fid, 0, b"x").unwrap();
+        assert_eq!(share.seen("file").0, S_IFREG | 0o6755);
+        // But a new owner takes them, as on the host.
+        let owner = Tsetattr {
+            fid,
+            ..to_owner(1, 1)
+        };
+        share.client.setattr(owner).unwrap();
+        assert_eq!(share.seen("file").0, S_IFREG | 0o755);
+    });
+}
+
+#[test]
 fn set_id_bits_fall_with_truncation_and_a_new_owner() {
     each_mapped(|mut share| {
         share.create("file", 0o644, b"content");

@@ -64,6 +64,11 @@ fn stands_for(kind: u32) -> bool {
     )
 }
 
+/// Whether a write, truncation or change of owner may take something from this mode.
+pub fn has_set_id(mode: u32) -> bool {
+    mode & libc::S_IFMT == libc::S_IFREG && mode & (libc::S_ISUID | libc::S_ISGID) != 0
+}
+
 /// The mode that is left when a file is written or given away: without set-user-id, and without
 /// set-group-id where the group may execute (elsewhere the bit means mandatory locking). A
 /// directory's bits mean something else and stay (chown(2), write(2)).

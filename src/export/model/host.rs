@@ -8,6 +8,7 @@ use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, readlinkat, renameat};
 use nix::sys::stat::{FchmodatFlags, SFlag, fchmodat, mkdirat, mknodat};
 use nix::unistd::{UnlinkatFlags, linkat, symlinkat, unlinkat};
 
+use super::attributes::has_set_id;
 use super::change::{Change, chown, resize};
 use super::{NewFile, Xattrs};
 use crate::export::identity::{Identity, Owner};
@@ -95,7 +96,7 @@ pub(in crate::export) fn set_attributes(
     user: u32,
 ) -> Result<(), Errno> {
     if change.uid.is_some() || change.gid.is_some() || change.touch {
-        chown(node, change.uid, change.gid)?;
+        changing_content(identity, node, user, || chown(node, change.uid, change.gid))?;
     }
     if let Some(mode) = change.mode {
         identity.changing_mode(user, || {
@@ -104,9 +105,26 @@ pub(in crate::export) fn set_attributes(
         })?;
     }
     if let Some(size) = change.size {
-        resize(node, node.kind(), writable, size)?;
+        changing_content(identity, node, user, || {
+            resize(node, node.kind(), writable, size)
+        })?;
     }
     change.set_times(node)
+}
+
+/// Runs `change`, a change of content or owner that `user` asks for, so that the kernel takes the
+/// set-id bits which it takes from that user.
+pub(in crate::export) fn changing_content<T>(
+    identity: &Identity,
+    node: &Node,
+    user: u32,
+    change: impl FnOnce() -> Result<T, Errno>,
+) -> Result<T, Errno> {
+    let stat = node.stat()?.0;
+    match has_set_id(stat.stx_mode.into()) {
+        false => change(),
+        true => identity.changing_content(user, stat.stx_gid, change),
+    }
 }
 
 /// The target of a symbolic link. Errors: EINVAL for any other file.

@@ -9,7 +9,6 @@ use std::fmt::Debug;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use nix::errno::Errno;
@@ -29,6 +28,8 @@ use crate::export::place::{Located, Place};
 
 /// Longest target of a symbolic link, without its NUL (limits.h: PATH_MAX).
 const TARGET_MAX: u64 = 4095;
+/// Whose writes take no set-id bits away.
+const ROOT: u32 = 0;
 
 /// Where a mapped model keeps what the guest has set. Only [`Mapped`] calls it.
 pub(super) trait Store: Debug + Send + Sync {
@@ -92,8 +93,6 @@ pub(in crate::export) struct Mapped {
     modes: HostModes,
     /// Held by whoever looks at files that go by their names, alone by whoever changes names.
     names: Option<RwLock<()>>,
-    /// Rises when a file gets a set-id bit by chmod; never 0.
-    set_id_given: AtomicU64,
 }
 
 impl Mapped {
@@ -102,7 +101,6 @@ impl Mapped {
             names: store.by_name().then(RwLock::default),
             store: Box::new(store),
             modes,
-            set_id_given: AtomicU64::new(1),
         }
     }
 
@@ -120,10 +118,6 @@ impl Mapped {
 
     pub(in crate::export) fn xattrs(&self) -> Xattrs {
         self.store.xattrs()
-    }
-
-    pub(in crate::export) fn set_id_given(&self) -> u64 {
-        self.set_id_given.load(Ordering::Acquire)
     }
 
     fn looking(&self) -> Option<RwLockReadGuard<'_, ()>> {
@@ -191,6 +185,7 @@ impl Mapped {
         tree: &Export,
         file: Located<'_>,
         flags: OFlag,
+        user: u32,
     ) -> Result<(OwnedFd, Stat), Errno> {
         let stat = self.stat(tree, file)?;
         match stat.kind() {
@@ -202,7 +197,7 @@ impl Mapped {
             return Ok((file.node.reopen(flags)?, stat));
         }
         let fd = file.node.reopen(flags)?;
-        self.drop_set_id(tree, file)?;
+        self.drop_set_id(tree, file, user)?;
         Ok((fd, self.stat(tree, file)?))
     }
 
@@ -400,6 +395,7 @@ impl Mapped {
         file: Located<'_>,
         writable: Option<BorrowedFd<'_>>,
         change: &Change,
+        user: u32,
     ) -> Result<(), Errno> {
         let _changing = self.changing();
         let node = file.node;
@@ -413,9 +409,6 @@ impl Mapped {
         if let Some(permissions) = change.mode {
             let new = mode & libc::S_IFMT | permissions & 0o7777;
             changes.mode = Some(new);
-            if without_set_id(new) != new {
-                self.set_id_given.fetch_add(1, Ordering::Release);
-            }
         } else if change.uid.is_some() || change.gid.is_some() {
             changes.mode = dropped(mode);
         }
@@ -427,22 +420,27 @@ impl Mapped {
         }
         if let Some(size) = change.size {
             resize(node, before.kind(), writable, size)?;
-            self.drop_set_id_locked(tree, file)?;
+            self.drop_set_id_locked(tree, file, user)?;
         }
         change.set_times(node)
     }
 
-    /// Takes the set-id bits away from a file that is written.
+    /// Takes the set-id bits away from a file that `user` writes.
     pub(in crate::export) fn drop_set_id(
         &self,
         tree: &Export,
         file: Located<'_>,
+        user: u32,
     ) -> Result<(), Errno> {
         let _changing = self.changing();
-        self.drop_set_id_locked(tree, file)
+        self.drop_set_id_locked(tree, file, user)
     }
 
-    fn drop_set_id_locked(&self, tree: &Export, file: Located<'_>) -> Result<(), Errno> {
+    fn drop_set_id_locked(&self, tree: &Export, file: Located<'_>, user: u32) -> Result<(), Errno> {
+        // The guest's root has CAP_FSETID.
+        if user == ROOT {
+            return Ok(());
+        }
         let mode = self.view(tree, file)?.0.stx_mode.into();
         match dropped(mode) {
             None => Ok(()),

@@ -30,6 +30,7 @@ use clap::ValueEnum;
 use nix::errno::Errno;
 
 use attributes::Attributes;
+pub use attributes::has_set_id;
 pub use change::Change;
 use host::Host;
 use mapped::Mapped;

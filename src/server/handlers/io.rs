@@ -54,8 +54,11 @@ impl Server {
         let done = match content {
             Content::File(open) => match &open.handle {
                 Handle::File(file) => {
-                    self.drop_set_id(&fid, file)?;
-                    self.write_file(&open, file, m.offset, from, count)?
+                    let write = write_call(file, m.offset, from, count);
+                    match self.drop_set_id(&fid, file)? {
+                        None => self.write_file(&open, file.sync, count, write)?,
+                        Some(group) => self.write_as(&fid, &open, group, count, write)?,
+                    }
                 }
                 Handle::Directory(_) => return Err(Errno::EISDIR),
             },
@@ -110,41 +113,58 @@ impl Server {
         self.transfer(device, cost, done, count, read)
     }
 
-    /// Before the first write to an open file, and the first after a chmod that may have given
-    /// set-id bits again. Where the host's kernel takes them away this is one comparison.
-    fn drop_set_id(&self, fid: &Fid, file: &File) -> Result<(), Errno> {
+    /// Before the first write to an open file that may have set-id bits, and the first after a chmod
+    /// that may have given some. Elsewhere this is one comparison. The group of a file whose bits are
+    /// seen to by [`Server::write_as`].
+    fn drop_set_id(&self, fid: &Fid, file: &File) -> Result<Option<u32>, Errno> {
         let given = self.export.set_id_given();
-        if file.writable && file.set_id_dropped.get() != given {
-            let (export, held) = (&self.export, self.held(fid)?);
-            let located = held.located();
-            let device = located.node.id().device;
-            self.blocking_on(device, || export.drop_set_id(located))?;
+        if !file.writable || file.set_id_dropped.get() == given {
+            return Ok(None);
+        }
+        let (export, held, user) = (&self.export, self.held(fid)?, fid.user);
+        let located = held.located();
+        let device = located.node.id().device;
+        let group = self.blocking_on(device, || export.drop_set_id(located, user))?;
+        if group.is_none() {
             file.set_id_dropped.set(given);
         }
-        Ok(())
+        Ok(group)
+    }
+
+    /// Writes to a file of `group` that has set-id bits, as the fid's user.
+    #[cold]
+    fn write_as(
+        &self,
+        fid: &Fid,
+        open: &OpenFile,
+        group: u32,
+        count: usize,
+        write: impl Fn(usize, i32) -> std::io::Result<usize> + Send + Sync,
+    ) -> Result<usize, Errno> {
+        let (identity, user) = (self.export.identity(), fid.user);
+        let mut done = 0;
+        let progress = &mut done;
+        self.blocking_on(open.inode.key().id.device, || {
+            identity.acting(user, || {
+                identity.changing_content(user, group, || {
+                    go_on(progress, count, |done| write(done, 0))
+                })
+            })
+        })?;
+        Ok(done)
     }
 
     fn write_file(
         &self,
         open: &OpenFile,
-        file: &File,
-        offset: u64,
-        from: &Readable,
+        sync: bool,
         count: usize,
+        write: impl Fn(usize, i32) -> std::io::Result<usize> + Send + Sync,
     ) -> Result<usize, Errno> {
-        let (fd, device) = (file.fd.as_fd(), open.inode.key().id.device);
-        let write = move |done: usize, flags| {
-            from.write_to_file(
-                fd,
-                Twrite::PAYLOAD + done,
-                count - done,
-                offset + done as u64,
-                flags,
-            )
-        };
+        let device = open.inode.key().id.device;
         let mut done = 0;
         let mut cost = self.copying(count, Cost::Change);
-        if file.sync {
+        if sync {
             cost = Cost::Wait;
         } else if self.placement.tries_nowait(device, Transfer::Write) {
             match go_on(&mut done, count, |done| write(done, libc::RWF_NOWAIT)) {
@@ -183,6 +203,25 @@ impl Server {
             go_on(progress, count, |done| call(done, 0))
         })?;
         Ok(done)
+    }
+}
+
+/// A write to the file from which on what is done of `count` bytes, with `RWF_*` flags.
+fn write_call<'a>(
+    file: &'a File,
+    offset: u64,
+    from: &'a Readable,
+    count: usize,
+) -> impl Fn(usize, i32) -> std::io::Result<usize> + Send + Sync + 'a {
+    let fd = file.fd.as_fd();
+    move |done, flags| {
+        from.write_to_file(
+            fd,
+            Twrite::PAYLOAD + done,
+            count - done,
+            offset + done as u64,
+            flags,
+        )
     }
 }
 

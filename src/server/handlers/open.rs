@@ -5,7 +5,7 @@ use nix::fcntl::OFlag;
 use protocol::{Rlcreate, Rlopen, Tlcreate, Tlopen, open};
 
 use crate::export::directory::DirectoryStream;
-use crate::export::{FileKind, Name, Node};
+use crate::export::{FileKind, Name, Node, Stat, has_set_id};
 use crate::server::Server;
 use crate::server::fid::{File, Handle, OpenFile};
 use crate::server::inodes::Place;
@@ -30,14 +30,16 @@ impl Server {
             false => Cost::Held,
             true => Cost::Change,
         };
+        let given = self.export.set_id_given();
         let (fd, stat) = {
-            let (export, file) = (&self.export, file.located());
+            let (export, file, user) = (&self.export, file.located(), fid.user);
             self.with_descriptors(|| {
-                self.acting(&fid, file.node, cost, || export.open(file, flags))
+                self.acting(&fid, file.node, cost, || export.open(file, flags, user))
             })?
         };
+        let handle = self.handle(&file, fd, flags, &stat, given);
         let counted = self.session.inodes.count_open();
-        fid.open(OpenFile::new(inode, handle(&file, fd, flags), counted))?;
+        fid.open(OpenFile::new(inode, handle, counted))?;
         self.relieve();
         Ok(Rlopen {
             qid: self.qid(&stat),
@@ -58,13 +60,14 @@ impl Server {
         let exclusive = m.flags & open::EXCL != 0;
         let owner = self.owner(&fid, m.gid)?;
         let (export, directory) = (&self.export, directory.located());
+        let given = export.set_id_given();
         // Making the file is the first thing that takes a descriptor: without one, nothing is made.
         let (fd, node, stat) = self.with_descriptors(|| {
             self.creating(owner, directory.node, || {
                 export.create(directory, &name, flags, exclusive, m.mode, owner)
             })
         })?;
-        let handle = handle(&node, fd, flags);
+        let handle = self.handle(&node, fd, flags, &stat, given);
         let counted = self.session.inodes.count_open();
         let inode = self.admit(
             node,
@@ -80,12 +83,18 @@ impl Server {
             iounit: NO_IOUNIT,
         })
     }
-}
 
-fn handle(node: &Node, fd: OwnedFd, flags: OFlag) -> Handle {
-    match node.kind() {
-        FileKind::Directory => Handle::Directory(DirectoryStream::new(fd)),
-        _ => Handle::File(File::new(fd, flags)),
+    /// What is opened, of which `stat` is known, and was asked for when
+    /// [`Export::set_id_given`](crate::export::Export::set_id_given) was `given`.
+    fn handle(&self, node: &Node, fd: OwnedFd, flags: OFlag, stat: &Stat, given: u64) -> Handle {
+        match node.kind() {
+            FileKind::Directory => Handle::Directory(DirectoryStream::new(fd)),
+            _ => {
+                // What a mapped model keeps others may have changed: the first write looks again.
+                let known = !self.export.is_mapped() && !has_set_id(stat.0.stx_mode.into());
+                Handle::File(File::new(fd, flags, if known { given } else { 0 }))
+            }
+        }
     }
 }
 

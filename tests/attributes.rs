@@ -462,7 +462,7 @@ fn statfs_says_what_the_host_says() {
     let reply = guest.client.statfs(guest.root).unwrap();
     let host = nix::sys::statvfs::statvfs(guest.daemon.share()).unwrap();
     assert_eq!((reply.blocks, reply.files), (host.blocks(), host.files()));
-    assert_eq!(u64::from(reply.bsize), host.block_size());
+    assert_eq!(u64::from(reply.bsize), host.fragment_size());
     assert!(reply.bfree <= reply.blocks && reply.bavail <= reply.blocks);
     assert_eq!(reply.namelen, 255);
     guest.file("file", "x");

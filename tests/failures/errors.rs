@@ -97,7 +97,7 @@ const TRIES: &[(Op, Try)] = &[
     }),
     (Op::Removexattr, |c, f| {
         c.walk::<&str>(f.file, 905, &[])?;
-        c.xattrcreate(905, "user.faulty", 0, 0)?;
+        c.xattrcreate(905, "user.faulty", 0, protocol::xattr::REPLACE)?;
         c.clunk(905)
     }),
 ];
@@ -162,4 +162,15 @@ fn a_file_that_cannot_be_found_again_has_the_host_s_error_and_is_not_gone() {
         host.faulty.release();
     }
     host.client.getattr(file, getattr::ALL).unwrap();
+}
+
+#[test]
+fn a_file_system_s_size_is_told_in_the_unit_of_its_counts() {
+    let Some(mut host) = Host::new(|launch| launch) else {
+        return;
+    };
+    let fid = host.walk("faulty/file");
+    let reply = host.client.statfs(fid).unwrap();
+    // Best read in 64 KiB, counted in 4 KiB.
+    assert_eq!((reply.bsize, reply.blocks, reply.bfree), (4096, 1000, 900));
 }

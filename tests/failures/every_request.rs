@@ -170,7 +170,8 @@ const POSTS: &[(&str, Op, Post)] = &[
         Op::Removexattr,
         |c, f| {
             c.walk::<&str>(f.file, FREE + 6, &[]).unwrap();
-            c.xattrcreate(FREE + 6, "user.faulty", 0, 0).unwrap();
+            c.xattrcreate(FREE + 6, "user.faulty", 0, protocol::xattr::REPLACE)
+                .unwrap();
             let fid = FREE + 6;
             post(c, Tmessage::Clunk(Tclunk { fid }))
         },

@@ -637,7 +637,7 @@ impl Filesystem for Tree {
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
         self.run(Op::Statfs, move |go| match go {
-            Ok(()) => reply.statfs(1000, 900, 800, 100, 90, 4096, 255, 4096),
+            Ok(()) => reply.statfs(1000, 900, 800, 100, 90, 65536, 255, 4096),
             Err(errno) => reply.error(io::Error::from(errno).into()),
         });
     }

@@ -5,6 +5,7 @@ use std::os::fd::AsFd;
 use nix::errno::Errno;
 use nix::sys::stat::makedev;
 use nix::sys::statfs::fstatfs;
+use nix::sys::statvfs::fstatvfs;
 use protocol::{Rgetattr, Rsetattr, Rstatfs, Tgetattr, Time, Tsetattr, Tstatfs, getattr, setattr};
 
 use crate::export::name::NAME_MAX;
@@ -79,12 +80,16 @@ impl Server {
     pub(super) fn statfs(&self, m: Tstatfs) -> Result<Rstatfs, Errno> {
         let node = self.node(m.fid)?;
         let node = &*node;
-        let statfs = self.call(node.id().device, Cost::Held, || fstatfs(node))?;
+        let (statfs, unit) = self.call(node.id().device, Cost::Held, || {
+            // The C library's form knows the unit of the counts, and not the type.
+            Ok::<_, Errno>((fstatfs(node)?, fstatvfs(node)?.fragment_size()))
+        })?;
         let (major, minor) = node.id().device;
         Ok(Rstatfs {
             kind: statfs.filesystem_type().0 as u32,
-            // A block size of 0 has made clients divide by it.
-            bsize: (statfs.block_size() as u32).max(1),
+            // 9P has one size, and clients take it for the unit of the counts. One of 0 has made
+            // them divide by it.
+            bsize: (unit as u32).max(1),
             blocks: statfs.blocks(),
             bfree: statfs.blocks_free(),
             bavail: statfs.blocks_available(),

@@ -392,3 +392,24 @@ fn the_set_id_bits_that_stay_are_those_that_stay_on_the_host() {
         }
     }
 }
+
+#[test]
+fn attributes_of_the_host_s_administrator_are_refused() {
+    let mut guest = Guest::new();
+    let path = guest.file("file", "content");
+    for name in ["trusted.test", "security.test"] {
+        if !host_set(&path, "user.test", b"x") || !host_set(&path, name, b"host") {
+            eprintln!("skipped: {name} cannot be set here");
+            continue;
+        }
+        for user in [0, 1234] {
+            let root = guest.client.alloc_fid();
+            guest.client.attach(root, "", "", user).unwrap();
+            let fid = guest.client.walk_path(root, "file").unwrap();
+            guest.client.xattrcreate(fid, name, 5, 0).unwrap();
+            guest.client.write(fid, 0, b"guest").unwrap();
+            common::refused(guest.client.clunk(fid), nix::errno::Errno::EPERM);
+            assert_eq!(host_value(&path, name).unwrap(), b"host");
+        }
+    }
+}

@@ -1,4 +1,5 @@
-//! A driver that breaks the rules of the ring: the device stops, the daemon goes on.
+//! A driver that breaks the rules of the ring: the device stops, the daemon goes on. One that names a
+//! buffer outside of its memory loses that request alone.
 
 mod common;
 
@@ -6,10 +7,12 @@ use std::time::Duration;
 
 use common::{BINARY, Guest};
 use nix::errno::Errno;
-use protocol::{Tgetattr, Tmessage, getattr};
+use protocol::{
+    Header, NOTAG, Rlerror, Rmessage, Rread, Tgetattr, Tmessage, Tmkdir, Tread, Twrite, getattr,
+};
 use stub_guest::control::request;
 use stub_guest::front_end::FEATURE_INDIRECT_DESC;
-use stub_guest::ring::{DESC_INDIRECT, DESC_NEXT, DESC_WRITE, Descriptor, table_bytes};
+use stub_guest::ring::{DESC_INDIRECT, DESC_NEXT, DESC_WRITE, Descriptor, Segment, table_bytes};
 use stub_guest::{Attach, Client, Daemon, Error, FrontEnd, Options, Result};
 
 /// Addresses for a chain put together by hand.
@@ -76,7 +79,7 @@ fn reply(buffers: &Buffers) -> Descriptor {
     }
 }
 
-const BREAKAGES: [(&str, Breakage); 15] = [
+const BREAKAGES: [(&str, Breakage); 12] = [
     ("a head beyond the table", |f, b| {
         chain(f, &[ask(b, 1), reply(b)], 128)
     }),
@@ -91,59 +94,6 @@ const BREAKAGES: [(&str, Breakage); 15] = [
     }),
     ("a descriptor that follows itself", |f, b| {
         chain(f, &[ask(b, 0)], 0)
-    }),
-    ("an address outside of memory", |f, b| {
-        chain(
-            f,
-            &[
-                Descriptor {
-                    addr: 0x10,
-                    ..ask(b, 1)
-                },
-                reply(b),
-            ],
-            0,
-        )
-    }),
-    ("a reply outside of memory", |f, b| {
-        chain(
-            f,
-            &[
-                ask(b, 1),
-                Descriptor {
-                    addr: 1 << 60,
-                    ..reply(b)
-                },
-            ],
-            0,
-        )
-    }),
-    ("a buffer that leaves memory", |f, b| {
-        chain(
-            f,
-            &[
-                ask(b, 1),
-                Descriptor {
-                    len: u32::MAX,
-                    ..reply(b)
-                },
-            ],
-            0,
-        )
-    }),
-    ("an address that wraps around", |f, b| {
-        chain(
-            f,
-            &[
-                ask(b, 1),
-                Descriptor {
-                    addr: u64::MAX - 10,
-                    len: 100,
-                    ..reply(b)
-                },
-            ],
-            0,
-        )
     }),
     ("readable after writable", |f, b| {
         let writable = Descriptor {
@@ -182,6 +132,18 @@ const BREAKAGES: [(&str, Breakage); 15] = [
             next: 0,
         };
         indirect(f, b, &[ask(b, 1), inner], 32)
+    }),
+    ("an indirect table outside of memory", |f, _| {
+        chain(
+            f,
+            &[Descriptor {
+                addr: 1 << 60,
+                len: 32,
+                flags: DESC_INDIRECT,
+                next: 0,
+            }],
+            0,
+        )
     }),
     ("an indirect table whose chain leaves it", |f, b| {
         indirect(f, b, &[ask(b, 7), reply(b)], 32)
@@ -335,4 +297,131 @@ fn a_chain_with_nothing_to_read_or_nothing_to_write_is_a_bad_request_only() {
     let handle = guest.client.submit_frame(&frame, 0).unwrap();
     assert!(matches!(guest.client.wait(handle), Err(Error::Flushed)));
     guest.client.getattr(guest.root, getattr::ALL).unwrap();
+}
+
+/// The tag of requests that are put together by hand.
+const TAG: u16 = 7;
+/// Where no memory is.
+const OUTSIDE: u64 = 1 << 60;
+
+fn frame(message: &Tmessage<'_>) -> Vec<u8> {
+    let mut frame = Vec::new();
+    message.encode(TAG, &mut frame).unwrap();
+    frame
+}
+
+#[test]
+fn a_buffer_outside_of_memory_costs_that_request_only() {
+    let mut guest = Guest::new();
+    let file = guest.file("file", "as it was");
+    let fid = guest.open("file", libc::O_RDWR as u32);
+    let root = guest.root;
+    let getattr_of_root = Tmessage::Getattr(Tgetattr {
+        fid: root,
+        mask: getattr::ALL,
+    });
+    let (offset, count) = (0, 4096);
+    let write = frame(&Tmessage::Write(Twrite { fid, offset, count }));
+    let read = frame(&Tmessage::Read(Tread { fid, offset, count }));
+    let mkdir = frame(&Tmessage::Mkdir(Tmkdir {
+        dfid: root,
+        name: b"made",
+        mode: 0o755,
+        gid: 0,
+    }));
+    let memory = guest.client.front_end().memory();
+    let (request, reply) = (memory.alloc(4096).unwrap(), memory.alloc(4096).unwrap());
+    let sent = |addr, len| Segment {
+        addr,
+        len,
+        writable: false,
+    };
+    let room = |addr, len| Segment {
+        addr,
+        len,
+        writable: true,
+    };
+    let all = |frame: &[u8]| sent(request, frame.len() as u32);
+    let header = Rread::PAYLOAD as u32;
+    // What the device writes: EFAULT with this tag, or nothing.
+    let cases = [
+        (
+            "a zero-copy write from a page that is not shared",
+            &write,
+            vec![all(&write), sent(OUTSIDE, count), room(reply, header)],
+            Some(TAG),
+        ),
+        (
+            "a zero-copy read into a page that is not shared",
+            &read,
+            vec![all(&read), room(reply, header), room(OUTSIDE, count)],
+            Some(TAG),
+        ),
+        (
+            "a request outside of memory",
+            &mkdir,
+            vec![sent(0x10, 100), room(reply, 4096)],
+            Some(NOTAG),
+        ),
+        (
+            "half a header, and the rest outside",
+            &mkdir,
+            vec![sent(request, 5), sent(u64::MAX - 10, 100), room(reply, 20)],
+            Some(NOTAG),
+        ),
+        (
+            "a reply that leaves memory",
+            &mkdir,
+            vec![all(&mkdir), room(reply, u32::MAX)],
+            None,
+        ),
+        (
+            "a reply outside of memory",
+            &mkdir,
+            vec![all(&mkdir), room(OUTSIDE, 4096)],
+            None,
+        ),
+        (
+            "too little room for an error before what is outside",
+            &mkdir,
+            vec![all(&mkdir), room(reply, 10), room(OUTSIDE, 4096)],
+            None,
+        ),
+        (
+            "request and reply outside",
+            &mkdir,
+            vec![sent(OUTSIDE, 100), room(OUTSIDE, 100)],
+            None,
+        ),
+    ];
+    for indirect in [false, true] {
+        for (what, frame, segments, tag) in &cases {
+            let front_end = guest.client.front_end();
+            front_end.memory().write(request, frame).unwrap();
+            front_end.memory().write(reply, &[0xee; 4096]).unwrap();
+            front_end.post(segments, indirect).unwrap();
+            front_end.force_kick().unwrap();
+            let used = front_end.wait_used().unwrap();
+            let mut found = vec![0; 4096];
+            front_end.memory().read(reply, &mut found).unwrap();
+            let (written, untouched) = found.split_at(used.len as usize);
+            assert!(untouched.iter().all(|&byte| byte == 0xee), "{what}");
+            match tag {
+                Some(tag) => {
+                    let ecode = Errno::EFAULT as u32;
+                    let mut expected = Vec::new();
+                    Rmessage::Lerror(Rlerror { ecode })
+                        .encode(*tag, &mut expected)
+                        .unwrap();
+                    assert_eq!(written, expected, "{what}");
+                    assert_eq!(Header::decode(written).unwrap().size, used.len, "{what}");
+                }
+                None => assert_eq!(used.len, 0, "{what}"),
+            }
+            // The ring goes on.
+            guest.client.call(&getattr_of_root).unwrap();
+        }
+    }
+    assert!(!guest.path("made").exists(), "nothing was done");
+    assert_eq!(std::fs::read(file).unwrap(), b"as it was");
 }

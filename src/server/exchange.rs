@@ -29,17 +29,26 @@ impl Exchange {
     }
 
     /// Copies the frame, without the payload of a Twrite, out of guest memory into `head`, once:
-    /// what is decoded from it cannot change any more. Returns its header. Errors: EPROTO for a
-    /// frame that is shorter than it says, or than a header; EMSGSIZE for one longer than
-    /// `msize`, 0 meaning that none was agreed yet.
+    /// what is decoded from it cannot change any more. Returns its header. Errors: EFAULT if the
+    /// request or the room for its reply is not all in the guest's memory; EPROTO for a frame that
+    /// is shorter than it says, or than a header; EMSGSIZE for one longer than `msize`, 0 meaning
+    /// that none was agreed yet.
     pub fn receive(&mut self, head: &mut Vec<u8>, msize: u32) -> Result<Header, Errno> {
         let readable = self.readable();
         let mut start = [0; MOST_HEADS];
         let copied = readable.read_at(0, &mut start);
+        let cut = readable.is_cut() || self.writable().is_cut();
         if copied < HEADER_LEN {
-            return Err(Errno::EPROTO);
+            // The tag is not known. Linux does not look at it: it knows a reply by its chain.
+            return Err(if cut { Errno::EFAULT } else { Errno::EPROTO });
         }
         let header = Header::decode(&start[..HEADER_LEN]).map_err(|_| Errno::EPROTO)?;
+        if cut {
+            // Before anything is done. The reply goes where there is room before the cut: of a
+            // zero-copy read, whose pages may be missing, the header has room for an error.
+            self.tag = header.tag;
+            return Err(Errno::EFAULT);
+        }
         let size = header.size as usize;
         if size < HEADER_LEN || size > readable.len() {
             self.tag = header.tag;

@@ -28,6 +28,8 @@ const NOTHING: iovec = iovec {
 pub(crate) struct Segments {
     list: Vec<iovec>,
     len: usize,
+    /// Whether a descriptor led outside of the guest's memory. The list ends before it.
+    cut: bool,
 }
 
 // SAFETY: the pointers lead into mappings that live as long as the request, whichever thread uses
@@ -43,6 +45,7 @@ impl Segments {
         Segments {
             list: Vec::new(),
             len: 0,
+            cut: false,
         }
     }
 
@@ -50,18 +53,24 @@ impl Segments {
     pub(crate) fn clear(&mut self) {
         self.list.clear();
         self.len = 0;
+        self.cut = false;
     }
 
     pub(crate) fn len(&self) -> usize {
         self.len
     }
 
+    /// Whether no descriptor has been here that has a length.
+    pub(crate) fn is_unused(&self) -> bool {
+        self.len == 0 && !self.cut
+    }
+
     /// Appends `len` bytes of `memory`, which the request is to hold, from the guest's physical
-    /// address `address` on; false if not all of them are memory.
-    #[must_use]
-    pub(crate) fn push(&mut self, memory: &Memory, address: u64, len: u32) -> bool {
-        if len == 0 {
-            return true;
+    /// address `address` on. If not all of them are memory the list is cut: it ends before them, as
+    /// what comes behind would be in a wrong place.
+    pub(crate) fn push(&mut self, memory: &Memory, address: u64, len: u32) {
+        if len == 0 || self.cut {
+            return;
         }
         let bytes = len as usize;
         if let Some(start) = memory.contiguous(address, bytes) {
@@ -70,17 +79,22 @@ impl Segments {
                 iov_len: bytes,
             });
             self.len += bytes;
-            return true;
+            return;
         }
+        let (pieces, before) = (self.list.len(), self.len);
         for piece in memory.slices(address, len) {
-            let Ok(slice) = piece else { return false };
+            let Ok(slice) = piece else {
+                self.list.truncate(pieces);
+                self.len = before;
+                self.cut = true;
+                return;
+            };
             self.list.push(iovec {
                 iov_base: slice.ptr_guard_mut().as_ptr().cast(),
                 iov_len: slice.len(),
             });
             self.len += slice.len();
         }
-        true
     }
 
     /// Hints that the first bytes, up to `len`, will be used, as far as they are in one piece.
@@ -188,6 +202,11 @@ impl Segments {
 pub struct Readable(pub(crate) Segments);
 
 impl Readable {
+    /// Whether the driver has named an address outside of its memory. What is here ends before it.
+    pub fn is_cut(&self) -> bool {
+        self.0.cut
+    }
+
     /// Its length in bytes.
     pub fn len(&self) -> usize {
         self.0.len
@@ -226,6 +245,11 @@ impl Readable {
 pub struct Writable(pub(crate) Segments);
 
 impl Writable {
+    /// Whether the driver has named an address outside of its memory. What is here ends before it.
+    pub fn is_cut(&self) -> bool {
+        self.0.cut
+    }
+
     /// Its length in bytes.
     pub fn len(&self) -> usize {
         self.0.len

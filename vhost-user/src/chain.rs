@@ -1,7 +1,9 @@
 //! One walk over the descriptors of a request.
 //!
-//! Each descriptor is copied once, as the guest may change it meanwhile, and everything that a
-//! driver must not do is an error here: a request is either understood whole or not at all.
+//! Each descriptor is copied once, as the guest may change it meanwhile. What leaves in doubt which
+//! descriptors a chain has is an error here. A buffer outside of the guest's memory is none: the chain
+//! is understood, its half ends before that buffer, and the request alone fails. Drivers make such
+//! buffers of memory that they forgot to share: User-mode Linux of its page of zeros.
 
 use virtio_bindings::bindings::virtio_ring::{
     VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE,
@@ -29,8 +31,8 @@ pub enum ChainError {
     /// The chain is longer than its table: it leads back to itself.
     #[error("a chain that does not end")]
     Loop,
-    /// A descriptor or a table where there is no memory.
-    #[error("{0:#x} is not in the guest's memory")]
+    /// An indirect table where there is no memory.
+    #[error("an indirect table at {0:#x}, which is not in the guest's memory")]
     Address(u64),
     /// Readable memory behind writable.
     #[error("a readable descriptor behind a writable one")]
@@ -111,7 +113,8 @@ pub(crate) fn prefetch_table(memory: &Memory, table: VolatileSlice<'_>, head: u1
 }
 
 /// Collects the readable and the writable memory of the chain that begins with descriptor `head`
-/// of the ring's `table`.
+/// of the ring's `table`. A half that leads outside of `memory` is cut there, and the descriptors
+/// behind are looked at all the same.
 ///
 /// Taken although it is unusual, as other devices do: descriptors of no length, wherever they point
 /// to; a chain that goes on in an indirect table; a table that was not agreed on.
@@ -151,14 +154,12 @@ pub(crate) fn walk(
         }
         let segments = if has(VRING_DESC_F_WRITE) {
             &mut *writable
-        } else if writable.len() == 0 {
+        } else if writable.is_unused() {
             &mut *readable
         } else {
             return Err(ChainError::Order);
         };
-        if !segments.push(memory, address, u32::from_le(descriptor.len)) {
-            return Err(ChainError::Address(address));
-        }
+        segments.push(memory, address, u32::from_le(descriptor.len));
         if u32::try_from(segments.len()).is_err() {
             return Err(ChainError::TooLong);
         }

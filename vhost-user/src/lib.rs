@@ -18,7 +18,8 @@
 //! - `tally`: keeps what a guest can bring about without end out of the log.
 //!
 //! The guest is not trusted: what breaks the ring's rules stops the ring until the front-end stops
-//! and starts it again, and the process, the connection and the log are safe from it. The front-end
+//! and starts it again, and the process, the connection and the log are safe from it. A buffer outside
+//! of the guest's memory costs the one [`Request`] that names it. The front-end
 //! is checked, too, but can do what a virtual machine monitor can do to its own guest: it may keep
 //! the loop waiting for the rest of a message that it has begun, and end the process by cutting the
 //! files short that it has given as memory.

@@ -9,6 +9,9 @@ use crate::ring::Ring;
 /// A descriptor chain that the driver has made available. Whoever has it is the only one to
 /// answer it; dropped without being completed, it is completed with length 0.
 ///
+/// A half whose descriptors lead outside of the guest's memory ends before them and
+/// [says so](Readable::is_cut): such a request is to be refused, and the ring goes on.
+///
 /// It stays on the thread of the ring; its halves may be used by others:
 ///
 /// ```compile_fail

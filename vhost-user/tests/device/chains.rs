@@ -1,9 +1,10 @@
-//! A thousand random requests, direct and indirect, held against a model.
+//! A thousand random requests, direct and indirect, held against a model; requests that lead out of
+//! the guest's memory.
 
 use std::collections::HashMap;
 
 use crate::driver::{Descriptor, Used, readable, writable};
-use crate::machine::{BUFFERS, FEATURES, Machine};
+use crate::machine::{BUFFERS, FEATURES, MEMORY, MEMORY_SIZE, Machine, count};
 use crate::random::Random;
 
 /// Cuts a range into up to `most` descriptors.
@@ -115,4 +116,93 @@ fn a_thousand_random_requests_are_answered_as_the_model_says() {
 fn and_without_event_idx() {
     let features = FEATURES & !crate::front_end::feature::EVENT_IDX;
     compare_with_model(features, 0xdead_beef_cafe_f00d);
+}
+
+/// Addresses and lengths that are not all in memory.
+const OUTSIDE: [(u64, u32); 7] = [
+    (0x1000, 1),
+    (1 << 62, 16),
+    (BUFFERS, u32::MAX),
+    (MEMORY - 1, 2),
+    (MEMORY + MEMORY_SIZE - 1, 2),
+    (u64::MAX - 1, 16),
+    (u64::MAX, u32::MAX),
+];
+
+#[test]
+fn a_buffer_outside_of_memory_costs_that_request_only() {
+    let (question, answer) = (BUFFERS, BUFFERS + 0x400);
+    for (address, len) in OUTSIDE {
+        // Two bytes are there before it on either side, and what is behind it does not count.
+        let requests = [
+            (
+                vec![
+                    readable(question, 2),
+                    readable(address, len),
+                    readable(question + 2, 2),
+                    writable(answer, 8),
+                ],
+                (2, true),
+                (8, false),
+            ),
+            (
+                vec![
+                    readable(question, 4),
+                    writable(answer, 2),
+                    writable(address, len),
+                    writable(answer + 2, 2),
+                ],
+                (4, false),
+                (2, true),
+            ),
+            (
+                vec![readable(address, len), writable(answer, 8)],
+                (0, true),
+                (8, false),
+            ),
+            (
+                vec![readable(address, len), writable(address, len)],
+                (0, true),
+                (0, true),
+            ),
+        ];
+        for (chain, readable, writable) in requests {
+            for indirect in [false, true] {
+                let mut machine = Machine::started();
+                machine.exercise();
+                machine.memory.write(question, b"abcd");
+                machine.memory.write(answer, &[0xee; 8]);
+                machine.handler.keep.set(true);
+                match indirect {
+                    true => machine.post_indirect(0, &chain),
+                    false => machine.post(0, &chain),
+                }
+                machine.post_echo(40, b"hello");
+                machine.kick();
+                machine.event_loop.run();
+                {
+                    let kept = machine.handler.kept.borrow();
+                    let (asked, room) = (kept[0].readable(), kept[0].writable());
+                    assert_eq!((asked.len(), asked.is_cut()), readable, "{address:#x}");
+                    assert_eq!((room.len(), room.is_cut()), writable, "{address:#x}");
+                    assert!(!kept[1].readable().is_cut() && !kept[1].writable().is_cut());
+                }
+                machine.handler.answer();
+                machine.event_loop.run();
+                let len = readable.0.min(writable.0);
+                let used = [(0, len as u32), (40, 5)].map(|(head, len)| Used { head, len });
+                assert_eq!(machine.take_used(), used, "{address:#x}");
+                let mut expected = [0xee; 8];
+                expected[..len].copy_from_slice(&b"abcd"[..len]);
+                assert_eq!(machine.memory.read(answer, 8), expected);
+                assert_eq!(count(&machine.error), 0, "{address:#x}");
+                // The next request in the same place is whole again.
+                machine.handler.keep.set(false);
+                machine.post_echo(0, b"whole");
+                machine.kick();
+                machine.event_loop.run();
+                assert_eq!(machine.take_used(), [Used { head: 0, len: 5 }]);
+            }
+        }
+    }
 }

@@ -17,13 +17,17 @@ sqlite3() {
     "${loader[@]}" "$root/usr/bin/sqlite3" "$@"
 }
 
+# The guest gives account of this writer too: of what it leaves, and of its status.
 write() {
+    local status=0
     cd "$share"
     until [ -e none/sqlite_host/ready ]; do
         sleep 0.05
     done
-    database_write none/sqlite_host/database host 100
-    touch none/sqlite_host/written
+    cd none/sqlite_host
+    database_write database host 100 host || status=$?
+    echo "$status" >written.new
+    mv written.new written
 }
 
 # equal WHAT GOT WANTED

@@ -337,6 +337,73 @@ fn a_chain_of_directories_deeper_than_a_stack_ends() {
     remove_chain(&guest.path(""));
 }
 
+/// Directories that change places with those above them, by renames of the guest and of the host.
+#[test]
+fn directories_that_were_above_each_other_end_with_their_fids() {
+    const ROUNDS: usize = 50;
+    for way in WAYS {
+        for by_guest in [true, false] {
+            let mut guest = guest(way);
+            let before = open_descriptors(&guest);
+            for depth in (1..=3).cycle().take(ROUNDS) {
+                let fids = turn_upside_down(&mut guest, depth, by_guest);
+                for fid in &fids {
+                    guest.client.getattr(*fid, getattr::ALL).unwrap();
+                }
+                fs::remove_dir_all(guest.path("low")).unwrap();
+                for fid in fids {
+                    guest.client.clunk(fid).unwrap();
+                }
+            }
+            let clunked = open_descriptors(&guest);
+            assert!(clunked <= before + 4, "{way}: {before}, then {clunked}");
+            // Fids that nobody clunks end with the session, whether by Tversion or without it.
+            for ends_by_version in [true, false] {
+                for depth in (1..=3).cycle().take(ROUNDS) {
+                    turn_upside_down(&mut guest, depth, by_guest);
+                    fs::remove_dir_all(guest.path("low")).unwrap();
+                }
+                let Guest {
+                    mut client,
+                    mut daemon,
+                    ..
+                } = guest;
+                if ends_by_version {
+                    client.version(8192, "9P2000.L").unwrap();
+                }
+                drop(client);
+                let (client, root) = daemon.mount().unwrap();
+                guest = Guest {
+                    client,
+                    root,
+                    daemon,
+                };
+                let ended = open_descriptors(&guest);
+                assert!(ended <= before + 4, "{way}: {before}, then {ended}");
+            }
+        }
+    }
+}
+
+/// Makes `top`, and below it a directory at this depth, which becomes `low` with `top` in it; returns
+/// the fids of all.
+fn turn_upside_down(guest: &mut Guest, depth: usize, by_guest: bool) -> Vec<u32> {
+    let below = format!("top{}", "/d".repeat(depth));
+    fs::create_dir_all(guest.path(&below)).unwrap();
+    let (root, top, low) = (guest.root, guest.walk("top"), guest.walk(&below));
+    if by_guest {
+        let above = guest.walk(below.rsplit_once('/').unwrap().0);
+        guest.client.renameat(above, "d", root, "low").unwrap();
+        guest.client.renameat(root, "top", low, "top").unwrap();
+        guest.client.clunk(above).unwrap();
+    } else {
+        fs::rename(guest.path(&below), guest.path("low")).unwrap();
+        fs::rename(guest.path("top"), guest.path("low/top")).unwrap();
+    }
+    let again = guest.client.walk_path(low, "top").unwrap();
+    vec![top, low, again]
+}
+
 /// Removes a tree that is too deep for a path, from the top down.
 fn remove_chain(top: &Path) {
     let aside = top.join("aside");

@@ -26,7 +26,10 @@ use crate::export::{InodeKey, Lookup, Name, Node};
 pub struct Inode {
     key: InodeKey,
     pin: RefCell<Pin>,
-    /// Where it was seen last.
+    /// Where it was seen last. An inode keeps the directory of its place, that one the directory of
+    /// its own, and so on, which must end: two that kept each other would live for ever.
+    /// [`Inode::moved_to`] alone sets it, and only if the way from the directory does not come back
+    /// to the inode, so there is no cycle, whatever names the guest and the host give.
     place: RefCell<Option<Place>>,
     /// How many were seen last in this directory.
     children: Cell<usize>,
@@ -117,12 +120,47 @@ impl Inode {
         self.place.borrow().clone()
     }
 
-    /// Remembers where it is now.
+    /// Remembers where it is now, or nothing of where it is if that cannot be without a cycle.
     pub fn moved_to(&self, place: Place) {
-        let children = &place.directory.children;
-        children.set(children.get() + 1);
+        let place = self.ends_above(&place.directory).then_some(place);
+        if let Some(place) = &place {
+            let children = &place.directory.children;
+            children.set(children.get() + 1);
+        }
         // The old one may be the last to know of a directory: not dropped while it is borrowed.
-        let _old = self.place.replace(Some(place)).map(Place::left);
+        let _old = self.place.replace(place).map(Place::left);
+    }
+
+    /// Whether the way up from `directory` ends without this inode. If it leads here, the one below
+    /// this was moved away since it was seen here, for this is below it now: what is known of its
+    /// place is forgotten, and the way ends.
+    fn ends_above(&self, directory: &Rc<Inode>) -> bool {
+        /// So far is looked: a guest may know of any depth, and no way is longer that it can name.
+        const DEPTH: usize = 4096;
+        if std::ptr::eq(&raw const **directory, self) {
+            return false;
+        }
+        let known_there = |place: &Option<Place>| {
+            let known = place.as_ref().map(|place| &place.directory);
+            known.is_some_and(|known| Rc::ptr_eq(known, directory))
+        };
+        // What was seen below nothing ends no way, and what stays in its directory makes no new one.
+        if self.children.get() == 0 || known_there(&self.place.borrow()) {
+            return true;
+        }
+        let mut below = directory.clone();
+        for _ in 0..DEPTH {
+            let above = match &*below.place.borrow() {
+                Some(place) => place.directory.clone(),
+                None => return true,
+            };
+            if std::ptr::eq(&raw const *above, self) {
+                let _this = below.place.take().map(Place::left);
+                return true;
+            }
+            below = above;
+        }
+        false
     }
 }
 

@@ -271,10 +271,11 @@ impl Inodes {
         };
         count.set(count.get() - 1);
         let mut table = self.table.borrow_mut();
-        // A later inode with the same number may have taken the entry.
+        // A later inode with the same key may have taken the entry: that one lives. Where this one is
+        // says nothing, for it may have been moved out of its `Rc` to be dropped.
         if table
             .get(&inode.key)
-            .is_some_and(|entry| std::ptr::eq(entry.as_ptr(), inode))
+            .is_some_and(|entry| entry.strong_count() == 0)
         {
             table.remove(&inode.key);
         }

@@ -95,7 +95,8 @@ pub struct Options {
           value_parser = clap::value_parser!(u16).range(0..=1000))]
     pub poll_us: u16,
 
-    /// How many descriptors the daemon may have open [default: as many as it is allowed]
+    /// How many descriptors the daemon may have open. An eighth (40 to 256) is its own; a guest
+    /// whose files take more than the rest gets ENFILE [default: as many as it is allowed]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(64..))]
     pub rlimit_nofile: Option<u64>,
 
@@ -137,7 +138,7 @@ pub struct Options {
     pub inode_file_handles: FileHandles,
 
     /// How many fids the guest may have: files and directories that its kernel remembers or has open.
-    /// One more gets EMFILE
+    /// One more gets ENFILE
     #[arg(long, value_name = "N", default_value_t = 1 << 20,
           value_parser = clap::value_parser!(u32).range(16..))]
     pub limit_fids: u32,

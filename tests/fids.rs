@@ -286,7 +286,7 @@ fn many_requests_at_once_share_the_fewest_descriptors() {
 }
 
 #[test]
-fn open_files_are_as_many_as_there_are_descriptors_and_then_emfile() {
+fn open_files_are_as_many_as_there_are_descriptors_and_then_enfile() {
     for way in WAYS {
         let mut guest = guest(way);
         let count = DESCRIPTORS as u32;
@@ -298,13 +298,13 @@ fn open_files_are_as_many_as_there_are_descriptors_and_then_emfile() {
             match walked.and_then(|_| guest.client.lopen(fid, open::RDONLY)) {
                 Ok(_) => opened += 1,
                 Err(error) => {
-                    refused::<()>(Err(error), Errno::EMFILE);
+                    refused::<()>(Err(error), Errno::ENFILE);
                     break;
                 }
             }
         }
-        // Hardly any other descriptor is needed then.
-        assert!(opened > DESCRIPTORS - 64, "{way}: {opened}");
+        // The rest is the daemon's, and for looking at other files.
+        assert!(opened > DESCRIPTORS * 3 / 4, "{way}: {opened}");
         assert!(opened < DESCRIPTORS);
         // Those that are open go on, and room that is made is used.
         guest.client.read(FIRST, 0, 10).unwrap();

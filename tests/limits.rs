@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 use common::{BINARY, Guest, host_set, refused};
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 use protocol::{Tgetattr, Tmessage, Tread, getattr, lock, open};
 use stub_guest::daemon::Launch;
 use stub_guest::messages::Lock;
-use stub_guest::{Client, Error};
+use stub_guest::{CallFd, Client, Error};
 
 fn guest(args: &[&str]) -> Guest {
     let launch = Launch::new(BINARY);
@@ -28,23 +29,179 @@ fn fids() {
     let fids: Vec<u32> = (1..20).map(|_| guest.walk("file")).collect();
     let client = &mut guest.client;
     let more = client.alloc_fid();
-    refused(client.walk(root, more, &["file"]), Errno::EMFILE);
-    refused(client.walk(root, more, &[] as &[&str]), Errno::EMFILE);
-    refused(client.attach(more, "", "", 0), Errno::EMFILE);
-    refused(client.xattrwalk(fids[0], more, ""), Errno::EMFILE);
+    refused(client.walk(root, more, &["file"]), Errno::ENFILE);
+    refused(client.walk(root, more, &[] as &[&str]), Errno::ENFILE);
+    refused(client.attach(more, "", "", 0), Errno::ENFILE);
+    refused(client.xattrwalk(fids[0], more, ""), Errno::ENFILE);
     // All that needs no further one goes on, and a walk onto the fid itself needs none.
     client.getattr(fids[5], getattr::BASIC).unwrap();
     client.lopen(fids[6], open::RDONLY).unwrap();
     client.walk(fids[7], fids[7], &[] as &[&str]).unwrap();
     client.clunk(fids[8]).unwrap();
     client.walk(root, fids[8], &["file"]).unwrap();
-    refused(client.walk(root, more, &["file"]), Errno::EMFILE);
+    refused(client.walk(root, more, &["file"]), Errno::ENFILE);
     // A new session has none.
     client.forget();
     guest.root = guest.client.mount(&Default::default()).unwrap();
     for _ in 1..20 {
         guest.walk("file");
     }
+}
+
+/// Asserts that the daemon has descriptors left for its front-end and for the next one.
+#[track_caller]
+fn assert_reserve(mut guest: Guest, count: usize) {
+    assert!((100..180).contains(&count), "{count} descriptors");
+    for _ in 0..3 {
+        let front_end = guest.client.front_end();
+        front_end.replace_call(CallFd::EventFd).unwrap();
+        front_end.replace_kick().unwrap();
+        guest.client.getattr(guest.root, getattr::BASIC).unwrap();
+    }
+    // A walk of many names has them all at once.
+    let path = "d/".repeat(15);
+    let deep = guest
+        .client
+        .walk_path(guest.root, path.trim_end_matches('/'));
+    assert!(
+        deep.is_ok() || matches!(deep, Err(Error::Errno(code)) if code == Errno::ENFILE as u32)
+    );
+    guest.client.front_end().set_mem_table().unwrap();
+    let base = guest.client.front_end().stop().unwrap();
+    guest.client.front_end().start(base).unwrap();
+    guest.client.getattr(guest.root, getattr::BASIC).unwrap();
+    let Guest {
+        client, mut daemon, ..
+    } = guest;
+    drop(client);
+    let (mut client, root) = daemon.mount().unwrap();
+    client.getattr(root, getattr::BASIC).unwrap();
+}
+
+/// Takes until there is no more, and returns how often that was; twice, for once proves no limit.
+#[track_caller]
+fn until_refused(mut take: impl FnMut() -> Result<(), Error>) -> usize {
+    let count = (0..).find(|_| match take() {
+        Ok(()) => false,
+        refusal => {
+            refused(refusal, Errno::ENFILE);
+            true
+        }
+    });
+    refused(take(), Errno::ENFILE);
+    count.unwrap()
+}
+
+#[test]
+fn open_files_leave_the_daemon_its_descriptors() {
+    for handles in ["prefer", "never"] {
+        let mut guest = guest(&["--rlimit-nofile=200", "--inode-file-handles", handles]);
+        std::fs::create_dir_all(guest.path(&"d/".repeat(15))).unwrap();
+        guest.file("file", "content");
+        let root = guest.root;
+        let client = &mut guest.client;
+        let count = until_refused(|| {
+            let fid = client.walk_path(root, "file")?;
+            client.lopen(fid, open::RDONLY).map(drop)
+        });
+        assert_reserve(guest, count);
+    }
+}
+
+#[test]
+fn new_files_leave_the_daemon_its_descriptors() {
+    let mut guest = guest(&["--rlimit-nofile=200"]);
+    std::fs::create_dir_all(guest.path(&"d/".repeat(15))).unwrap();
+    let root = guest.root;
+    let client = &mut guest.client;
+    let mut number = 0;
+    let count = until_refused(|| {
+        let fid = client.alloc_fid();
+        client.walk(root, fid, &[] as &[&str])?;
+        number += 1;
+        let name = number.to_string();
+        client
+            .lcreate(fid, &name, open::RDWR | open::EXCL, 0o600, common::NO_ID)
+            .map(drop)
+    });
+    // What was refused was not made.
+    assert!(!guest.path(&number.to_string()).exists());
+    assert_reserve(guest, count);
+}
+
+#[test]
+fn locks_leave_the_daemon_its_descriptors() {
+    let mut guest = guest(&["--rlimit-nofile=200"]);
+    std::fs::create_dir_all(guest.path(&"d/".repeat(15))).unwrap();
+    guest.file("file", "");
+    let fid = guest.open("file", open::RDWR);
+    let mut proc_id = 0;
+    let client = &mut guest.client;
+    let count = until_refused(|| {
+        proc_id += 1;
+        let lock = Lock {
+            proc_id,
+            ..Lock::whole(lock::RDLCK)
+        };
+        client.lock(fid, 0, &lock).map(drop)
+    });
+    assert_reserve(guest, count);
+}
+
+#[test]
+fn files_without_a_name_leave_the_daemon_its_descriptors() {
+    for handles in ["prefer", "never"] {
+        let mut guest = guest(&["--rlimit-nofile=200", "--inode-file-handles", handles]);
+        std::fs::create_dir_all(guest.path(&"d/".repeat(15))).unwrap();
+        let mut number = 0;
+        let count = until_refused(|| {
+            number += 1;
+            let name = format!("file-{number}");
+            let path = guest.file(&name, "");
+            let fid = guest.client.walk_path(guest.root, &name);
+            std::fs::remove_file(path).unwrap();
+            fid.map(drop)
+        });
+        assert_reserve(guest, count);
+    }
+}
+
+#[test]
+fn a_front_end_waits_that_the_host_has_no_descriptor_for() {
+    let Guest {
+        client, mut daemon, ..
+    } = guest(&[]);
+    drop(client);
+    let pid = Pid::from_raw(daemon.pid() as i32);
+    let allow = |limit| {
+        let limit = libc::rlimit {
+            rlim_cur: limit,
+            rlim_max: 1024,
+        };
+        // SAFETY: the limit is one struct rlimit, and nothing is written.
+        let result = unsafe {
+            libc::prlimit(
+                pid.as_raw(),
+                libc::RLIMIT_NOFILE,
+                &limit,
+                std::ptr::null_mut(),
+            )
+        };
+        assert_eq!(result, 0);
+    };
+    allow(3);
+    // Accepted by the kernel alone.
+    let stream = daemon.stream().unwrap();
+    let begin = Instant::now();
+    while !daemon.stderr().contains("cannot accept") {
+        assert!(begin.elapsed() < Duration::from_secs(20));
+        std::thread::yield_now();
+    }
+    allow(1024);
+    let front_end = stub_guest::FrontEnd::new(stream, Default::default()).unwrap();
+    Client::new(front_end).mount(&Default::default()).unwrap();
+    daemon.signal(Signal::SIGTERM).unwrap();
+    assert!(daemon.wait().unwrap().success());
 }
 
 #[test]

@@ -32,6 +32,8 @@ const VIRTIO_9P_MOUNT_TAG: u64 = 1 << 0;
 const MAX_QUEUE_SIZE: u16 = 1024;
 /// How long a busy loop leaves signals, the front-end and new connections alone.
 const LOOK_INTERVAL: Duration = Duration::from_micros(100);
+/// How long a front-end waits that could not be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Why the daemon cannot start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -227,6 +229,7 @@ pub fn run(options: &Options) -> Result<(), Error> {
         connection: None,
         search: Spin::new(options.poll_time()),
         looked: Instant::now(),
+        listen_again: None,
         served: false,
         stopping: false,
     };
@@ -249,6 +252,8 @@ struct Daemon {
     search: Spin,
     /// When the descriptors were last looked at.
     looked: Instant,
+    /// When to look for a front-end again that could not be accepted.
+    listen_again: Option<Instant>,
     /// Whether a front-end has been there.
     served: bool,
     stopping: bool,
@@ -295,7 +300,12 @@ impl Daemon {
             }
         };
         if may_sleep {
-            until_next_moment()
+            until(
+                coroutine::next_deadline()
+                    .into_iter()
+                    .chain(self.listen_again)
+                    .min(),
+            )
         } else {
             EpollTimeout::ZERO
         }
@@ -315,6 +325,13 @@ impl Daemon {
             .filter_map(|event| Token::of(event.data()))
         {
             self.on_event(token)?;
+        }
+        if self
+            .listen_again
+            .is_some_and(|moment| moment <= self.looked)
+        {
+            self.listen_again = None;
+            self.listen()?;
         }
         Ok(())
     }
@@ -356,10 +373,8 @@ impl Daemon {
     fn wait_for_front_end(&mut self) -> Result<(), Error> {
         match &mut self.socket {
             Socket::Listening(_) if self.once && self.served => self.stopping = true,
-            Socket::Listening(listener) => {
-                self.reactor
-                    .watch(&*listener, Token::Listener)
-                    .map_err(host("epoll"))?;
+            Socket::Listening(_) => {
+                self.listen()?;
                 log::info!("listening");
             }
             Socket::Connected(stream) => match stream.take() {
@@ -370,16 +385,34 @@ impl Daemon {
         Ok(())
     }
 
+    fn listen(&self) -> Result<(), Error> {
+        if let Socket::Listening(listener) = &self.socket {
+            let watched = self.reactor.watch(listener, Token::Listener);
+            watched.map_err(host("epoll"))?;
+        }
+        Ok(())
+    }
+
     fn accept(&mut self) -> Result<(), Error> {
         let Socket::Listening(listener) = &self.socket else {
             return Ok(());
         };
-        if let Some(stream) = listener.accept().map_err(host("a connection"))? {
-            // One front-end at a time; the next one waits in the socket's queue.
-            self.reactor.unwatch(listener);
-            self.connect(stream)?;
+        match listener.accept() {
+            Ok(None) => Ok(()),
+            Ok(Some(stream)) => {
+                // One front-end at a time; the next one waits in the socket's queue.
+                self.reactor.unwatch(listener);
+                self.connect(stream)
+            }
+            Err(error) if is_lasting(&error) => Err(host("a connection")(error)),
+            Err(error) => {
+                // The host is short of something, and the front-end still there.
+                log::warn!("cannot accept a front-end now: {error}");
+                self.reactor.unwatch(listener);
+                self.listen_again = Some(Instant::now() + ACCEPT_PAUSE);
+                Ok(())
+            }
         }
-        Ok(())
     }
 
     fn connect(&mut self, stream: UnixStream) -> Result<(), Error> {
@@ -396,15 +429,29 @@ impl Daemon {
     }
 }
 
-/// How long the loop may sleep on behalf of coroutines that wait for a moment: for ever, mostly.
-fn until_next_moment() -> EpollTimeout {
-    let Some(deadline) = coroutine::next_deadline() else {
+/// How long the loop may sleep that waits for a moment: for ever, mostly.
+fn until(moment: Option<Instant>) -> EpollTimeout {
+    let Some(deadline) = moment else {
         return EpollTimeout::NONE;
     };
     let left = deadline.saturating_duration_since(Instant::now());
     // Rounded up, not to wake too early over and over. The longest that fits is enough.
     let milliseconds = left.as_nanos().div_ceil(1_000_000).min(i32::MAX as u128);
     EpollTimeout::try_from(milliseconds).unwrap_or(EpollTimeout::MAX)
+}
+
+/// Whether accept(2) fails because of the socket itself.
+fn is_lasting(error: &io::Error) -> bool {
+    let lasting = [
+        libc::EBADF,
+        libc::EINVAL,
+        libc::ENOTSOCK,
+        libc::EOPNOTSUPP,
+        libc::EFAULT,
+    ];
+    error
+        .raw_os_error()
+        .is_none_or(|code| lasting.contains(&code))
 }
 
 /// `struct virtio_9p_config`: the tag's length and its bytes, without a NUL.
@@ -453,8 +500,8 @@ fn set_limit(limit: Option<u64>) -> Result<u64, Error> {
     Ok(wanted)
 }
 
-/// How many of all descriptors the guest's files may have: some are the daemon's own, and each
-/// request under way may need some for a moment.
+/// How many of all descriptors the guest's files may have: some are the daemon's own, the front-end
+/// sends others, and each request under way may need some for a moment.
 fn descriptor_budget(limit: u64) -> usize {
-    usize::try_from(limit - (limit / 4).clamp(32, 256)).unwrap_or(usize::MAX)
+    usize::try_from(limit - (limit / 8).clamp(40, 256)).unwrap_or(usize::MAX)
 }

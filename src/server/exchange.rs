@@ -129,6 +129,8 @@ impl Exchange {
                 log::trace!("tag {}: {message:?}", self.tag);
                 encode(message, self.tag, room, scratch)
             }
+            // Which the guest's program would take for a limit of its own.
+            Err(Errno::EMFILE) => Err(Errno::ENFILE),
             Err(errno) => Err(*errno),
         };
         let size = encoded.or_else(|errno| {

@@ -264,7 +264,7 @@ impl Fids {
         table.get(&number).cloned().ok_or(Errno::EBADF)
     }
 
-    /// Errors: EINVAL for a number that is in use, or that never can be; EMFILE if there are as many
+    /// Errors: EINVAL for a number that is in use, or that never can be; ENFILE if there are as many
     /// as there may be.
     pub fn check_free(&self, number: u32) -> Result<(), Errno> {
         let table = self.table.borrow();
@@ -272,7 +272,7 @@ impl Fids {
             return Err(Errno::EINVAL);
         }
         if table.len() >= self.limit {
-            return Err(Errno::EMFILE);
+            return Err(Errno::ENFILE);
         }
         Ok(())
     }

@@ -72,7 +72,7 @@ pub struct Inodes {
     given_up: Cell<usize>,
     /// Descriptors of open files, which are nobody's to give up.
     open: Rc<Cell<usize>>,
-    /// How many descriptors of both kinds there should be at the most.
+    /// How many descriptors of both kinds there may be: the rest is the daemon's own.
     budget: usize,
     /// The number from which on to look for some to give up: more than the budget if there were
     /// none the last time.
@@ -230,10 +230,20 @@ impl Inodes {
         self.table.borrow().get(key)?.upgrade()
     }
 
-    /// One more open file, until the value returned is dropped.
-    pub fn count_open(&self) -> OpenDescriptor {
-        self.open.set(self.open.get() + 1);
-        OpenDescriptor(self.open.clone())
+    /// One more open file, until the value returned is dropped. Errors: ENFILE if there are as many
+    /// as there may be. Some of the budget is left to inodes, or no other file could be looked at.
+    pub fn count_open(&self) -> Result<OpenDescriptor, Errno> {
+        let open = self.open.get();
+        if open >= self.budget - self.budget / 8 {
+            return Err(Errno::ENFILE);
+        }
+        self.open.set(open + 1);
+        Ok(OpenDescriptor(self.open.clone()))
+    }
+
+    /// Whether the guest may have one more descriptor, of whatever kind.
+    fn has_room(&self) -> bool {
+        self.descriptors() < self.budget
     }
 
     /// An inode whose descriptor was given up has this one from now on.
@@ -353,10 +363,11 @@ impl Server {
         match inode.held() {
             Some(node) => Ok(node),
             None => {
+                let keeps = self.room().is_ok();
                 let node = self.with_descriptors(|| match inode.held() {
                     // Another request was faster, while this one waited for a descriptor.
                     Some(node) => Ok(node),
-                    None => Ok(self.session.inodes.hold(inode, self.find(inode)?)),
+                    None => Ok(self.found_again(inode, self.find(inode)?, keeps)),
                 })?;
                 self.relieve();
                 Ok(node)
@@ -369,10 +380,49 @@ impl Server {
         if let Some(node) = open.inode.held() {
             return Ok(node);
         }
+        let keeps = self.room().is_ok();
         let (device, fd) = (open.inode.key().id.device, open.handle.as_fd());
         let (node, _) =
             self.with_descriptors(|| self.call(device, Cost::Held, || Node::of_open_file(fd)))?;
-        Ok(self.session.inodes.hold(&open.inode, node))
+        Ok(self.found_again(&open.inode, node, keeps))
+    }
+
+    /// The pinned file of an inode that had given its descriptor up. Where there is no room for
+    /// another, only the request keeps it.
+    fn found_again(&self, inode: &Rc<Inode>, node: Node, keeps: bool) -> Rc<Node> {
+        match keeps {
+            true => self.session.inodes.hold(inode, node),
+            false => inode.held().unwrap_or_else(|| Rc::new(node)),
+        }
+    }
+
+    /// Before a descriptor is made that the guest is going to keep. Errors: ENFILE if it has as many
+    /// as it may, and none of them can be given up.
+    #[inline]
+    pub(super) fn room(&self) -> Result<(), Errno> {
+        match self.session.inodes.has_room() {
+            true => Ok(()),
+            false => self.make_room(),
+        }
+    }
+
+    #[cold]
+    fn make_room(&self) -> Result<(), Errno> {
+        /// Each looks at an eighth of all. What was given up may have gone to another request.
+        const TRIES: usize = 16;
+        for _ in 0..TRIES {
+            self.give_up_descriptors();
+            if self.session.inodes.has_room() {
+                return Ok(());
+            }
+        }
+        Err(Errno::ENFILE)
+    }
+
+    /// Counts a descriptor that is about to be opened for the guest. Errors: ENFILE.
+    pub(super) fn count_open(&self) -> Result<OpenDescriptor, Errno> {
+        self.room()?;
+        self.session.inodes.count_open()
     }
 
     /// Follows the inode's trace, and before it those of the directories that it depends on, which
@@ -548,6 +598,7 @@ impl Server {
     pub(super) fn keep_found(&self, found: Option<Node>) {
         if let Some(node) = found
             && let Some(inode) = self.session.inodes.get(node.key())
+            && self.room().is_ok()
         {
             self.session.inodes.hold(&inode, node);
         }

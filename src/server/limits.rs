@@ -13,7 +13,7 @@ use nix::errno::Errno;
 /// How much there may be; one guest's, at any moment.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Fids: EMFILE for one more.
+    /// Fids: ENFILE for one more.
     pub fids: usize,
     /// Bytes of attributes that are being read or written by fids of their own: ENOMEM.
     pub xattr_bytes: usize,

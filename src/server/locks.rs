@@ -302,7 +302,7 @@ mod tests {
             description: file.into(),
             held: RefCell::default(),
             share: RefCell::new(Bound::new(9, Errno::ENOLCK).take(1).unwrap()),
-            counted: Inodes::new(1).count_open(),
+            counted: Inodes::new(8).count_open().unwrap(),
         };
         let (read, write, none) = (libc::F_RDLCK, libc::F_WRLCK, libc::F_UNLCK);
         owner.note(range(write, 0, i64::MAX));

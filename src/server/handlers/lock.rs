@@ -81,7 +81,7 @@ impl Server {
         let writable = self.export.writable().is_ok();
         self.session.locks.owner(open, client, process, || {
             let node = &*self.hold_open(open)?;
-            let counted = self.session.inodes.count_open();
+            let counted = self.count_open()?;
             let device = node.id().device;
             let description = self
                 .with_descriptors(|| self.blocking_on(device, || open_for_locks(node, writable)))?;

@@ -30,6 +30,7 @@ impl Server {
             false => Cost::Held,
             true => Cost::Change,
         };
+        let counted = self.count_open()?;
         let given = self.export.set_id_given();
         let (fd, stat) = {
             let (export, file, user) = (&self.export, file.located(), fid.user);
@@ -38,7 +39,6 @@ impl Server {
             })?
         };
         let handle = self.handle(&file, fd, flags, &stat, given);
-        let counted = self.session.inodes.count_open();
         fid.open(OpenFile::new(inode, handle, counted))?;
         self.relieve();
         Ok(Rlopen {
@@ -60,6 +60,7 @@ impl Server {
         let exclusive = m.flags & open::EXCL != 0;
         let owner = self.owner(&fid, m.gid)?;
         let (export, directory) = (&self.export, directory.located());
+        let counted = self.count_open()?;
         let given = export.set_id_given();
         // Making the file is the first thing that takes a descriptor: without one, nothing is made.
         let (fd, node, stat) = self.with_descriptors(|| {
@@ -68,7 +69,6 @@ impl Server {
             })
         })?;
         let handle = self.handle(&node, fd, flags, &stat, given);
-        let counted = self.session.inodes.count_open();
         let inode = self.admit(
             node,
             Some(Place {

@@ -52,6 +52,7 @@ impl Server {
             return Err(Errno::EBADF);
         }
         self.session.fids.check_free(m.fid)?;
+        self.room()?;
         let export = &self.export;
         let user = export.identity().ids().uids.to_host(m.n_uname)?;
         let (root, stat) =

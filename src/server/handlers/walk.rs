@@ -33,6 +33,7 @@ impl Server {
         let mut qids = Qids::new();
         let mut end = start;
         if !m.names.is_empty() {
+            self.room()?;
             let node = self.node_of(&fid)?;
             let walked = self.resolve(&fid, &node, &m.names)?;
             let mut error = walked.error;

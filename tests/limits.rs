@@ -3,17 +3,17 @@
 
 mod common;
 
+use std::collections::HashSet;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use common::{BINARY, Guest, host_set, refused};
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
-use nix::unistd::Pid;
 use protocol::{Tgetattr, Tmessage, Tread, getattr, lock, open};
 use stub_guest::daemon::Launch;
 use stub_guest::messages::Lock;
-use stub_guest::{CallFd, Client, Error};
+use stub_guest::{CallFd, Client, Daemon, Error};
 
 fn guest(args: &[&str]) -> Guest {
     let launch = Launch::new(BINARY);
@@ -166,30 +166,108 @@ fn files_without_a_name_leave_the_daemon_its_descriptors() {
     }
 }
 
+/// Sets the daemon's limit of descriptors.
+fn allow(daemon: &Daemon, limit: u64) {
+    let limit = libc::rlimit {
+        rlim_cur: limit,
+        rlim_max: 1024,
+    };
+    let (pid, none) = (daemon.pid() as i32, std::ptr::null_mut());
+    // SAFETY: the limit is one struct rlimit, and nothing is written.
+    let result = unsafe { libc::prlimit(pid, libc::RLIMIT_NOFILE, &limit, none) };
+    assert_eq!(result, 0);
+}
+
+/// Lets the daemon have so many descriptors more than it has.
+fn allow_more(daemon: &Daemon, count: usize) {
+    let of_daemon = format!("/proc/{}/fd", daemon.pid());
+    let numbers: HashSet<u64> = std::fs::read_dir(of_daemon)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().to_str().unwrap().parse())
+        .map(Result::unwrap)
+        .collect();
+    let mut free = (0..).filter(|number| !numbers.contains(number));
+    allow(daemon, free.nth(count).unwrap());
+}
+
+/// A way to make a file of this name.
+type Make<'a> = &'a dyn Fn(&mut Guest, &str) -> Result<(), Error>;
+
+#[test]
+fn without_descriptors_a_file_is_made_once_or_not_at_all() {
+    for model in ["passthrough", "none", "mapped-xattr", "mapped-file"] {
+        let mut guest = guest(&["--security-model", model]);
+        if model == "mapped-xattr" && !host_set(&guest.path(""), "user.test", b"") {
+            continue;
+        }
+        let flags = open::RDWR | open::EXCL;
+        let create = |guest: &mut Guest, name: &str| {
+            let fid = guest.client.alloc_fid();
+            let root = guest.root;
+            guest.client.walk(root, fid, &[] as &[&str]).unwrap();
+            guest.client.lcreate(fid, name, flags, 0o600, common::NO_ID)
+        };
+        // Some that can be given up, and none.
+        for idle in [true, false] {
+            for more in 0..8 {
+                if idle {
+                    for number in 0..20 {
+                        guest.file(&format!("idle-{number}"), "");
+                        guest.walk(&format!("idle-{number}"));
+                    }
+                } else {
+                    guest.client.forget();
+                    guest.root = guest.client.mount(&Default::default()).unwrap();
+                }
+                let ways: [(&str, Make<'_>); 4] = [
+                    ("dir", &|guest, name| {
+                        let root = guest.root;
+                        guest
+                            .client
+                            .mkdir(root, name, 0o700, common::NO_ID)
+                            .map(drop)
+                    }),
+                    ("link", &|guest, name| {
+                        let root = guest.root;
+                        guest
+                            .client
+                            .symlink(root, name, "target", common::NO_ID)
+                            .map(drop)
+                    }),
+                    ("fifo", &|guest, name| {
+                        let (root, mode) = (guest.root, libc::S_IFIFO | 0o600);
+                        guest
+                            .client
+                            .mknod(root, name, mode, (0, 0), common::NO_ID)
+                            .map(drop)
+                    }),
+                    ("file", &|guest, name| create(guest, name).map(drop)),
+                ];
+                for (kind, make) in ways {
+                    let name = format!("{kind}-{more}-{idle}");
+                    allow_more(&guest.daemon, more);
+                    let result = make(&mut guest, &name);
+                    allow(&guest.daemon, 1024);
+                    let there = guest.path(&name).symlink_metadata().is_ok();
+                    assert_eq!(there, result.is_ok(), "{model}, {name}: {result:?}");
+                    if result.is_err() {
+                        refused(result, Errno::ENFILE);
+                        assert!(!idle || model != "passthrough", "{name}");
+                        make(&mut guest, &name).unwrap();
+                    }
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn a_front_end_waits_that_the_host_has_no_descriptor_for() {
     let Guest {
         client, mut daemon, ..
     } = guest(&[]);
     drop(client);
-    let pid = Pid::from_raw(daemon.pid() as i32);
-    let allow = |limit| {
-        let limit = libc::rlimit {
-            rlim_cur: limit,
-            rlim_max: 1024,
-        };
-        // SAFETY: the limit is one struct rlimit, and nothing is written.
-        let result = unsafe {
-            libc::prlimit(
-                pid.as_raw(),
-                libc::RLIMIT_NOFILE,
-                &limit,
-                std::ptr::null_mut(),
-            )
-        };
-        assert_eq!(result, 0);
-    };
-    allow(3);
+    allow(&daemon, 3);
     // Accepted by the kernel alone.
     let stream = daemon.stream().unwrap();
     let begin = Instant::now();
@@ -197,7 +275,7 @@ fn a_front_end_waits_that_the_host_has_no_descriptor_for() {
         assert!(begin.elapsed() < Duration::from_secs(20));
         std::thread::yield_now();
     }
-    allow(1024);
+    allow(&daemon, 1024);
     let front_end = stub_guest::FrontEnd::new(stream, Default::default()).unwrap();
     Client::new(front_end).mount(&Default::default()).unwrap();
     daemon.signal(Signal::SIGTERM).unwrap();

@@ -155,9 +155,15 @@ impl Node {
     /// What a name below this directory stands for now, without pinning it. Errors: those of
     /// statx(2).
     pub fn child_key(&self, name: &Name) -> Result<InodeKey, Errno> {
+        self.child_stat(name).map(|stat| stat.key())
+    }
+
+    /// What the file is now that a name below this directory stands for: takes no descriptor.
+    /// Errors: those of statx(2).
+    pub fn child_stat(&self, name: &Name) -> Result<Stat, Errno> {
         let mut stat = Stat::default();
         sys::statx_at(self.fd.as_fd(), name.as_c_str(), &mut stat.0)?;
-        Ok(stat.key())
+        Ok(stat)
     }
 
     /// The directory above this one, as far as `root`: the root's parent is the root. Errors:

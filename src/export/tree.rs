@@ -96,7 +96,10 @@ impl Export {
         }
     }
 
-    /// Makes a regular file and opens it; unless `exclusive`, one that exists is opened.
+    /// Makes a regular file and opens it; unless `exclusive`, one that exists is opened. After EMFILE
+    /// or ENFILE it can be called again with the same `made`, which is None at first; or else
+    /// [`Export::undo_create`] is to be called with what it is then.
+    #[allow(clippy::too_many_arguments)]
     pub fn create(
         &self,
         directory: Located<'_>,
@@ -105,6 +108,7 @@ impl Export {
         exclusive: bool,
         mode: u32,
         owner: Owner,
+        made: &mut Option<OwnedFd>,
     ) -> Result<(OwnedFd, Node, Stat), Errno> {
         /// How often a file may vanish between "it exists" and the opening of it.
         const TRIES: usize = 16;
@@ -113,8 +117,10 @@ impl Export {
             // opened, so that no link is followed and no fifo blocks.
             let created = match &self.model {
                 Model::Host(host) => {
-                    host.create(&self.identity, directory.node, name, flags, mode, owner)
+                    let (identity, directory) = (&self.identity, directory.node);
+                    host.create(identity, directory, name, flags, mode, owner, made)
                 }
+                // Takes away what it cannot finish.
                 Model::Mapped(mapped) => mapped.create(self, directory, name, flags, mode, owner),
             };
             match created {
@@ -137,6 +143,16 @@ impl Export {
             }
         }
         Err(Errno::EAGAIN)
+    }
+
+    /// Takes a file away that [`Export::create`] has made and could not pin.
+    pub fn undo_create(&self, directory: &Node, name: &Name, made: OwnedFd) {
+        // The name may have gone to another file since.
+        let is_there = Node::new(made)
+            .is_ok_and(|(node, _)| directory.child_key(name).as_ref() == Ok(node.key()));
+        if is_there && let Err(error) = host::unlink(directory, name, UnlinkatFlags::NoRemoveDir) {
+            log::warn!("{name:?}, which could not be finished, stays behind: {error}");
+        }
     }
 
     /// Makes a file that is not opened: mkdir(2), mknod(2), symlink(2).

@@ -13,7 +13,7 @@ use super::change::{Change, chown, resize};
 use super::{NewFile, Xattrs};
 use crate::export::identity::{Identity, Owner};
 use crate::export::name::Name;
-use crate::export::node::{FileKind, Lookup, Node, Stat, permissions};
+use crate::export::node::{FileKind, Node, Stat, permissions};
 
 /// The two models; they differ in what becomes of an owner that the host does not allow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,7 +47,9 @@ impl Host {
         }
     }
 
-    /// Makes a regular file and opens it.
+    /// Makes a regular file and opens it. If it cannot be pinned then, it is left in `made`, with
+    /// which to try again.
+    #[allow(clippy::too_many_arguments)]
     pub fn create(
         self,
         identity: &Identity,
@@ -56,10 +58,19 @@ impl Host {
         flags: OFlag,
         mode: u32,
         owner: Owner,
+        made: &mut Option<OwnedFd>,
     ) -> Result<(OwnedFd, Node, Stat), Errno> {
-        let fd = self.creating(identity, owner, || directory.create(name, flags, mode))?;
-        let (node, stat) = Node::of_open_file(&fd)?;
-        Ok((fd, node, stat))
+        let fd = match made.take() {
+            Some(fd) => fd,
+            None => self.creating(identity, owner, || directory.create(name, flags, mode))?,
+        };
+        match Node::of_open_file(&fd) {
+            Ok((node, stat)) => Ok((fd, node, stat)),
+            Err(error) => {
+                *made = Some(fd);
+                Err(error)
+            }
+        }
     }
 
     /// Makes any other file.
@@ -80,9 +91,8 @@ impl Host {
             }
             NewFile::Symlink { target } => symlinkat(*target, directory, name_there),
         })?;
-        directory
-            .child(name, Lookup::Blocking)
-            .map(|(_, stat)| stat)
+        // Without a descriptor: there may be none left, and the file is made.
+        directory.child_stat(name)
     }
 }
 

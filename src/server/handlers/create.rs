@@ -72,8 +72,11 @@ impl Server {
         self.export.writable()?;
         let owner = self.owner(&fid, gid)?;
         let (export, directory) = (&self.export, directory.located());
-        let stat = self.creating(owner, directory.node, || {
-            export.make(directory, &name, file, owner)
+        // For want of a descriptor nothing is made, or what was made is taken away.
+        let stat = self.with_descriptors(|| {
+            self.creating(owner, directory.node, || {
+                export.make(directory, &name, file, owner)
+            })
         })?;
         Ok(self.qid(&stat))
     }

@@ -62,12 +62,21 @@ impl Server {
         let (export, directory) = (&self.export, directory.located());
         let counted = self.count_open()?;
         let given = export.set_id_given();
-        // Making the file is the first thing that takes a descriptor: without one, nothing is made.
-        let (fd, node, stat) = self.with_descriptors(|| {
+        // It takes two descriptors. What is made with the first is kept until there is a second.
+        let mut made = None;
+        let result = self.with_descriptors(|| {
+            let made = &mut made;
             self.creating(owner, directory.node, || {
-                export.create(directory, &name, flags, exclusive, m.mode, owner)
+                export.create(directory, &name, flags, exclusive, m.mode, owner, made)
             })
-        })?;
+        });
+        if let Some(made) = made {
+            let _: Result<(), Errno> = self.creating(owner, directory.node, || {
+                export.undo_create(directory.node, &name, made);
+                Ok(())
+            });
+        }
+        let (fd, node, stat) = result?;
         let handle = self.handle(&node, fd, flags, &stat, given);
         let inode = self.admit(
             node,

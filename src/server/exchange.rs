@@ -135,9 +135,13 @@ impl Exchange {
         };
         let size = encoded.or_else(|errno| {
             log::debug!("tag {}: {errno}", self.tag);
-            let error = Rmessage::Lerror(Rlerror {
-                ecode: errno as u32,
-            });
+            let ecode = match errno {
+                // A number that nobody has given a meaning, which a file system of the host may
+                // return nevertheless. As 0 it would be a success to clients.
+                Errno::UnknownErrno => Errno::EIO,
+                known => known,
+            } as u32;
+            let error = Rmessage::Lerror(Rlerror { ecode });
             encode(&error, self.tag, room, scratch)
         });
         match size {

@@ -8,9 +8,25 @@ use std::time::Duration;
 use coroutine::WaitQueue;
 use nix::errno::Errno;
 
-/// What a handler returns if its request was flushed while it waited: it gets no reply. An errno
-/// that no system call shows to a program.
-pub const FLUSHED: Errno = Errno::ERESTART;
+/// A request was flushed while it waited: it gets no reply, for its Rflush is the answer. Not an
+/// errno: a file system of the host may return any number as one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flushed;
+
+/// Why a request that may wait has no reply of its kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// It is answered with an error.
+    Errno(Errno),
+    /// It is not answered.
+    Flushed,
+}
+
+impl From<Errno> for Failure {
+    fn from(errno: Errno) -> Failure {
+        Failure::Errno(errno)
+    }
+}
 
 /// Why a wait ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,10 +8,9 @@ use std::cell::Cell;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
 use protocol::Tmessage;
 
-use super::interrupt::{FLUSHED, Interrupts, Wake};
+use super::interrupt::{Flushed, Interrupts, Wake};
 
 /// How much each second, and how much at once after a pause.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,7 +92,7 @@ impl Throttle {
         }
     }
 
-    /// Returns when the request `tag` may be served: mostly at once. Errors: `FLUSHED`. The end of
+    /// Returns when the request `tag` may be served: mostly at once. The end of
     /// the session or of the ring lets all go on that wait, for nobody can wait for them.
     #[inline]
     pub fn wait(
@@ -101,7 +100,7 @@ impl Throttle {
         message: &Tmessage<'_>,
         tag: u16,
         interrupts: &Interrupts,
-    ) -> Result<(), Errno> {
+    ) -> Result<(), Flushed> {
         if self.requests.is_none() && self.bytes.is_none() {
             return Ok(());
         }
@@ -113,7 +112,7 @@ impl Throttle {
         message: &Tmessage<'_>,
         tag: u16,
         interrupts: &Interrupts,
-    ) -> Result<(), Errno> {
+    ) -> Result<(), Flushed> {
         let bytes = match message {
             // What ends something is not held up.
             Tmessage::Version(_) | Tmessage::Flush(_) | Tmessage::Clunk(_) => return Ok(()),
@@ -138,7 +137,7 @@ impl Throttle {
             }
             match waiting.wait(left) {
                 Wake::Retry => {}
-                Wake::Flushed => return Err(FLUSHED),
+                Wake::Flushed => return Err(Flushed),
                 Wake::Stopped => return Ok(()),
             }
         }

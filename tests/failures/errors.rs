@@ -7,7 +7,7 @@ use stub_guest::{Client, Result};
 
 use super::Host;
 use super::common::{NO_ID, no_change, refused};
-use super::faulty::Op;
+use super::faulty::{Code, Op};
 
 /// Fids on the failing file system.
 struct Fids {
@@ -102,7 +102,7 @@ const TRIES: &[(Op, Try)] = &[
     }),
 ];
 
-const ERRORS: [Errno; 7] = [
+const ERRORS: [Errno; 8] = [
     Errno::EIO,
     Errno::ENOSPC,
     Errno::EDQUOT,
@@ -110,7 +110,11 @@ const ERRORS: [Errno; 7] = [
     Errno::EMFILE,
     Errno::EROFS,
     Errno::ENOMEM,
+    // Which no system call returns to a program by itself.
+    Errno::ERESTART,
 ];
+/// Numbers that a FUSE file system may return and that mean nothing.
+const MEANINGLESS: [i32; 2] = [200, 511];
 
 #[test]
 fn every_error_of_the_host_reaches_the_guest() {
@@ -142,6 +146,11 @@ fn every_error_of_the_host_reaches_the_guest() {
             faulty.release();
             let second = attempt(&mut guest.client, &fids);
             second.unwrap_or_else(|error| panic!("{op:?} after {errno:?}: {error}"));
+        }
+        for number in MEANINGLESS {
+            faulty.fail(*op, Code(number));
+            refused(attempt(&mut guest.client, &fids), Errno::EIO);
+            faulty.release();
         }
     }
 }

@@ -84,13 +84,29 @@ pub enum Op {
 }
 
 /// What an operation is to do: `Err` to fail.
-type Go = Result<(), Errno>;
+type Go = Result<(), Code>;
 /// What is left to do of one that hangs.
 type Rest = Box<dyn FnOnce(Go) + Send>;
 
+/// The number of an error, also one that no errno has.
+#[derive(Clone, Copy, Debug)]
+pub struct Code(pub i32);
+
+impl From<Errno> for Code {
+    fn from(errno: Errno) -> Code {
+        Code(errno as i32)
+    }
+}
+
+impl From<Code> for io::Error {
+    fn from(code: Code) -> io::Error {
+        io::Error::from_raw_os_error(code.0)
+    }
+}
+
 #[derive(Default)]
 struct Faults {
-    failing: HashMap<Op, Errno>,
+    failing: HashMap<Op, Code>,
     hanging: Vec<Op>,
     /// What is left of the operations that hang.
     held: Vec<(Op, Rest)>,
@@ -140,8 +156,9 @@ impl FaultyFs {
     }
 
     /// From now on the operation fails.
-    pub fn fail(&self, op: Op, errno: Errno) {
-        self.shared.faults.lock().unwrap().failing.insert(op, errno);
+    pub fn fail(&self, op: Op, error: impl Into<Code>) {
+        let mut faults = self.shared.faults.lock().unwrap();
+        faults.failing.insert(op, error.into());
     }
 
     /// From now on the operation hangs.
@@ -183,7 +200,8 @@ impl FaultyFs {
     }
 
     /// Nothing fails or hangs any more; what hangs ends like this.
-    pub fn release_with(&self, end: Go) {
+    pub fn release_with(&self, end: Result<(), Errno>) {
+        let end = end.map_err(Code::from);
         let held = {
             let mut faults = self.shared.faults.lock().unwrap();
             std::mem::take(&mut *faults).held

@@ -9,7 +9,7 @@ use protocol::{Rgetlock, Rlock, Tgetlock, Tlock, lock};
 
 use crate::server::Server;
 use crate::server::fid::OpenFile;
-use crate::server::interrupt::{FLUSHED, Wake};
+use crate::server::interrupt::{Failure, Wake};
 use crate::server::locks::{Owner, Range, open_for_locks};
 
 /// How long a lock that is waited for is left alone before it is tried again. A release by this
@@ -25,10 +25,10 @@ impl Server {
     /// BLOCKED, after which a client asks again. Errors: EBADF if the fid is not open, EINVAL,
     /// ENOLCK where the host does not allow it or the guest has as many as it may, ENAMETOOLONG for a
     /// client of more than 255 bytes, those of fcntl(2).
-    pub(super) fn lock(&self, m: Tlock<'_>, tag: u16) -> Result<Rlock, Errno> {
+    pub(super) fn lock(&self, m: Tlock<'_>, tag: u16) -> Result<Rlock, Failure> {
         let open = self.session.fids.get(m.fid)?.open_file()?;
         if m.flags & !(lock::BLOCK | lock::RECLAIM) != 0 {
-            return Err(Errno::EINVAL);
+            return Err(Errno::EINVAL.into());
         }
         let range = Range::new(host_kind(m.kind)?, m.start, m.length)?;
         let locks = &self.session.locks;
@@ -43,7 +43,7 @@ impl Server {
             });
         }
         if m.client_id.len() > CLIENT_MAX {
-            return Err(Errno::ENAMETOOLONG);
+            return Err(Errno::ENAMETOOLONG.into());
         }
         let owner = self.lock_owner(&open, m.client_id, m.proc_id)?;
         let waiting = self.session.interrupts.begin(tag);
@@ -62,12 +62,12 @@ impl Server {
                 }
                 Err(Errno::EAGAIN) => {}
                 // The description could not be opened for writing.
-                Err(Errno::EBADF) => break Err(Errno::ENOLCK),
-                Err(error) => break Err(error),
+                Err(Errno::EBADF) => break Err(Errno::ENOLCK.into()),
+                Err(error) => break Err(error.into()),
             }
             match waiting.wait(pause) {
                 Wake::Retry => pause = (pause * 2).min(LAST_PAUSE),
-                Wake::Flushed => break Err(FLUSHED),
+                Wake::Flushed => break Err(Failure::Flushed),
                 Wake::Stopped => {
                     break Ok(Rlock {
                         status: lock::BLOCKED,

@@ -18,7 +18,7 @@ use protocol::{Rmessage, Tmessage};
 
 use super::Server;
 use super::exchange::Exchange;
-use super::interrupt::FLUSHED;
+use super::interrupt::{Failure, Flushed};
 
 impl Server {
     /// Hands a message to its handler and answers with what it returns.
@@ -29,7 +29,7 @@ impl Server {
         scratch: &mut Vec<u8>,
     ) {
         let throttle = &self.throttle;
-        if let Err(FLUSHED) = throttle.wait(message, exchange.tag(), &self.session.interrupts) {
+        if let Err(Flushed) = throttle.wait(message, exchange.tag(), &self.session.interrupts) {
             return exchange.cancel();
         }
         // Text of a reply that is not part of the request.
@@ -61,13 +61,13 @@ impl Server {
             Tmessage::Statfs(m) => self.statfs(m).map(Rmessage::Statfs),
             Tmessage::Xattrwalk(m) => self.xattrwalk(m).map(Rmessage::Xattrwalk),
             Tmessage::Xattrcreate(m) => self.xattrcreate(m).map(Rmessage::Xattrcreate),
-            Tmessage::Lock(m) => self.lock(m, exchange.tag()).map(Rmessage::Lock),
+            Tmessage::Lock(m) => match self.lock(m, exchange.tag()) {
+                Ok(reply) => Ok(Rmessage::Lock(reply)),
+                Err(Failure::Errno(errno)) => Err(errno),
+                Err(Failure::Flushed) => return exchange.cancel(),
+            },
             Tmessage::Getlock(m) => self.getlock(m, &mut text).map(Rmessage::Getlock),
         };
-        match &reply {
-            // Its Rflush is the answer.
-            Err(FLUSHED) => exchange.cancel(),
-            reply => exchange.answer(reply, scratch),
-        }
+        exchange.answer(&reply, scratch);
     }
 }

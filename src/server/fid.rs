@@ -10,7 +10,8 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use protocol::xattr;
 
-use super::inodes::{Inode, OpenDescriptor};
+use super::closing::Closing;
+use super::inodes::Inode;
 use super::limits::Share;
 use super::locks::Owner;
 use crate::export::acl;
@@ -45,21 +46,19 @@ enum State {
 pub struct OpenFile {
     /// The inode, for everything that is not I/O.
     pub inode: Rc<Inode>,
-    /// What I/O goes through.
-    pub handle: Handle,
-    /// Who holds locks that were taken through this file.
+    /// Who holds locks that were taken through this file. They go first.
     pub owners: RefCell<Vec<Rc<Owner>>>,
-    _counted: OpenDescriptor,
+    /// What I/O goes through.
+    pub handle: Closing<Handle>,
 }
 
 impl OpenFile {
     /// An open file without locks.
-    pub fn new(inode: Rc<Inode>, handle: Handle, counted: OpenDescriptor) -> OpenFile {
+    pub fn new(inode: Rc<Inode>, handle: Closing<Handle>) -> OpenFile {
         OpenFile {
+            handle: handle.of(inode.clone()),
             inode,
-            handle,
             owners: RefCell::default(),
-            _counted: counted,
         }
     }
 }

@@ -16,8 +16,9 @@ use foldhash::fast::RandomState;
 use nix::errno::Errno;
 
 use super::Server;
+use super::closing::{Closable, Closing, Leaving, is_large};
 use super::fid::OpenFile;
-use super::placement::{Cost, Medium};
+use super::placement::{Cost, Device, Medium};
 use crate::export::handle::Trace;
 use crate::export::{InodeKey, Lookup, Name, Node};
 
@@ -35,6 +36,8 @@ pub struct Inode {
     children: Cell<usize>,
     /// Since the last look for descriptors to give up.
     used: Cell<bool>,
+    /// Whether it was seen to be so large that its end takes long.
+    large: Cell<bool>,
     inodes: Weak<Inodes>,
 }
 
@@ -72,6 +75,8 @@ pub struct Inodes {
     given_up: Cell<usize>,
     /// Descriptors of open files, which are nobody's to give up.
     open: Rc<Cell<usize>>,
+    /// What is to be closed.
+    leaving: Rc<Leaving>,
     /// How many descriptors of both kinds there may be: the rest is the daemon's own.
     budget: usize,
     /// The number from which on to look for some to give up: more than the budget if there were
@@ -112,6 +117,13 @@ impl Inode {
         match &*self.pin.borrow() {
             Pin::Held(_) => None,
             Pin::GivenUp(trace) => Some(trace.clone()),
+        }
+    }
+
+    /// It was seen to have so many blocks.
+    pub fn note_size(&self, blocks: u64) {
+        if is_large(blocks) {
+            self.large.set(true);
         }
     }
 
@@ -168,6 +180,11 @@ impl Drop for Inode {
     fn drop(&mut self) {
         if let Some(inodes) = self.inodes.upgrade() {
             inodes.forget(self);
+            if self.large.get()
+                && let Pin::Held(node) = &*self.pin.borrow()
+            {
+                inodes.leaving.unpin(node.clone());
+            }
         }
         // A chain of directories, each known only by the one below, ends without recursion: it may
         // be deeper than the stack.
@@ -188,6 +205,7 @@ impl Inodes {
             held_count: Cell::new(0),
             given_up: Cell::new(0),
             open: Rc::default(),
+            leaving: Rc::default(),
             budget,
             crowd: Cell::new(budget),
             relieving: Cell::new(false),
@@ -212,6 +230,7 @@ impl Inodes {
                     place: RefCell::default(),
                     children: Cell::new(0),
                     used: Cell::new(true),
+                    large: Cell::new(false),
                     inodes: self.this.clone(),
                 });
                 self.table.borrow_mut().insert(key, Rc::downgrade(&inode));
@@ -239,6 +258,11 @@ impl Inodes {
         }
         self.open.set(open + 1);
         Ok(OpenDescriptor(self.open.clone()))
+    }
+
+    /// What is to be closed: open files, lock descriptions, inodes of large files.
+    pub fn leaving(&self) -> &Rc<Leaving> {
+        &self.leaving
     }
 
     /// Whether the guest may have one more descriptor, of whatever kind.
@@ -425,6 +449,17 @@ impl Server {
         self.session.inodes.count_open()
     }
 
+    /// Takes a descriptor over that was counted before: it will be closed where that may wait.
+    pub(super) fn closing<T: Closable>(
+        &self,
+        value: T,
+        device: Device,
+        counted: OpenDescriptor,
+    ) -> Closing<T> {
+        let leaving = self.session.inodes.leaving.clone();
+        Closing::new(value, device, counted, leaving)
+    }
+
     /// Follows the inode's trace, and before it those of the directories that it depends on, which
     /// do not keep what is opened on the way.
     fn find(&self, inode: &Rc<Inode>) -> Result<Node, Errno> {
@@ -596,11 +631,11 @@ impl Server {
 
     /// Lets the inode that was found keep the descriptor, if it had given up its own.
     pub(super) fn keep_found(&self, found: Option<Node>) {
-        if let Some(node) = found
-            && let Some(inode) = self.session.inodes.get(node.key())
-            && self.room().is_ok()
-        {
-            self.session.inodes.hold(&inode, node);
+        let Some(node) = found else { return };
+        match self.session.inodes.get(node.key()) {
+            Some(inode) if self.room().is_ok() => drop(self.session.inodes.hold(&inode, node)),
+            // The file's last descriptor may be this one.
+            _ => self.session.inodes.leaving.unpin(Rc::new(node)),
         }
     }
 

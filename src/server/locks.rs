@@ -15,8 +15,8 @@ use std::rc::{Rc, Weak};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
+use super::closing::Closing;
 use super::fid::OpenFile;
-use super::inodes::OpenDescriptor;
 use super::limits::{Bound, Share};
 use crate::export::{InodeId, Node};
 
@@ -32,11 +32,10 @@ struct Key {
 #[derive(Debug)]
 pub struct Owner {
     key: Key,
-    description: OwnedFd,
+    description: Closing<OwnedFd>,
     held: RefCell<Vec<Range>>,
     /// Itself and its ranges.
     share: RefCell<Share>,
-    counted: OpenDescriptor,
 }
 
 /// Some bytes and how they are locked. The end is the last byte.
@@ -135,7 +134,7 @@ impl Locks {
         file: &OpenFile,
         client: &[u8],
         process: u32,
-        open: impl FnOnce() -> Result<(OwnedFd, OpenDescriptor), Errno>,
+        open: impl FnOnce() -> Result<Closing<OwnedFd>, Errno>,
     ) -> Result<Rc<Owner>, Errno> {
         let key = Key {
             inode: file.inode.key().id,
@@ -146,7 +145,7 @@ impl Locks {
             Some(owner) => owner,
             None => {
                 let share = RefCell::new(self.bound.take(1)?);
-                let (description, counted) = open()?;
+                let description = open()?;
                 // Another request may have been faster while this one was opening.
                 self.find(&key).unwrap_or_else(|| {
                     let held = RefCell::default();
@@ -155,7 +154,6 @@ impl Locks {
                         description,
                         held,
                         share,
-                        counted,
                     });
                     let mut owners = self.owners.borrow_mut();
                     owners.retain(|_, owner| owner.strong_count() > 0);
@@ -212,11 +210,6 @@ impl Owner {
     /// Where the inode is.
     pub fn device(&self) -> (u32, u32) {
         self.key.inode.device
-    }
-
-    /// What its locks end with.
-    pub fn into_description(self) -> (OwnedFd, OpenDescriptor) {
-        (self.description, self.counted)
     }
 
     /// Takes or releases a lock. To be called on a worker. Errors: EAGAIN if another's is in the
@@ -299,10 +292,14 @@ mod tests {
         };
         let owner = Owner {
             key,
-            description: file.into(),
+            description: Closing::new(
+                file.into(),
+                (0, 0),
+                Inodes::new(8).count_open().unwrap(),
+                Rc::default(),
+            ),
             held: RefCell::default(),
             share: RefCell::new(Bound::new(9, Errno::ENOLCK).take(1).unwrap()),
-            counted: Inodes::new(8).count_open().unwrap(),
         };
         let (read, write, none) = (libc::F_RDLCK, libc::F_WRLCK, libc::F_UNLCK);
         owner.note(range(write, 0, i64::MAX));

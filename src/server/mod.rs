@@ -29,7 +29,7 @@ use vhost_user::{Handler, Request};
 
 use crate::export::{Export, Multidevs, Node, Owner, Qids, Stat};
 use exchange::Exchange;
-use fid::{Fid, Fids, OpenFile};
+use fid::{Fid, Fids};
 use held::Held;
 use inodes::{Inode, Inodes, Place};
 use interrupt::Interrupts;
@@ -83,8 +83,6 @@ struct Session {
     /// The agreed size of a message; 0 before Tversion.
     msize: Cell<u32>,
     fids: Fids,
-    /// Open files that are no fid's any more, as long as a request has them.
-    leaving: RefCell<Vec<Rc<OpenFile>>>,
     inodes: Rc<Inodes>,
     tags: Tags,
     /// Held shared by every request, and alone by Tversion, which ends what is under way first.
@@ -110,7 +108,6 @@ impl Server {
         let session = Session {
             msize: Cell::new(0),
             fids: Fids::new(limits.fids),
-            leaving: RefCell::default(),
             inodes: Inodes::new(descriptors),
             tags: Tags::new(),
             gate: RwLock::new(()),
@@ -355,6 +352,7 @@ impl Handler for Server {
     fn reset(&self) {
         self.session.msize.set(0);
         self.session.fids.clear().for_each(|fid| self.let_go(fid));
+        self.close_left();
     }
 }
 

@@ -5,8 +5,8 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use protocol::{
-    Names, Rmessage, Tflush, Tfsync, Tgetattr, Tmessage, Tread, Treaddir, Tstatfs, Twalk, Twrite,
-    getattr, open,
+    Names, Rmessage, Tflush, Tfsync, Tgetattr, Tlock, Tlopen, Tmessage, Tread, Treaddir, Tstatfs,
+    Twalk, Twrite, getattr, lock, open,
 };
 use stub_guest::control::request;
 use stub_guest::daemon::Launch;
@@ -329,6 +329,91 @@ fn a_close_that_hangs_holds_nobody_up_whoever_had_the_file_last() {
     assert!(!host.client.is_done(version).unwrap());
     host.faulty.release();
     assert_all_answered(&mut host.client, vec![version]);
+}
+
+/// Lets the opens end that hang, and asserts that a close hangs then and holds nobody up.
+#[track_caller]
+fn assert_closed_elsewhere(host: &mut Host, here: u32, tags: Vec<u16>) {
+    let root = host.root;
+    host.faulty.hang(Op::Flush);
+    host.faulty.release_only(Op::Open);
+    host.faulty.wait_for_hanging(1);
+    use_the_other(&mut host.client, root, here);
+    // It is nobody's any more: who has dropped it does not wait either.
+    for tag in tags {
+        let reply = host.client.wait(tag).unwrap();
+        // Which of two is the first is the host's business.
+        let error = reply.message().err().map(|error| error.errno());
+        assert!(error.is_none_or(|errno| errno == Some(Errno::EINVAL as i32)));
+    }
+    host.faulty.release();
+    assert_eq!(host.client.outstanding(), 0);
+}
+
+#[test]
+fn a_file_that_is_opened_in_vain_is_not_closed_on_the_loop() {
+    let Some(mut host) = Host::new(|launch| launch) else {
+        return;
+    };
+    let here = host.open("file", open::RDWR);
+    for flags in [open::RDONLY, open::RDWR] {
+        let lopen = |host: &mut Host, fid| {
+            let lopen = Tmessage::Lopen(Tlopen { fid, flags });
+            let tag = host.client.submit(&lopen, &[]).unwrap();
+            host.client.kick().unwrap();
+            tag
+        };
+
+        // The fid is given back meanwhile.
+        let fid = host.walk("faulty/file");
+        host.faulty.hang(Op::Open);
+        let tag = lopen(&mut host, fid);
+        host.faulty.wait_for_hanging(1);
+        host.client.clunk(fid).unwrap();
+        assert_closed_elsewhere(&mut host, here, vec![tag]);
+
+        // It stands for something else meanwhile.
+        let fid = host.walk("faulty/file");
+        host.faulty.hang(Op::Open);
+        let tag = lopen(&mut host, fid);
+        host.faulty.wait_for_hanging(1);
+        host.client.walk(fid, fid, &[] as &[&str]).unwrap();
+        assert_closed_elsewhere(&mut host, here, vec![tag]);
+        host.client.getattr(fid, getattr::ALL).unwrap();
+
+        // Another open of it was faster.
+        let fid = host.walk("faulty/file");
+        host.faulty.hang(Op::Open);
+        let tags = vec![lopen(&mut host, fid), lopen(&mut host, fid)];
+        host.faulty.wait_for_hanging(2);
+        assert_closed_elsewhere(&mut host, here, tags);
+        host.client.read(fid, 0, 10).unwrap();
+        host.client.clunk(fid).unwrap();
+    }
+}
+
+#[test]
+fn a_description_for_locks_that_comes_second_is_not_closed_on_the_loop() {
+    let Some(mut host) = Host::new(|launch| launch) else {
+        return;
+    };
+    let fids = open_both(&mut host);
+    host.faulty.hang(Op::Open);
+    let tags = [(); 2].map(|()| {
+        let lock = Tmessage::Lock(Tlock {
+            fid: fids.there,
+            kind: lock::WRLCK,
+            flags: 0,
+            start: 0,
+            length: 0,
+            proc_id: 1,
+            client_id: b"guest",
+        });
+        host.guest.client.submit(&lock, &[]).unwrap()
+    });
+    host.client.kick().unwrap();
+    host.faulty.wait_for_hanging(2);
+    assert_closed_elsewhere(&mut host, fids.here, tags.into());
 }
 
 /// Asserts that the daemon has no answer on the control socket.

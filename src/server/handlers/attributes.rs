@@ -64,7 +64,7 @@ impl Server {
         let file = self.held(&fid)?;
         self.export.writable()?;
         let open = fid.open_file().ok();
-        let writable = match open.as_deref().map(|open| &open.handle) {
+        let writable = match open.as_deref().map(|open| &*open.handle) {
             Some(Handle::File(file)) if file.writable => Some(file.fd.as_fd()),
             _ => None,
         };

@@ -21,7 +21,7 @@ impl Server {
     pub(super) fn readdir(&self, m: Treaddir, exchange: &Exchange) -> Result<Rreaddir, Errno> {
         let fid = self.session.fids.get(m.fid)?;
         let open = fid.open_file()?;
-        let Handle::Directory(stream) = &open.handle else {
+        let Handle::Directory(stream) = &*open.handle else {
             return Err(Errno::ENOTDIR);
         };
         let room = exchange.room(Rreaddir::PAYLOAD, self.session.msize.get());

@@ -26,7 +26,7 @@ impl Server {
         let count = room.min(m.count as usize);
         let into = exchange.writable();
         let done = match content {
-            Content::File(open) => match &open.handle {
+            Content::File(open) => match &*open.handle {
                 Handle::File(file) => self.read_file(&open, file, m.offset, into, count)?,
                 Handle::Directory(_) => return Err(Errno::EISDIR),
             },
@@ -52,7 +52,7 @@ impl Server {
         let from = exchange.readable();
         let count = m.count as usize;
         let done = match content {
-            Content::File(open) => match &open.handle {
+            Content::File(open) => match &*open.handle {
                 Handle::File(file) => {
                     let write = write_call(file, m.offset, from, count);
                     match self.drop_set_id(&fid, file)? {

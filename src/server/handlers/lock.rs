@@ -85,7 +85,7 @@ impl Server {
             let device = node.id().device;
             let description = self
                 .with_descriptors(|| self.blocking_on(device, || open_for_locks(node, writable)))?;
-            Ok((description, counted))
+            Ok(self.closing(description, device, counted))
         })
     }
 

@@ -39,7 +39,9 @@ impl Server {
             })?
         };
         let handle = self.handle(&file, fd, flags, &stat, given);
-        fid.open(OpenFile::new(inode, handle, counted))?;
+        let handle = self.closing(handle, file.id().device, counted);
+        inode.note_size(stat.0.stx_blocks);
+        fid.open(OpenFile::new(inode, handle))?;
         self.relieve();
         Ok(Rlopen {
             qid: self.qid(&stat),
@@ -78,6 +80,7 @@ impl Server {
         }
         let (fd, node, stat) = result?;
         let handle = self.handle(&node, fd, flags, &stat, given);
+        let handle = self.closing(handle, node.id().device, counted);
         let inode = self.admit(
             node,
             Some(Place {
@@ -85,7 +88,8 @@ impl Server {
                 name: m.name.into(),
             }),
         )?;
-        fid.open(OpenFile::new(inode, handle, counted))?;
+        inode.note_size(stat.0.stx_blocks);
+        fid.open(OpenFile::new(inode, handle))?;
         self.relieve();
         Ok(Rlcreate {
             qid: self.qid(&stat),

@@ -44,7 +44,10 @@ impl Server {
                     name: (*name).into(),
                 });
                 match self.admit(node, place) {
-                    Ok(inode) => end = inode,
+                    Ok(inode) => {
+                        inode.note_size(stat.0.stx_blocks);
+                        end = inode;
+                    }
                     Err(forbidden) => {
                         error = Some(forbidden);
                         break;

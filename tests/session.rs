@@ -173,6 +173,15 @@ fn attach_refuses_what_is_not_a_directory_below() {
         client.attach(50, "nobody", "x".repeat(256), NONUNAME),
         Errno::ENAMETOOLONG,
     );
+    // As long as a path of the host may be, and no longer.
+    let long = format!("{}dir", "dir/../".repeat(584));
+    refused(
+        client.attach(50, "nobody", format!("/////{long}"), NONUNAME),
+        Errno::ENAMETOOLONG,
+    );
+    client
+        .attach(49, "nobody", format!("////{long}"), NONUNAME)
+        .unwrap();
     // The fid was not made by any of them.
     refused(client.clunk(50), Errno::EBADF);
 }

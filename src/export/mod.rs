@@ -2,7 +2,7 @@
 //!
 //! - [`name`]: a guest's bytes, checked to be one component of a path.
 //! - [`node`]: an inode held by a descriptor, and the lookup of a name below it; [`place`]: where
-//!   it was seen.
+//!   it was seen; [`way_up`]: that a directory is below the share's root.
 //! - [`tree`]: what can be done to the files below it, as the guest sees them.
 //! - [`model`]: where owner, mode and kind of the guest's files are on the host.
 //! - [`handle`]: how an inode whose descriptor was given up is found again.
@@ -28,12 +28,13 @@ pub mod qid;
 pub mod sys;
 pub mod tree;
 pub mod users;
+pub mod way_up;
 pub mod xattr;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 
 use handle::Traces;
 use nix::errno::Errno;
@@ -47,6 +48,7 @@ pub use name::{Component, Name};
 pub use node::{FileKind, InodeId, InodeKey, Lookup, Node, Stat, errno_of, permissions};
 pub use place::{Located, Place};
 pub use qid::{Multidevs, Qids};
+pub use way_up::WayUp;
 
 /// A directory of the host as it is given to the guest.
 #[derive(Debug)]
@@ -139,8 +141,18 @@ impl Export {
     }
 
     /// Resolves a path below the root, as `aname` of Tattach gives it: empty and `/` mean the
-    /// root, and no symbolic link is followed. Errors: ENOENT, ENOTDIR, ELOOP, ENAMETOOLONG.
-    pub fn directory_below(&self, path: &[u8]) -> Result<(Node, Stat), Errno> {
+    /// root, and no symbolic link is followed. Errors: ENOENT, ENOTDIR, ELOOP, ENAMETOOLONG; EINTR
+    /// as soon as `stopping` is not 0.
+    pub fn directory_below(
+        &self,
+        path: &[u8],
+        stopping: &AtomicUsize,
+    ) -> Result<(Node, Stat), Errno> {
+        // As long as a path of the host may be, the NUL included: each name costs a few calls.
+        if path.len() >= libc::PATH_MAX as usize {
+            return Err(Errno::ENAMETOOLONG);
+        }
+        let mut way = WayUp::new(&self.root, stopping);
         let (mut node, _) = Node::new(self.root.as_fd().try_clone_to_owned().map_err(errno_of)?)?;
         let mut stat = Stat::default();
         self.stat((&node).into(), &mut stat)?;
@@ -148,9 +160,10 @@ impl Export {
             .split(|byte| *byte == b'/')
             .filter(|bytes| !bytes.is_empty())
         {
+            way.go_on()?;
             match Component::new(bytes)? {
                 Component::Current => {}
-                Component::Parent => (node, stat) = self.parent(&node, &self.root)?,
+                Component::Parent => (node, stat) = self.parent(&node, &mut way)?,
                 Component::Name(name) => {
                     (node, stat) = self.child(&node, &name, Lookup::Blocking)?;
                 }
@@ -214,7 +227,9 @@ mod tests {
         fs::write(dir.path().join("a/file"), "").unwrap();
         symlink("/etc", dir.path().join("a/link")).unwrap();
         let export = export(dir.path());
-        let id = |path: &[u8]| export.directory_below(path).map(|(node, _)| node.id());
+        let running = AtomicUsize::new(0);
+        let found = |path: &[u8]| export.directory_below(path, &running);
+        let id = |path: &[u8]| found(path).map(|(node, _)| node.id());
         assert_eq!(id(b""), Ok(export.root().id()));
         assert_eq!(id(b"/"), Ok(export.root().id()));
         assert_eq!(id(b"/../.."), Ok(export.root().id()));
@@ -223,6 +238,10 @@ mod tests {
         assert_eq!(id(b"a/link"), Err(Errno::ELOOP));
         assert_eq!(id(b"a/file"), Err(Errno::ENOTDIR));
         assert_eq!(id(b"missing"), Err(Errno::ENOENT));
+        assert_eq!(id("a/../".repeat(819).as_bytes()), Ok(export.root().id()));
+        assert_eq!(id(&[b'/'; 4096]), Err(Errno::ENAMETOOLONG));
+        running.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(id(b"a/b"), Err(Errno::EINTR));
     }
 
     #[test]
@@ -239,7 +258,11 @@ mod tests {
         let (directory, name) = export.locate(&file).unwrap();
         assert_eq!(
             directory.id(),
-            export.directory_below(b"a/b").unwrap().0.id()
+            export
+                .directory_below(b"a/b", &AtomicUsize::new(0))
+                .unwrap()
+                .0
+                .id()
         );
         assert_eq!(name.as_bytes(), b"moved");
 

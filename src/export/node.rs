@@ -8,6 +8,7 @@ use nix::sys::stat::Mode;
 
 use super::name::Name;
 use super::sys::{self, ProcPath};
+use super::way_up::WayUp;
 
 /// An inode held by an `O_PATH` descriptor: renames and unlinks, by whomever, do not change what
 /// it stands for. It grants nothing by itself; reading and writing need [`Node::reopen`].
@@ -166,32 +167,22 @@ impl Node {
         Ok(stat)
     }
 
-    /// The directory above this one, as far as `root`: the root's parent is the root. Errors:
-    /// ENOTDIR; ENOENT if the directory is not below `root` any more.
-    pub fn parent(&self, root: &Node) -> Result<(Node, Stat), Errno> {
-        if self.id() == root.id() {
+    /// The directory above this one, as far as the root of `way`: the root's parent is the root.
+    /// Errors: ENOTDIR; ENOENT if the directory is not below the root any more; those of
+    /// [`WayUp::prove`].
+    pub fn parent(&self, way: &mut WayUp<'_>) -> Result<(Node, Stat), Errno> {
+        if self.id() == way.root().id() {
             return Node::new(self.fd.try_clone().map_err(errno_of)?);
         }
         let (parent, stat) = self.up()?;
         // The host may have moved the directory out of the share: prove that the way up still
         // meets the root before anything up there is given to the guest.
-        let mut ancestor = parent
-            .fd
-            .try_clone()
-            .map_err(errno_of)
-            .and_then(Node::new)?
-            .0;
-        while ancestor.id() != root.id() {
-            let (above, _) = ancestor.up()?;
-            if above.id() == ancestor.id() {
-                return Err(Errno::ENOENT);
-            }
-            ancestor = above;
-        }
+        way.prove(&parent)?;
         Ok((parent, stat))
     }
 
-    fn up(&self) -> Result<(Node, Stat), Errno> {
+    /// What the kernel has above this directory, inside of the share or not.
+    pub(super) fn up(&self) -> Result<(Node, Stat), Errno> {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         Node::new(openat(&self.fd, c"..", flags, Mode::empty())?)
     }
@@ -300,6 +291,7 @@ pub fn errno_of(error: std::io::Error) -> Errno {
 mod tests {
     use std::fs;
     use std::os::unix::fs::symlink;
+    use std::sync::atomic::AtomicUsize;
 
     use super::super::name::Component;
     use super::*;
@@ -349,11 +341,13 @@ mod tests {
         fs::create_dir_all(dir.path().join("root/a/b")).unwrap();
         let root = pin(&dir.path().join("root"));
         let b = pin(&dir.path().join("root/a/b"));
-        let (a, _) = b.parent(&root).unwrap();
+        let running = AtomicUsize::new(0);
+        let way = &mut WayUp::new(&root, &running);
+        let (a, _) = b.parent(way).unwrap();
         assert_eq!(a.id(), pin(&dir.path().join("root/a")).id());
-        let (top, _) = a.parent(&root).unwrap();
+        let (top, _) = a.parent(way).unwrap();
         assert_eq!(top.id(), root.id());
-        assert_eq!(top.parent(&root).unwrap().0.id(), root.id());
+        assert_eq!(top.parent(way).unwrap().0.id(), root.id());
     }
 
     #[test]
@@ -363,6 +357,8 @@ mod tests {
         let root = pin(&dir.path().join("root"));
         let a = pin(&dir.path().join("root/a"));
         fs::rename(dir.path().join("root/a"), dir.path().join("a")).unwrap();
-        assert_eq!(a.parent(&root).unwrap_err(), Errno::ENOENT);
+        let running = AtomicUsize::new(0);
+        let way = &mut WayUp::new(&root, &running);
+        assert_eq!(a.parent(way).unwrap_err(), Errno::ENOENT);
     }
 }

@@ -19,6 +19,7 @@ use super::model::{Change, Model, NewFile, has_set_id, host};
 use super::name::Name;
 use super::node::{Lookup, Node, Stat};
 use super::place::{Located, Place};
+use super::way_up::WayUp;
 use super::xattr::XattrName;
 
 impl Export {
@@ -64,9 +65,9 @@ impl Export {
         }
     }
 
-    /// The directory above this one, as far as `root`, as [`Node::parent`].
-    pub fn parent(&self, directory: &Node, root: &Node) -> Result<(Node, Stat), Errno> {
-        let (parent, stat) = directory.parent(root)?;
+    /// The directory above this one, as [`Node::parent`].
+    pub fn parent(&self, directory: &Node, way: &mut WayUp<'_>) -> Result<(Node, Stat), Errno> {
+        let (parent, stat) = directory.parent(way)?;
         match &self.model {
             Model::Host(_) => Ok((parent, stat)),
             Model::Mapped(mapped) => {

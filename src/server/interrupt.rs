@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use coroutine::WaitQueue;
@@ -46,7 +47,7 @@ pub struct Interrupts {
     /// The requests whose end is waited for: a tag as often as it is being flushed.
     flushing: RefCell<Vec<u16>>,
     /// How many wait for the end of all requests.
-    stopping: Cell<usize>,
+    stopping: AtomicUsize,
 }
 
 /// As long as it lives, one request does not wait.
@@ -100,12 +101,18 @@ impl Interrupts {
     /// Ends all waits, and those that would begin until the value returned is dropped: a request
     /// may be on its way to its first wait.
     pub fn stop(&self) -> Stopping<'_> {
-        self.stopping.set(self.stopping.get() + 1);
+        self.stopping.fetch_add(1, Ordering::Relaxed);
         self.waiting
             .borrow()
             .values()
             .for_each(|wait| wait.end(Wake::Stopped));
         Stopping(self)
+    }
+
+    /// How many wait for the end of all requests: what a worker looks at between the calls of one
+    /// that makes many.
+    pub fn stopping(&self) -> &AtomicUsize {
+        &self.stopping
     }
 
     /// Lets all that wait try again.
@@ -136,7 +143,7 @@ impl Drop for Flushing<'_> {
 
 impl Drop for Stopping<'_> {
     fn drop(&mut self) {
-        self.0.stopping.set(self.0.stopping.get() - 1);
+        self.0.stopping.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -146,7 +153,7 @@ impl Waiting<'_> {
         if self.interrupts.flushing.borrow().contains(&self.tag) {
             self.wait.end(Wake::Flushed);
         }
-        if self.interrupts.stopping.get() > 0 {
+        if self.interrupts.stopping.load(Ordering::Relaxed) > 0 {
             self.wait.end(Wake::Stopped);
         }
         if self.wait.end.get().is_none() {

@@ -55,8 +55,9 @@ impl Server {
         self.room()?;
         let export = &self.export;
         let user = export.identity().ids().uids.to_host(m.n_uname)?;
-        let (root, stat) =
-            self.with_descriptors(|| self.blocking_far(|| export.directory_below(m.aname)))?;
+        let stopping = self.session.interrupts.stopping();
+        let (root, stat) = self
+            .with_descriptors(|| self.blocking_far(|| export.directory_below(m.aname, stopping)))?;
         let root = self.admit(root, None)?;
         self.session
             .fids

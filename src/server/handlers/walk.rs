@@ -3,7 +3,7 @@
 use nix::errno::Errno;
 use protocol::{Qids, Rwalk, Twalk};
 
-use crate::export::{Component, Export, Lookup, Node, Stat};
+use crate::export::{Component, Export, Lookup, Node, Stat, WayUp};
 use crate::server::Server;
 use crate::server::fid::Fid;
 use crate::server::inodes::Place;
@@ -86,10 +86,11 @@ impl Server {
         };
         let export = &self.export;
         let mut walked = Walked::default();
+        let way = &mut WayUp::new(root, self.session.interrupts.stopping());
         // A walk that came to nothing for want of a descriptor is tried again.
         self.with_descriptors(|| {
             if let Some(lookup) = here {
-                walked.go_on(export, start, root, names, lookup);
+                walked.go_on(export, start, way, names, lookup);
             }
             // What is only not in memory takes no longer than this disk does. A mapped model reads
             // other files, too.
@@ -97,11 +98,11 @@ impl Server {
                 && walked.error == Some(Errno::EAGAIN)
                 && !export.is_mapped()
             {
-                self.blocking(|| walked.go_on(export, start, root, names, Lookup::Local));
+                self.blocking(|| walked.go_on(export, start, way, names, Lookup::Local));
             }
             if here.is_none() || walked.error == Some(Errno::EAGAIN) {
                 let mut walk = || {
-                    walked.go_on(export, start, root, names, Lookup::Blocking);
+                    walked.go_on(export, start, way, names, Lookup::Blocking);
                     Ok(())
                 };
                 // Behind a mount nobody knows yet who has to answer.
@@ -125,14 +126,14 @@ impl Walked {
         &mut self,
         export: &Export,
         start: &Node,
-        root: &Node,
+        way: &mut WayUp<'_>,
         names: &[&[u8]],
         lookup: Lookup,
     ) {
         self.error = None;
         for name in &names[self.files.len()..] {
             let from = self.files.last().map_or(start, |(node, _)| node);
-            match step(export, from, root, name, lookup) {
+            match step(export, from, way, name, lookup) {
                 Ok(file) => self.files.push(file),
                 Err(error) => {
                     self.error = Some(error);
@@ -146,7 +147,7 @@ impl Walked {
 fn step(
     export: &Export,
     from: &Node,
-    root: &Node,
+    way: &mut WayUp<'_>,
     name: &[u8],
     lookup: Lookup,
 ) -> Result<(Node, Stat), Errno> {
@@ -156,6 +157,6 @@ fn step(
         (Component::Current, _) => Err(Errno::ENOENT),
         // Finding the way up takes many calls.
         (Component::Parent, Lookup::Cached | Lookup::Local) => Err(Errno::EAGAIN),
-        (Component::Parent, Lookup::Blocking) => export.parent(from, root),
+        (Component::Parent, Lookup::Blocking) => export.parent(from, way),
     }
 }

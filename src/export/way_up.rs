@@ -1,0 +1,158 @@
+//! The way up from directories of the share, as one request has proved it.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use foldhash::fast::RandomState;
+use nix::errno::Errno;
+
+use super::node::{InodeKey, Node};
+
+/// Steps up that one request may take to prove that a directory is below its root. No path is so
+/// long that it names a directory at this depth.
+const STEPS: usize = 4096;
+
+/// What one request knows of the directories below its root. Each way up is proved once: a later one
+/// ends where it meets an earlier one. It is not kept for the next request, for the host may have
+/// moved directories by then.
+#[derive(Debug)]
+pub struct WayUp<'a> {
+    root: &'a Node,
+    /// Directories that the root was above. None until the first way up, which most requests do
+    /// not go.
+    below: Option<HashSet<InodeKey, RandomState>>,
+    left: usize,
+    stopping: &'a AtomicUsize,
+}
+
+impl<'a> WayUp<'a> {
+    /// Nothing is known yet of what is below `root`. While `stopping` is not 0, no step is made.
+    pub fn new(root: &'a Node, stopping: &'a AtomicUsize) -> WayUp<'a> {
+        WayUp {
+            root,
+            below: None,
+            left: STEPS,
+            stopping,
+        }
+    }
+
+    /// The directory whose parent is itself.
+    pub fn root(&self) -> &Node {
+        self.root
+    }
+
+    /// EINTR if the request is to end.
+    pub fn go_on(&self) -> Result<(), Errno> {
+        match self.stopping.load(Ordering::Relaxed) {
+            0 => Ok(()),
+            _ => Err(Errno::EINTR),
+        }
+    }
+
+    /// Proves that the way up from `directory` meets the root. Errors: ENOENT if it does not;
+    /// ENAMETOOLONG if the request would have to go too far; EINTR if it is to end.
+    pub fn prove(&mut self, directory: &Node) -> Result<(), Errno> {
+        let mut proved = Vec::new();
+        let mut above: Option<Node> = None;
+        loop {
+            let node = above.as_ref().unwrap_or(directory);
+            let known = self.below.as_ref();
+            if node.id() == self.root.id() || known.is_some_and(|known| known.contains(node.key()))
+            {
+                break;
+            }
+            self.go_on()?;
+            self.left = self.left.checked_sub(1).ok_or(Errno::ENAMETOOLONG)?;
+            let (next, _) = node.up()?;
+            if next.id() == node.id() {
+                return Err(Errno::ENOENT);
+            }
+            // Without a birth, another directory that gets the number later would be taken for it.
+            if node.key().birth.is_some() {
+                proved.push(*node.key());
+            }
+            above = Some(next);
+        }
+        self.below.get_or_insert_default().extend(proved);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use nix::fcntl::{OFlag, open};
+    use nix::sys::stat::Mode;
+
+    use super::*;
+    use crate::export::{Lookup, Name};
+
+    fn pin(path: &Path) -> Node {
+        let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
+        Node::new(open(path, flags, Mode::empty()).unwrap())
+            .unwrap()
+            .0
+    }
+
+    /// A share with a directory at this depth.
+    fn deep(depth: usize) -> (tempfile::TempDir, Node, Node) {
+        let dir = tempfile::tempdir().unwrap();
+        let below = dir.path().join("a/".repeat(depth));
+        fs::create_dir_all(&below).unwrap();
+        let (root, deepest) = (pin(dir.path()), pin(&below));
+        (dir, root, deepest)
+    }
+
+    #[test]
+    fn a_way_is_proved_once() {
+        const DEPTH: usize = 500;
+        let (_dir, root, mut node) = deep(DEPTH);
+        let running = AtomicUsize::new(0);
+        let mut way = WayUp::new(&root, &running);
+        let name = Name::for_new(b"a").unwrap();
+        if node.key().birth.is_none() {
+            eprintln!("skipped: this file system does not say when a file was made");
+            return;
+        }
+        for _ in 0..1000 {
+            let (parent, _) = node.parent(&mut way).unwrap();
+            (node, _) = parent.child(&name, Lookup::Blocking).unwrap();
+        }
+        for _ in 0..DEPTH {
+            (node, _) = node.parent(&mut way).unwrap();
+        }
+        assert_eq!(node.id(), root.id());
+        assert!(STEPS - way.left < DEPTH, "{} steps", STEPS - way.left);
+    }
+
+    #[test]
+    fn a_directory_moved_out_is_not_taken_for_one_that_was_proved() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("root/a/b/c")).unwrap();
+        let (root, c) = (
+            pin(&dir.path().join("root")),
+            pin(&dir.path().join("root/a/b/c")),
+        );
+        let running = AtomicUsize::new(0);
+        let mut way = WayUp::new(&root, &running);
+        let (b, _) = c.parent(&mut way).unwrap();
+        fs::create_dir(dir.path().join("outside")).unwrap();
+        fs::rename(dir.path().join("root/a/b"), dir.path().join("outside/b")).unwrap();
+        assert_eq!(b.parent(&mut way).unwrap_err(), Errno::ENOENT);
+    }
+
+    #[test]
+    fn a_way_has_an_end_and_may_be_ended() {
+        let (_dir, root, node) = deep(50);
+        let stopping = AtomicUsize::new(1);
+        let mut way = WayUp::new(&root, &stopping);
+        assert_eq!(node.parent(&mut way).unwrap_err(), Errno::EINTR);
+        stopping.store(0, Ordering::Relaxed);
+        way.left = 48;
+        assert_eq!(node.parent(&mut way).unwrap_err(), Errno::ENAMETOOLONG);
+        way.left = 49;
+        node.parent(&mut way).unwrap();
+    }
+}

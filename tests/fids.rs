@@ -337,6 +337,48 @@ fn a_chain_of_directories_deeper_than_a_stack_ends() {
     remove_chain(&guest.path(""));
 }
 
+#[test]
+fn a_fid_keeps_no_more_directories_than_there_may_be_fids() {
+    const FIDS: usize = 16;
+    const DEPTH: usize = 200;
+    for way in WAYS {
+        let mut guest = Guest::on(
+            Launch::new(BINARY)
+                .arg(format!("--limit-fids={FIDS}"))
+                .arg(format!("--inode-file-handles={way}")),
+        );
+        fs::create_dir_all(guest.path(&"d/".repeat(DEPTH))).unwrap();
+        let before = open_descriptors(&guest);
+        let fid = guest.walk(&"d/".repeat(DEPTH));
+        let above = open_descriptors(&guest) - before;
+        assert!(above <= FIDS + 4, "{way}: {above} descriptors");
+        guest.client.getattr(fid, getattr::ALL).unwrap();
+        // Nor if they come to be above it one by one, by renames.
+        let root = guest.root;
+        for step in 0..DEPTH {
+            let name = step.to_string();
+            guest
+                .client
+                .mkdir(root, &name, 0o755, common::NO_ID)
+                .unwrap();
+            let next = guest.walk(&name);
+            guest.client.renameat(root, "d", next, "d").unwrap();
+            guest.client.renameat(root, &name, root, "d").unwrap();
+            guest.client.clunk(next).unwrap();
+        }
+        let above = open_descriptors(&guest) - before;
+        assert!(above <= FIDS + 4, "{way}: {above} descriptors");
+        // Room is made again by those that end.
+        guest.client.clunk(fid).unwrap();
+        let left = open_descriptors(&guest);
+        assert!(left <= before + 1, "{way}: {before}, then {left}");
+        guest.walk("d/d/d");
+        let again = open_descriptors(&guest);
+        assert_eq!(again, before + 3, "{way}");
+        remove_chain(&guest.path(""));
+    }
+}
+
 /// Directories that change places with those above them, by renames of the guest and of the host.
 #[test]
 fn directories_that_were_above_each_other_end_with_their_fids() {

@@ -57,10 +57,22 @@ pub struct Place {
 }
 
 impl Place {
+    /// Counts it.
+    fn entered(&self) {
+        let children = &self.directory.children;
+        children.set(children.get() + 1);
+        if let Some(inodes) = self.directory.inodes.upgrade() {
+            inodes.places.set(inodes.places.get() + 1);
+        }
+    }
+
     /// The directory, which has one child less.
     fn left(self) -> Rc<Inode> {
         let children = &self.directory.children;
         children.set(children.get() - 1);
+        if let Some(inodes) = self.directory.inodes.upgrade() {
+            inodes.places.set(inodes.places.get() - 1);
+        }
         self.directory
     }
 }
@@ -73,6 +85,10 @@ pub struct Inodes {
     held: RefCell<VecDeque<Weak<Inode>>>,
     held_count: Cell<usize>,
     given_up: Cell<usize>,
+    /// How many have a place. Each keeps one directory at the most that no fid stands for.
+    places: Cell<usize>,
+    /// How many may have one.
+    most_places: usize,
     /// Descriptors of open files, which are nobody's to give up.
     open: Rc<Cell<usize>>,
     /// What is to be closed.
@@ -132,15 +148,21 @@ impl Inode {
         self.place.borrow().clone()
     }
 
-    /// Remembers where it is now, or nothing of where it is if that cannot be without a cycle.
+    /// Remembers where it is now, or nothing of where it is if that cannot be without a cycle, or if
+    /// of too many the places are known.
     pub fn moved_to(&self, place: Place) {
-        let place = self.ends_above(&place.directory).then_some(place);
+        let kept = self.has_room() && self.ends_above(&place.directory);
+        let place = kept.then_some(place);
         if let Some(place) = &place {
-            let children = &place.directory.children;
-            children.set(children.get() + 1);
+            place.entered();
         }
         // The old one may be the last to know of a directory: not dropped while it is borrowed.
         let _old = self.place.replace(place).map(Place::left);
+    }
+
+    fn has_room(&self) -> bool {
+        let room = |inodes: Rc<Inodes>| inodes.places.get() < inodes.most_places;
+        self.place.borrow().is_some() || self.inodes.upgrade().is_some_and(room)
     }
 
     /// Whether the way up from `directory` ends without this inode. If it leads here, the one below
@@ -196,14 +218,17 @@ impl Drop for Inode {
 }
 
 impl Inodes {
-    /// None yet. `budget` is how many descriptors are to be open at the most.
-    pub fn new(budget: usize) -> Rc<Inodes> {
+    /// None yet. `budget` is how many descriptors are to be open at the most, `most_places` of how
+    /// many inodes the places are remembered.
+    pub fn new(budget: usize, most_places: usize) -> Rc<Inodes> {
         Rc::new_cyclic(|this| Inodes {
             this: this.clone(),
             table: RefCell::default(),
             held: RefCell::default(),
             held_count: Cell::new(0),
             given_up: Cell::new(0),
+            places: Cell::new(0),
+            most_places,
             open: Rc::default(),
             leaving: Rc::default(),
             budget,

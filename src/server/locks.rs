@@ -295,7 +295,7 @@ mod tests {
             description: Closing::new(
                 file.into(),
                 (0, 0),
-                Inodes::new(8).count_open().unwrap(),
+                Inodes::new(8, 1).count_open().unwrap(),
                 Rc::default(),
             ),
             held: RefCell::default(),

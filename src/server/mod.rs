@@ -108,7 +108,7 @@ impl Server {
         let session = Session {
             msize: Cell::new(0),
             fids: Fids::new(limits.fids),
-            inodes: Inodes::new(descriptors),
+            inodes: Inodes::new(descriptors, limits.fids),
             tags: Tags::new(),
             gate: RwLock::new(()),
             qids: RefCell::new(Qids::new(export.root().id(), multidevs)),

@@ -7,12 +7,12 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::error::{ContextKind, ErrorKind};
-use clap::{ArgGroup, CommandFactory, FromArgMatches, Parser, ValueEnum};
+use clap::{ArgGroup, CommandFactory, FromArgMatches, Parser};
 use log::LevelFilter;
 
 use crate::daemon;
 use crate::export::idmap::{IdMap, Translation};
-use crate::export::{HostModes, Ids, Multidevs, Permissions, SecurityModel};
+use crate::export::{FileHandles, HostModes, Ids, Multidevs, Permissions, SecurityModel};
 use crate::sandbox::Sandbox;
 use crate::sandbox::seccomp::Seccomp;
 use crate::server::limits::Limits;
@@ -131,10 +131,11 @@ pub struct Options {
     #[arg(long, value_name = "RULE")]
     pub translate_gid: Vec<Translation>,
 
-    /// How a file is found again whose descriptor was given up because a guest looks at more files
-    /// than --rlimit-nofile allows: by the kernel's file handles where the host allows it (as root,
-    /// on most file systems) and else by name, or by name alone
-    #[arg(long, value_enum, value_name = "WHEN", default_value_t = FileHandles::Prefer)]
+    /// Whether a file is found again by the kernel's file handle whose descriptor was given up, because
+    /// a guest looks at more files than --rlimit-nofile allows. A daemon that may use handles can open
+    /// every file of the share's file systems, also outside of the share, should a guest come to
+    /// command it
+    #[arg(long, value_enum, value_name = "WHEN", default_value_t)]
     pub inode_file_handles: FileHandles,
 
     /// How many fids the guest may have: files and directories that its kernel remembers or has open.
@@ -216,6 +217,14 @@ impl Options {
         }
     }
 
+    /// Whether file handles are used: mapped-file finds its files by name, whatever is preferred.
+    pub fn file_handles(&self) -> FileHandles {
+        match self.security_model {
+            SecurityModel::MappedFile => FileHandles::Never,
+            _ => self.inode_file_handles,
+        }
+    }
+
     /// Errors: [`Failure::Usage`] for options that the security model has no use for.
     fn check_model(&self) -> Result<(), Failure> {
         let mapped = self.security_model.is_mapped();
@@ -227,6 +236,15 @@ impl Options {
                 )));
             }
         }
+        if self.inode_file_handles == FileHandles::Mandatory
+            && self.file_handles() == FileHandles::Never
+        {
+            return Err(Failure::Usage(
+                "--inode-file-handles mandatory is not for mapped-file, which finds files by name: \
+                 give another --security-model; try --help"
+                    .into(),
+            ));
+        }
         if self.permissions == Permissions::Host && mapped {
             return Err(Failure::Usage(
                 "--permissions host is not for the mapped models, in which the host knows no \
@@ -236,15 +254,6 @@ impl Options {
         }
         Ok(())
     }
-}
-
-/// Whether the kernel's file handles are used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum FileHandles {
-    /// Where they can be.
-    Prefer,
-    /// Not at all.
-    Never,
 }
 
 /// What the command line asks for.
@@ -392,6 +401,7 @@ mod tests {
             };
             assert_eq!(options.socket.as_deref(), Some("/s".as_ref()));
             assert_eq!(options.tag, "host");
+            assert_eq!(options.file_handles(), FileHandles::Never);
             assert_eq!(options.log_level, LevelFilter::Info);
         }
     }
@@ -399,7 +409,7 @@ mod tests {
     #[test]
     fn every_option_is_taken() {
         let words = "x --fd 7 --shared-dir /d --tag t --readonly --once --threads 2 --poll-us 7 \
-                     --rlimit-nofile 99 --inode-file-handles never --multidevs forbid \
+                     --rlimit-nofile 99 --inode-file-handles mandatory --multidevs forbid \
                      --log-level debug --security-model mapped-xattr --fmode 0640 --dmode 750";
         let Command::Serve(options) = parse(words).unwrap() else {
             panic!("{words}")
@@ -410,7 +420,7 @@ mod tests {
         assert_eq!((options.threads, options.rlimit_nofile), (2, Some(99)));
         assert_eq!(options.poll_time(), Duration::from_micros(7));
         assert_eq!(options.multidevs, Multidevs::Forbid);
-        assert_eq!(options.inode_file_handles, FileHandles::Never);
+        assert_eq!(options.inode_file_handles, FileHandles::Mandatory);
         assert_eq!(options.log_level, LevelFilter::Debug);
         assert_eq!(options.security_model, SecurityModel::MappedXattr);
         let modes = options.host_modes();
@@ -461,6 +471,7 @@ mod tests {
             "x --socket /s --shared-dir /d --fmode 600",
             "x --socket /s --shared-dir /d --security-model none --dmode 700",
             "x --socket /s --shared-dir /d --security-model mapped-xattr --permissions host",
+            "x --socket /s --shared-dir /d --security-model mapped-file --inode-file-handles mandatory",
             "x --socket",
             "x --socket /s --shared-dir /d --translate-uid map:1:2",
             "x --socket /s --shared-dir /d --translate-gid map:1:2:3 --translate-gid map:3:9:1",

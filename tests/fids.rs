@@ -13,8 +13,14 @@ use stub_guest::daemon::Launch;
 
 /// The least that every distribution allows.
 const DESCRIPTORS: usize = 1024;
-/// The two ways to find a file again.
-const WAYS: [&str; 2] = ["prefer", "never"];
+
+/// The ways to find a file again. Handles are root's, and most file systems'.
+fn ways() -> &'static [&'static str] {
+    match common::is_root() {
+        true => &["never", "prefer", "mandatory"],
+        false => &["never", "prefer"],
+    }
+}
 
 /// A guest whose daemon may have few descriptors.
 fn guest(way: &str) -> Guest {
@@ -112,7 +118,7 @@ const FIRST: u32 = 1000;
 
 #[test]
 fn a_hundred_thousand_fids_need_no_more_than_a_thousand_descriptors() {
-    for (way, count) in WAYS.into_iter().zip([100_000, 10_000]) {
+    for (way, count) in ways().iter().zip([100_000, 10_000, 10_000]) {
         let mut guest = guest(way);
         let numbers = FIRST..FIRST + count;
         let inodes = make_files(&guest.path(""), numbers.clone());
@@ -148,7 +154,7 @@ fn crowd(guest: &mut Guest) {
 
 #[test]
 fn a_fid_follows_its_file_wherever_the_guest_moves_it() {
-    for way in WAYS {
+    for way in ways() {
         let mut guest = guest(way);
         fs::create_dir_all(guest.path("a/b/c")).unwrap();
         guest.dir("elsewhere");
@@ -176,7 +182,7 @@ fn a_fid_follows_its_file_wherever_the_guest_moves_it() {
 
 #[test]
 fn a_fid_outlives_the_last_name_that_the_guest_takes_away() {
-    for way in WAYS {
+    for way in ways() {
         let mut guest = guest(way);
         for name in ["removed", "replaced", "by fid"] {
             guest.file(name, name);
@@ -226,7 +232,7 @@ fn crowd_again(guest: &mut Guest) {
 
 #[test]
 fn what_the_host_replaces_is_stale_and_never_something_else() {
-    for way in WAYS {
+    for way in ways() {
         let mut guest = guest(way);
         let path = guest.file("file", "the first");
         let open_one = guest.file("open", "open");
@@ -251,23 +257,61 @@ fn what_the_host_replaces_is_stale_and_never_something_else() {
 
 #[test]
 fn the_host_may_move_what_has_a_file_handle() {
-    let mut guest = guest("prefer");
-    if !nix::unistd::geteuid().is_root() {
-        eprintln!("skipped: only root may open files by their handles");
-        return;
+    for way in ways() {
+        let mut guest = guest(way);
+        let path = guest.file("file", "content");
+        guest.dir("directory");
+        let fid = guest.walk("file");
+        crowd(&mut guest);
+        fs::rename(path, guest.path("directory/moved")).unwrap();
+        if *way == "never" || !common::is_root() {
+            refused(guest.client.lopen(fid, open::RDONLY), Errno::ESTALE);
+            // By its new name it is found as any other, and the old fid with it.
+            guest.walk("directory/moved");
+        }
+        guest.client.lopen(fid, open::RDONLY).unwrap();
+        assert_eq!(guest.client.read(fid, 0, 10).unwrap(), b"content");
     }
-    let path = guest.file("file", "content");
-    guest.dir("directory");
-    let fid = guest.walk("file");
-    crowd(&mut guest);
-    fs::rename(path, guest.path("directory/moved")).unwrap();
-    guest.client.lopen(fid, open::RDONLY).unwrap();
-    assert_eq!(guest.client.read(fid, 0, 10).unwrap(), b"content");
+}
+
+#[test]
+fn handles_are_not_used_by_who_has_not_asked_for_them() {
+    // Linux: CAP_DAC_READ_SEARCH.
+    const RIGHT: u64 = 1 << 2;
+    for (way, has) in [("never", false), ("prefer", true), ("mandatory", true)] {
+        if has && !common::is_root() {
+            continue;
+        }
+        let guest = guest(way);
+        let status = fs::read_to_string(format!("/proc/{}/status", guest.daemon.pid())).unwrap();
+        for set in ["CapPrm:", "CapEff:", "CapBnd:"] {
+            // An ordinary user has no right to take rights away from the last one.
+            if set == "CapBnd:" && !common::is_root() {
+                continue;
+            }
+            let line = status.lines().find_map(|line| line.strip_prefix(set));
+            let rights = u64::from_str_radix(line.unwrap().trim(), 16).unwrap();
+            assert_eq!(rights & RIGHT != 0, has, "{way}: {set} {rights:x}");
+        }
+    }
+}
+
+#[test]
+fn a_share_without_handles_is_refused_where_they_are_mandatory() {
+    let launch = Launch::new(BINARY)
+        .arg("--inode-file-handles=mandatory")
+        .arg("--sandbox=none");
+    let mut daemon = launch.share("/proc").start().unwrap();
+    assert_eq!(daemon.wait().unwrap().code(), Some(1));
+    let said = daemon.stderr();
+    let line = said.lines().last().unwrap_or_default();
+    assert!(line.contains("/proc by their handles"), "{said}");
+    assert!(line.contains("--inode-file-handles prefer"), "{said}");
 }
 
 #[test]
 fn many_requests_at_once_share_the_fewest_descriptors() {
-    for way in WAYS {
+    for way in ways() {
         let mut guest = Guest::on(
             Launch::new(BINARY)
                 .arg("--rlimit-nofile=64")
@@ -287,7 +331,7 @@ fn many_requests_at_once_share_the_fewest_descriptors() {
 
 #[test]
 fn open_files_are_as_many_as_there_are_descriptors_and_then_enfile() {
-    for way in WAYS {
+    for way in ways() {
         let mut guest = guest(way);
         let count = DESCRIPTORS as u32;
         make_files(&guest.path(""), FIRST..FIRST + count);

@@ -1,14 +1,17 @@
 //! What the daemon can reach from within its sandbox.
 //!
 //! Each probe runs in a process of its own, on a worker of the daemon's pool, which is started after
-//! the sandbox was entered: this program starts itself. Without a sandbox every probe
-//! has to succeed, or it would prove nothing.
+//! the sandbox was entered, or on the loop's thread: this program starts itself. Without a sandbox every
+//! probe has to succeed, or it would prove nothing.
 
 use std::cell::Cell;
+use std::ffi::CString;
 use std::fs;
 use std::io::Read;
 use std::net::TcpListener;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
@@ -17,8 +20,9 @@ use std::rc::Rc;
 
 use clap::ValueEnum;
 use nix::sys::socket::{MsgFlags, send};
-use vhost_user_9p::export::open_share;
-use vhost_user_9p::sandbox::{self, Role, Sandbox, capabilities, seccomp};
+use vhost_user_9p::export::{FileHandles, open_share};
+use vhost_user_9p::sandbox::seccomp::{self, Filter, Seccomp};
+use vhost_user_9p::sandbox::{self, Role, Sandbox, capabilities};
 
 /// What has to be possible everywhere: a fault of the program is caught, and told with its place.
 const FAULT: Probe = ("a fault that is caught", |_| {
@@ -43,11 +47,61 @@ struct Target {
     front_end: (UnixStream, UnixStream),
     /// The share, as it is found in the sandbox.
     share: Option<OwnedFd>,
+    /// The top directory of the file's file system, and the way from there to the file.
+    top: Option<(Handle, CString)>,
+}
+
+/// `struct file_handle`, with room for any.
+#[repr(C)]
+struct Handle {
+    bytes: u32,
+    kind: i32,
+    handle: [u8; 128],
+}
+
+impl Handle {
+    /// None where there are no handles.
+    fn of(path: &Path) -> Option<Handle> {
+        let mut handle = Handle {
+            bytes: 128,
+            kind: 0,
+            handle: [0; 128],
+        };
+        let path = CString::new(path.as_os_str().as_bytes()).unwrap();
+        let mut mount = 0;
+        // SAFETY: the path ends with a NUL, the handle has the room that it says it has, and the
+        // mount's number is an int.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_name_to_handle_at,
+                libc::AT_FDCWD,
+                path.as_ptr(),
+                &raw mut handle,
+                &raw mut mount as *mut libc::c_int,
+                0,
+            )
+        };
+        (result == 0).then_some(handle)
+    }
+}
+
+/// What an attacker can guess: the number of a file system's top directory is always the same. Here it
+/// is asked for, to serve for all file systems.
+fn top_of(file: &Path) -> Option<(Handle, CString)> {
+    let device = fs::metadata(file).unwrap().dev();
+    let same = |path: &&Path| fs::metadata(path).is_ok_and(|other| other.dev() == device);
+    let top = file.ancestors().take_while(same).last().unwrap();
+    let below = file.strip_prefix(top).unwrap();
+    let below = CString::new(below.as_os_str().as_bytes()).unwrap();
+    Some((Handle::of(top)?, below))
 }
 
 /// The loop sends them, a worker has no business to.
 const MESSAGES: &str = "messages to the front-end";
 const UPWARDS: &str = "a file by the way up from the working directory";
+
+/// The way around every root directory and every mount, for who has the right to it.
+const HANDLE: &str = "a file by its file system's top, which has a handle";
 
 /// Where the sandbox mounts the share itself. Only root can make one.
 const DEVICE: &str = "a device node made in the share";
@@ -60,6 +114,23 @@ const PROBES: &[Probe] = &[
         "a file by the way up from the working directory",
         |target| fs::read(format!("{}{}", "../".repeat(30), target.file)).is_ok(),
     ),
+    (HANDLE, |target| {
+        let Some((top, below)) = &target.top else {
+            return false;
+        };
+        let share = target.share.as_ref().unwrap().as_raw_fd();
+        let flags = libc::O_RDONLY | libc::O_CLOEXEC;
+        let mut byte = 0u8;
+        // SAFETY: the strings end with a NUL, the handle holds as many bytes as it says, and one byte is
+        // read into one; descriptors that are opened stay open until the end.
+        unsafe {
+            let mount = libc::openat(share, c".".as_ptr(), flags | libc::O_DIRECTORY);
+            let handle = std::ptr::from_ref(top);
+            let top = libc::syscall(libc::SYS_open_by_handle_at, mount, handle, flags);
+            let file = libc::openat(top as i32, below.as_ptr(), flags);
+            libc::read(file, (&raw mut byte).cast(), 1) == 1
+        }
+    }),
     ("the list of users", |_| fs::read("/etc/passwd").is_ok()),
     ("other processes in /proc", |target| {
         fs::read(format!("/proc/{}/status", target.process)).is_ok()
@@ -122,14 +193,26 @@ const PROBES: &[Probe] = &[
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().collect();
     match &words[1..] {
-        [command, mode, filter, probe, share, file, process] if command == "--probe" => {
+        [command, mode, filter, handles, thread, probe, rest @ ..] if command == "--probe" => {
+            let [share, file, process] = rest else {
+                panic!("{rest:?}")
+            };
             let target = Target {
                 file: file.clone(),
                 process: process.parse().unwrap(),
                 front_end: UnixStream::pair().unwrap(),
                 share: None,
+                top: top_of(file.as_ref()),
             };
-            ExitCode::from(enter_and_probe(mode, filter, probe, share.as_ref(), target))
+            let attempt = Attempt {
+                mode,
+                filter,
+                handles,
+                thread,
+                probe,
+                user: None,
+            };
+            ExitCode::from(enter_and_probe(attempt, share.as_ref(), target))
         }
         [list, ..] if list == "--list" => ExitCode::SUCCESS,
         _ => {
@@ -139,9 +222,26 @@ fn main() -> ExitCode {
     }
 }
 
-fn enter_and_probe(mode: &str, filter: &str, probe: &str, share: &Path, mut target: Target) -> u8 {
-    let mode = Sandbox::from_str(mode, false).unwrap();
-    let filter = seccomp::Seccomp::from_str(filter, false).unwrap();
+/// What is tried, and how.
+#[derive(Clone, Copy, Debug)]
+struct Attempt<'a> {
+    mode: &'a str,
+    filter: &'a str,
+    /// Whether file handles were asked for.
+    handles: &'a str,
+    /// Who tries: "worker" or "loop".
+    thread: &'a str,
+    probe: &'a str,
+    user: Option<u32>,
+}
+
+fn enter_and_probe(attempt: Attempt<'_>, share: &Path, mut target: Target) -> u8 {
+    let mode = Sandbox::from_str(attempt.mode, false).unwrap();
+    let handles = FileHandles::from_str(attempt.handles, false).unwrap();
+    let filter = Filter {
+        policy: Seccomp::from_str(attempt.filter, false).unwrap(),
+        file_handles: handles != FileHandles::Never,
+    };
     match sandbox::enter(Some(mode), open_share(share).unwrap()) {
         Ok(Role::Daemon { share }) => target.share = Some(share),
         Ok(Role::Supervisor(daemon)) => return sandbox::supervise(daemon).unwrap() as u8,
@@ -151,61 +251,91 @@ fn enter_and_probe(mode: &str, filter: &str, probe: &str, share: &Path, mut targ
         }
     }
     if mode != Sandbox::None {
-        capabilities::reduce(!nix::unistd::geteuid().is_root()).unwrap();
+        capabilities::reduce(!nix::unistd::geteuid().is_root(), handles).unwrap();
     }
     let workers = Rc::new(seccomp::workers(filter, 1).unwrap());
     seccomp::install(filter).unwrap();
     let mut probes = PROBES.iter().chain([&FAULT]);
-    let (_, attempt) = probes.find(|(name, _)| *name == probe).unwrap();
+    let (_, reach) = probes.find(|(name, _)| *name == attempt.probe).unwrap();
+    if attempt.thread == "loop" {
+        return if reach(&target) {
+            REACHED
+        } else {
+            OUT_OF_REACH
+        };
+    }
     let reached = Rc::new(Cell::new(false));
     let result = reached.clone();
     let pool = workers.clone();
-    coroutine::spawn(move || result.set(pool.offload(|| attempt(&target)))).unwrap();
+    coroutine::spawn(move || result.set(pool.offload(|| reach(&target)))).unwrap();
     workers.wait_completed();
     if reached.get() { REACHED } else { OUT_OF_REACH }
 }
 
 /// What became of a probe: an exit code, or None if it was killed for what it tried.
 fn run(mode: &str, filter: &str, probe: &str, user: Option<u32>) -> Option<u8> {
-    let share = tempfile::tempdir().unwrap();
-    let outside = tempfile::NamedTempFile::new().unwrap();
-    let open_to_all = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-    fs::set_permissions(share.path(), open_to_all).unwrap();
-    let open_to_all = std::os::unix::fs::PermissionsExt::from_mode(0o644);
-    fs::set_permissions(outside.path(), open_to_all).unwrap();
-    let mut sleeper = {
-        let mut command = Command::new("cat");
-        command.stdin(Stdio::piped()).stdout(Stdio::null());
+    Attempt {
+        mode,
+        filter,
+        handles: "never",
+        thread: "worker",
+        probe,
+        user,
+    }
+    .run()
+}
+
+impl Attempt<'_> {
+    fn run(self) -> Option<u8> {
+        let (probe, user) = (self.probe, self.user);
+        let share = tempfile::tempdir().unwrap();
+        let outside = tempfile::NamedTempFile::new().unwrap();
+        fs::write(outside.path(), "content").unwrap();
+        let open_to_all = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        fs::set_permissions(share.path(), open_to_all).unwrap();
+        let open_to_all = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+        fs::set_permissions(outside.path(), open_to_all).unwrap();
+        let mut sleeper = {
+            let mut command = Command::new("cat");
+            command.stdin(Stdio::piped()).stdout(Stdio::null());
+            as_user(&mut command, user);
+            command.spawn().unwrap()
+        };
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command
+            .env("RUST_BACKTRACE", "full")
+            .args([
+                "--probe",
+                self.mode,
+                self.filter,
+                self.handles,
+                self.thread,
+                probe,
+            ])
+            .arg(share.path())
+            .arg(outside.path())
+            .arg(sleeper.id().to_string())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
         as_user(&mut command, user);
-        command.spawn().unwrap()
-    };
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command
-        .env("RUST_BACKTRACE", "full")
-        .args(["--probe", mode, filter, probe])
-        .arg(share.path())
-        .arg(outside.path())
-        .arg(sleeper.id().to_string())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped());
-    as_user(&mut command, user);
-    let mut child = command.spawn().unwrap();
-    let status = child.wait().unwrap();
-    let mut said = String::new();
-    child
-        .stderr
-        .take()
-        .unwrap()
-        .read_to_string(&mut said)
-        .unwrap();
-    drop(sleeper.stdin.take());
-    sleeper.wait().unwrap();
-    let killed = 128 + libc::SIGSYS;
-    match (status.code(), status.signal()) {
-        (Some(code), _) if code == killed => None,
-        (None, Some(libc::SIGSYS)) => None,
-        (Some(code @ (10..=12)), _) => Some(code as u8),
-        _ => panic!("{mode} {filter} {probe}: {status}: {said}"),
+        let mut child = command.spawn().unwrap();
+        let status = child.wait().unwrap();
+        let mut said = String::new();
+        child
+            .stderr
+            .take()
+            .unwrap()
+            .read_to_string(&mut said)
+            .unwrap();
+        drop(sleeper.stdin.take());
+        sleeper.wait().unwrap();
+        let killed = 128 + libc::SIGSYS;
+        match (status.code(), status.signal()) {
+            (Some(code), _) if code == killed => None,
+            (None, Some(libc::SIGSYS)) => None,
+            (Some(code @ (10..=12)), _) => Some(code as u8),
+            _ => panic!("{self:?}: {status}: {said}"),
+        }
     }
 }
 
@@ -217,11 +347,12 @@ fn as_user(command: &mut Command, user: Option<u32>) {
 
 /// What a mode keeps out of reach also without the filter.
 fn alone(mode: &str) -> &'static [&'static str] {
-    const PATHS: [&str; 7] = [
+    const PATHS: [&str; 8] = [
         "a file by its path",
         "the list of users",
         "other processes in /proc",
         "another program",
+        HANDLE,
         // Not with a root directory alone.
         UPWARDS,
         "memory of others",
@@ -230,8 +361,8 @@ fn alone(mode: &str) -> &'static [&'static str] {
     ];
     match mode {
         "namespace" => &PATHS,
-        "landlock" => &PATHS[..6],
-        _ => &PATHS[..4],
+        "landlock" => &PATHS[..7],
+        _ => &PATHS[..5],
     }
 }
 
@@ -254,7 +385,10 @@ fn run_all() {
             .filter(able)
             .map(|(probe, _)| *probe)
             .collect();
-        assert!(probes.len() + 2 >= PROBES.len(), "{who}: {probes:?}");
+        // Some are for root alone.
+        let missing = PROBES.len() - probes.len();
+        let expected = if user.is_some() || !root { 3 } else { 0 };
+        assert!(missing <= expected, "{who}: {probes:?}");
         for mode in ["namespace", "chroot", "landlock"] {
             if run(mode, "none", PROBES[0].0, *user) == Some(NO_SANDBOX) {
                 println!("skipped: no sandbox {mode} {who}");
@@ -279,6 +413,9 @@ fn run_all() {
                 }
             }
             assert_eq!(run(mode, "kill", FAULT.0, *user), Some(REACHED));
+            if probes.contains(&HANDLE) {
+                by_handle(mode, *user);
+            }
             println!("ok: {} probes in {mode}, {who}", probes.len());
         }
         // The filter alone.
@@ -288,8 +425,36 @@ fn run_all() {
             "another program",
             "memory to be executed",
             "signals to others",
+            HANDLE,
         ] {
             assert_eq!(run("none", "kill", probe, *user), None, "{probe}, {who}");
+        }
+    }
+}
+
+/// Who has not asked for file handles has no way by them, from any thread, with a filter or without;
+/// who has asked for them has given the way away, but where the kernel looks at the files themselves.
+fn by_handle(mode: &str, user: Option<u32>) {
+    for thread in ["worker", "loop"] {
+        for (handles, filter, expected) in [
+            ("never", "kill", None),
+            ("never", "none", Some(OUT_OF_REACH)),
+            ("prefer", "kill", Some(REACHED)),
+            ("mandatory", "kill", Some(REACHED)),
+        ] {
+            let attempt = Attempt {
+                mode,
+                filter,
+                handles,
+                thread,
+                probe: HANDLE,
+                user,
+            };
+            let expected = match mode {
+                "landlock" => expected.map(|_| OUT_OF_REACH),
+                _ => expected,
+            };
+            assert_eq!(attempt.run(), expected, "{attempt:?}");
         }
     }
 }

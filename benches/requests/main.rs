@@ -16,7 +16,7 @@ use protocol::{
 };
 use tempfile::TempDir;
 use vhost_user::DeviceConfig;
-use vhost_user_9p::export::{Export, Identity, Ids, Multidevs};
+use vhost_user_9p::export::{Export, FileHandles, Identity, Ids, Multidevs};
 use vhost_user_9p::server::Server;
 use vhost_user_9p::server::limits::Limits;
 use vhost_user_9p::server::throttle::Rates;
@@ -74,7 +74,8 @@ impl Session {
         // Where no call has to be made by another thread.
         let share = TempDir::new_in("/dev/shm").expect("a directory in memory");
         let identity = Identity::of_process(Ids::default(), None).expect("an identity");
-        let export = Export::new(share.path(), false, true, identity).expect("a share");
+        let export =
+            Export::new(share.path(), false, FileHandles::Never, identity).expect("a share");
         let limits = Limits {
             fids: 1024,
             xattr_bytes: 1024,

@@ -12,7 +12,7 @@ use protocol::{
 };
 use vhost_user::DeviceConfig;
 use vhost_user_9p::export::qid::Multidevs;
-use vhost_user_9p::export::{Export, Identity, Ids};
+use vhost_user_9p::export::{Export, FileHandles, Identity, Ids};
 use vhost_user_9p::server::Server;
 use vhost_user_9p::server::limits::Limits;
 use vhost_user_9p::server::throttle::Rates;
@@ -83,7 +83,8 @@ impl World {
         let share = Share::new();
         share.fill();
         let identity = Identity::of_process(Ids::default(), None).expect("an identity");
-        let export = Export::new(&share.path(), false, true, identity).expect("a share");
+        let export =
+            Export::new(&share.path(), false, FileHandles::Prefer, identity).expect("a share");
         let workers = Workers::new(2).expect("workers");
         let server = Server::new(
             export,

@@ -19,10 +19,11 @@ use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Pid, geteuid};
 use vhost_user::{Connection, DeviceConfig, Poller, Source, Status};
 
-use crate::cli::{FileHandles, Options};
+use crate::cli::Options;
 use crate::export::users::Users;
-use crate::export::{Export, Identity, Permissions, open_share};
-use crate::sandbox::{self, Role, Sandbox, capabilities, seccomp};
+use crate::export::{Export, FileHandles, Identity, Permissions, open_share};
+use crate::sandbox::seccomp::{self, Filter};
+use crate::sandbox::{self, Role, Sandbox, capabilities};
 use crate::server::Server;
 use socket::Socket;
 
@@ -53,6 +54,16 @@ pub enum Error {
     )]
     Model {
         /// Where.
+        path: PathBuf,
+        /// Why.
+        error: Errno,
+    },
+    /// File handles are mandatory and cannot be used.
+    #[error(
+        "cannot find files of {path} by their handles: {error}; give --inode-file-handles prefer"
+    )]
+    Handles {
+        /// Which directory.
         path: PathBuf,
         /// Why.
         error: Errno,
@@ -162,7 +173,7 @@ pub fn run(options: &Options) -> Result<(), Error> {
     ignore_file_size_signal()?;
     let signals = stop_signals()?;
 
-    let handles = options.inode_file_handles == FileHandles::Prefer;
+    let handles = options.file_handles();
     let ids = options
         .ids()
         .map_err(|error| host("a translation of ids")(io::Error::other(error)))?;
@@ -185,7 +196,8 @@ pub fn run(options: &Options) -> Result<(), Error> {
         Role::Supervisor(daemon) => return supervise(daemon),
     };
     if options.sandbox != Some(Sandbox::None) {
-        capabilities::reduce(!geteuid().is_root()).map_err(host("to give up capabilities"))?;
+        capabilities::reduce(!geteuid().is_root(), handles)
+            .map_err(host("to give up capabilities"))?;
     }
     let identity = Identity::of_process(ids, users).map_err(host("its capabilities"))?;
     let export = Export::of(share, options.readonly, handles, identity)
@@ -198,7 +210,18 @@ pub fn run(options: &Options) -> Result<(), Error> {
             path: directory.clone(),
             error,
         })?;
-    let workers = seccomp::workers(options.seccomp, options.threads.into())?;
+    export
+        .traces()
+        .check(export.root())
+        .map_err(|error| Error::Handles {
+            path: directory.clone(),
+            error,
+        })?;
+    let filter = Filter {
+        policy: options.seccomp,
+        file_handles: handles != FileHandles::Never,
+    };
+    let workers = seccomp::workers(filter, options.threads.into())?;
     let server = Server::new(
         export,
         workers,
@@ -235,7 +258,7 @@ pub fn run(options: &Options) -> Result<(), Error> {
     };
     log::info!("sharing {} as \"{}\"", directory.display(), options.tag);
     // All that takes more than serving does is done. The workers inherit it, and have their own.
-    seccomp::install(options.seccomp)?;
+    seccomp::install(filter)?;
     daemon.wait_for_front_end()?;
     daemon.turn_until_stopped()
 }

@@ -1,20 +1,39 @@
 //! Finding an inode again after its descriptor was given up.
 //!
-//! The kernel's file handle (open_by_handle_at(2)) leads to the very inode, wherever it was moved,
-//! as long as it lives; it takes CAP_DAC_READ_SEARCH and a file system that can be exported.
-//! Without, an inode is found by a directory and a name, and believed only if it is the same.
+//! An inode is found by a directory and a name, and believed only if it is the same. Where the
+//! operator asks for it, the kernel's file handle (open_by_handle_at(2)) leads to the very inode,
+//! wherever it was moved, as long as it lives; it takes a file system that can be exported, and
+//! CAP_DAC_READ_SEARCH, with which any inode of that file system can be opened.
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use clap::ValueEnum;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
+use nix::sys::statfs::{FsType, fstatfs};
 
 use super::name::Name;
 use super::node::{FileKind, InodeKey, Lookup, Node};
 use super::sys::{self, FileHandle};
+
+/// Whether the kernel's file handles are used. The names are those of virtiofsd's option.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum FileHandles {
+    /// By name alone: what the host has renamed since gets ESTALE
+    #[default]
+    Never,
+    /// By handles where they can be had (as root, on most file systems), else by name
+    Prefer,
+    /// By handles alone: the daemon does not start without them, and a file of another file system
+    /// that has none gets EOPNOTSUPP
+    Mandatory,
+}
+
+/// As linux/magic.h has it.
+const FUSE: FsType = FsType(0x6573_5546);
 
 /// How an inode without a descriptor is found again.
 #[derive(Debug)]
@@ -32,15 +51,58 @@ pub struct Traces {
     /// Nothing at all if handles are not to be used.
     mounts: Option<Mutex<HashMap<u64, Option<Arc<OwnedFd>>>>>,
     by_name: AtomicBool,
+    /// Nothing is found by its name.
+    mandatory: bool,
 }
 
 impl Traces {
-    /// With file handles where they work, or without.
-    pub fn new(handles: bool) -> Traces {
+    /// With file handles, or without.
+    pub fn new(handles: FileHandles) -> Traces {
+        let never = handles == FileHandles::Never;
         Traces {
-            mounts: handles.then(Mutex::default),
-            by_name: AtomicBool::new(!handles),
+            mounts: (!never).then(Mutex::default),
+            by_name: AtomicBool::new(never),
+            mandatory: handles == FileHandles::Mandatory,
         }
+    }
+
+    /// Whether a file may be reached that is the first of its file system. Errors: EOPNOTSUPP if handles
+    /// are mandatory and its own does not lead back to it; EPERM without the right to use them.
+    pub fn check(&self, node: &Node) -> Result<(), Errno> {
+        if !self.mandatory {
+            return Ok(());
+        }
+        let back = || {
+            let handle = sys::name_to_handle(node.as_fd())?;
+            match node.kind() {
+                FileKind::Directory | FileKind::Regular => {
+                    let descriptor = node.reopen(OFlag::O_RDONLY)?;
+                    Traces::leads_back(descriptor.as_fd(), &handle, node)
+                }
+                // Is not opened to find out.
+                FileKind::Symlink | FileKind::Special => Ok(true),
+            }
+        };
+        match back() {
+            Ok(true) => Ok(()),
+            // Says nothing of the file system.
+            Err(error @ (Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::EPERM)) => {
+                Err(error)
+            }
+            Ok(false) | Err(_) => Err(Errno::EOPNOTSUPP),
+        }
+    }
+
+    /// Whether a handle leads to the node that it was made for.
+    fn leads_back(mount: BorrowedFd<'_>, handle: &FileHandle, node: &Node) -> Result<bool, Errno> {
+        // Most of FUSE's handles lead back only as long as the kernel remembers the inode, as it does at
+        // this moment, and nothing tells which.
+        if fstatfs(node)?.filesystem_type() == FUSE {
+            return Ok(false);
+        }
+        let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
+        let (found, _) = sys::open_by_handle(mount, handle, flags).and_then(Node::new)?;
+        Ok(found.key().same_inode(node.key()))
     }
 
     /// Whether some inodes are found by their names, so that it matters where they are moved.
@@ -58,6 +120,9 @@ impl Traces {
         }
         if let Some(handle) = self.handle(node, place.map(|(directory, _)| directory)) {
             return Some(Trace::Handle(handle));
+        }
+        if self.mandatory {
+            return None;
         }
         let (directory, name) = place?;
         // No descriptor is taken: there may be none left.
@@ -112,10 +177,7 @@ impl Traces {
             .find(|node| node.kind() == FileKind::Directory && node.key().mount == mount)?;
         let descriptor = directory.reopen(OFlag::O_RDONLY).ok()?;
         let way_back = handle.and_then(|handle| {
-            let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
-            let (found, _) =
-                sys::open_by_handle(descriptor.as_fd(), &handle, flags).and_then(Node::new)?;
-            let same = found.key().same_inode(node.key());
+            let same = Traces::leads_back(descriptor.as_fd(), &handle, node)?;
             Ok(same.then_some(handle))
         });
         let handle = match way_back {
@@ -124,7 +186,7 @@ impl Traces {
             Err(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM) => return None,
             Err(_) => None,
         };
-        if handle.is_none() {
+        if handle.is_none() && !self.mandatory {
             self.by_name.store(true, Ordering::Relaxed);
         }
         let descriptor = handle.is_some().then(|| Arc::new(descriptor));
@@ -168,7 +230,7 @@ mod tests {
         fs::create_dir(dir.path().join("sub")).unwrap();
         fs::write(dir.path().join("file"), "").unwrap();
         let file = pin(&dir.path().join("file"));
-        let traces = Traces::new(true);
+        let traces = Traces::new(FileHandles::Prefer);
         let top = pin(dir.path());
         let trace = traces.of(&file, Some((&top, &name("file"))));
         let Some(trace @ Trace::Handle(_)) = trace else {
@@ -197,7 +259,7 @@ mod tests {
         let (top, file) = (pin(dir.path()), pin(&dir.path().join("file")));
         let name = name("file");
         let place = Some((&top, &name));
-        let traces = Traces::new(false);
+        let traces = Traces::new(FileHandles::Never);
         let trace = traces.of(&file, place).unwrap();
         let key = *file.key();
         drop(file);
@@ -220,7 +282,11 @@ mod tests {
         fs::write(dir.path().join("file"), "").unwrap();
         let (top, file) = (pin(dir.path()), pin(&dir.path().join("file")));
         fs::remove_file(dir.path().join("file")).unwrap();
-        for handles in [true, false] {
+        for handles in [
+            FileHandles::Never,
+            FileHandles::Prefer,
+            FileHandles::Mandatory,
+        ] {
             assert!(
                 Traces::new(handles)
                     .of(&file, Some((&top, &name("file"))))
@@ -232,7 +298,7 @@ mod tests {
         fs::write(dir.path().join("other"), "").unwrap();
         let other = pin(&dir.path().join("other"));
         assert!(
-            Traces::new(false)
+            Traces::new(FileHandles::Never)
                 .of(&other, Some((&top, &name("file"))))
                 .is_none()
         );

@@ -36,6 +36,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, AtomicUsize};
 
+pub use handle::FileHandles;
 use handle::Traces;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat, openat2, readlink};
@@ -76,19 +77,18 @@ impl Export {
     pub fn new(
         directory: &Path,
         readonly: bool,
-        handles: bool,
+        handles: FileHandles,
         identity: Identity,
     ) -> Result<Export, Errno> {
         Export::of(open_share(directory)?, readonly, handles, identity)
     }
 
-    /// Exports the directory that this descriptor, an `O_PATH` one, leads to. With `handles`, inodes
-    /// are found again by the kernel's file handles where that is allowed. Errors: EACCES if it
+    /// Exports the directory that this descriptor, an `O_PATH` one, leads to. Errors: EACCES if it
     /// cannot be read.
     pub fn of(
         directory: OwnedFd,
         readonly: bool,
-        handles: bool,
+        handles: FileHandles,
         identity: Identity,
     ) -> Result<Export, Errno> {
         let (root, _) = Node::new(directory)?;
@@ -110,7 +110,7 @@ impl Export {
         self.model.supported(&self.root)?;
         if self.model.by_name() {
             // A file that was found by its handle does not know its name.
-            self.traces = Traces::new(false);
+            self.traces = Traces::new(FileHandles::Never);
         }
         Ok(self)
     }
@@ -217,7 +217,7 @@ mod tests {
 
     fn export(directory: &Path) -> Export {
         let identity = Identity::of_process(Ids::default(), None).unwrap();
-        Export::new(directory, false, true, identity).unwrap()
+        Export::new(directory, false, FileHandles::Prefer, identity).unwrap()
     }
 
     #[test]

@@ -4,13 +4,13 @@ use caps::{CapSet, Capability, CapsHashSet};
 use nix::errno::Errno;
 use nix::sys::prctl;
 
+use crate::export::FileHandles;
+
 /// All that acting for the guest's users takes. Among what is given up: mounting, the network,
 /// other processes, the kernel, raw disks.
-const KEPT: [Capability; 9] = [
+const KEPT: [Capability; 8] = [
     Capability::CAP_CHOWN,
     Capability::CAP_DAC_OVERRIDE,
-    // To find inodes by file handles.
-    Capability::CAP_DAC_READ_SEARCH,
     Capability::CAP_FOWNER,
     Capability::CAP_FSETID,
     Capability::CAP_MKNOD,
@@ -18,16 +18,19 @@ const KEPT: [Capability; 9] = [
     Capability::CAP_SETGID,
     Capability::CAP_SETUID,
 ];
+/// Opens any inode of a file system by its handle, wherever it is: no root directory and no namespace
+/// stands against it. To look through directories CAP_DAC_OVERRIDE is enough.
+const FOR_HANDLES: Capability = Capability::CAP_DAC_READ_SEARCH;
 
 /// Gives up all other rights for good, also those that a program could give back. In a namespace of
 /// users (`none`) that is all of them. Errors: those of prctl(2) and capset(2).
-pub fn reduce(none: bool) -> Result<(), Errno> {
+pub fn reduce(none: bool, handles: FileHandles) -> Result<(), Errno> {
     let errno = |_: caps::errors::CapsError| Errno::last();
-    let kept: CapsHashSet = if none {
-        CapsHashSet::new()
-    } else {
-        KEPT.into_iter().collect()
-    };
+    let mut kept = CapsHashSet::new();
+    if !none {
+        kept.extend(KEPT);
+        kept.extend((handles != FileHandles::Never).then_some(FOR_HANDLES));
+    }
     let has = |set| caps::read(None, set).map_err(errno);
     // Dropping from the bounding set takes a right of its own, which is among those given up.
     if has(CapSet::Effective)?.contains(&Capability::CAP_SETPCAP) {

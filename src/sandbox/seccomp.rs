@@ -23,6 +23,15 @@ pub enum Seccomp {
     None,
 }
 
+/// The filter of one daemon.
+#[derive(Clone, Copy, Debug)]
+pub struct Filter {
+    /// What becomes of the other calls.
+    pub policy: Seccomp,
+    /// Whether files are found by their handles, wherever they are.
+    pub file_handles: bool,
+}
+
 /// Calls that are made with any arguments. What they can reach is bounded by the descriptors there
 /// are and by the root directory.
 const ALLOWED: &[i64] = &[
@@ -41,8 +50,6 @@ const ALLOWED: &[i64] = &[
     // Files.
     libc::SYS_openat,
     libc::SYS_openat2,
-    libc::SYS_open_by_handle_at,
-    libc::SYS_name_to_handle_at,
     libc::SYS_statx,
     libc::SYS_fstat,
     libc::SYS_newfstatat,
@@ -113,6 +120,9 @@ const ALLOWED: &[i64] = &[
     libc::SYS_exit_group,
 ];
 
+/// Only if file handles were asked for.
+const FILE_HANDLES: &[i64] = &[libc::SYS_open_by_handle_at, libc::SYS_name_to_handle_at];
+
 /// Those that only the loop makes: to wait, and for the front-end.
 const LOOP_ONLY: &[i64] = &[
     libc::SYS_epoll_pwait,
@@ -178,11 +188,11 @@ enum Caller {
 }
 
 /// Forbids all other calls for this thread, which is the loop's, and those it will start. Errors: [`Error`].
-pub fn install(policy: Seccomp) -> Result<(), Error> {
+pub fn install(filter: Filter) -> Result<(), Error> {
     // The arguments of clone3 are out of sight: where it is missing, the C library uses clone.
     let missing = SeccompAction::Errno(libc::ENOSYS as u32);
     let clone3 = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
-    if let Some(program) = program(policy, Caller::Loop)? {
+    if let Some(program) = program(filter, Caller::Loop)? {
         seccompiler::apply_filter(&compile(clone3, SeccompAction::Allow, missing)?)?;
         seccompiler::apply_filter(&program)?;
     }
@@ -190,8 +200,8 @@ pub fn install(policy: Seccomp) -> Result<(), Error> {
 }
 
 /// A pool of workers that can make even fewer calls. Errors: [`Error`].
-pub fn workers(policy: Seccomp, max_threads: usize) -> Result<Workers, Error> {
-    let program = program(policy, Caller::Worker)?;
+pub fn workers(filter: Filter, max_threads: usize) -> Result<Workers, Error> {
+    let program = program(filter, Caller::Worker)?;
     let confine = move || {
         if let Some(program) = &program
             && let Err(error) = seccompiler::apply_filter(program)
@@ -202,13 +212,18 @@ pub fn workers(policy: Seccomp, max_threads: usize) -> Result<Workers, Error> {
     Workers::with_start(max_threads, confine).map_err(Error::Workers)
 }
 
-fn program(policy: Seccomp, caller: Caller) -> Result<Option<BpfProgram>, Error> {
-    let action = match policy {
+fn program(filter: Filter, caller: Caller) -> Result<Option<BpfProgram>, Error> {
+    let action = match filter.policy {
         Seccomp::Kill => SeccompAction::KillProcess,
         Seccomp::Log => SeccompAction::Log,
         Seccomp::None => return Ok(None),
     };
-    compile(rules(caller)?, action, SeccompAction::Allow).map(Some)
+    compile(
+        rules(filter.file_handles, caller)?,
+        action,
+        SeccompAction::Allow,
+    )
+    .map(Some)
 }
 
 fn compile(
@@ -222,10 +237,14 @@ fn compile(
     Ok(SeccompFilter::new(rules, other, action, machine)?.try_into()?)
 }
 
-fn rules(caller: Caller) -> Result<BTreeMap<i64, Vec<SeccompRule>>, seccompiler::BackendError> {
+fn rules(
+    file_handles: bool,
+    caller: Caller,
+) -> Result<BTreeMap<i64, Vec<SeccompRule>>, seccompiler::BackendError> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = ALLOWED
         .iter()
         .chain(ALLOWED_HERE)
+        .chain(if file_handles { FILE_HANDLES } else { &[] })
         .map(|call| (*call, Vec::new()))
         .collect();
     let condition = |argument, op, value: i32| {

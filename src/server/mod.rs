@@ -225,14 +225,17 @@ impl Server {
     }
 
     /// Takes a file that was found into the session. Errors: ENODEV if it is on a file system that
-    /// the guest may not reach.
+    /// the guest may not reach; EOPNOTSUPP if that has no file handles, but they are mandatory.
     fn admit(&self, node: Node, place: Option<Place>) -> Result<Rc<Inode>, Errno> {
         let device = node.id().device;
         self.session.qids.borrow_mut().check(node.id())?;
         let crossed = |place: &Place| place.directory.key().id.device != device;
         if !self.placement.is_root(device) && place.as_ref().is_none_or(crossed) {
-            let medium = self.blocking_far(|| Medium::of(&node));
+            let traces = self.export.traces();
+            let (medium, found_again) =
+                self.blocking_far(|| (Medium::of(&node), traces.check(&node)));
             self.placement.learn(device, medium);
+            found_again?;
         }
         Ok(self.session.inodes.admit(node, place))
     }

@@ -3,10 +3,10 @@
 use nix::errno::Errno;
 use protocol::{getattr, open, setattr, unlink};
 use stub_guest::daemon::Launch;
-use stub_guest::{Client, Result};
+use stub_guest::{Client, Error, Result};
 
 use super::Host;
-use super::common::{NO_ID, no_change, refused};
+use super::common::{NO_ID, is_root, no_change, refused};
 use super::faulty::{Code, Op};
 
 /// Fids on the failing file system.
@@ -176,6 +176,31 @@ fn a_file_that_cannot_be_found_again_has_the_host_s_error_and_is_not_gone() {
         host.faulty.release();
     }
     host.client.getattr(file, getattr::ALL).unwrap();
+}
+
+#[test]
+fn a_file_system_without_handles_is_out_of_reach_where_they_are_mandatory() {
+    for (way, reached) in [("never", true), ("prefer", true), ("mandatory", false)] {
+        if way == "mandatory" && !is_root() {
+            continue;
+        }
+        let with = |launch: Launch| launch.arg("--inode-file-handles").arg(way);
+        let Some(mut host) = Host::new(with) else {
+            return;
+        };
+        let root = host.root;
+        for name in ["faulty", "faulty/file"] {
+            match (host.client.walk_path(root, name), reached) {
+                (Ok(_), true) => {}
+                (Err(Error::Errno(code)), false) if code == Errno::EOPNOTSUPP as u32 => {}
+                (other, _) => panic!("{way}: {name}: {other:?}"),
+            }
+        }
+        // The share's own has them.
+        assert_eq!(host.client.read_file(root, "file").unwrap(), b"0123456789");
+        // What is beside it is seen.
+        assert_eq!(host.client.read_dir(root, "").unwrap().len(), 4);
+    }
 }
 
 #[test]

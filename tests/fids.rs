@@ -385,7 +385,7 @@ fn a_chain_of_directories_deeper_than_a_stack_ends() {
 fn a_fid_keeps_no_more_directories_than_there_may_be_fids() {
     const FIDS: usize = 16;
     const DEPTH: usize = 200;
-    for way in WAYS {
+    for way in ways() {
         let mut guest = Guest::on(
             Launch::new(BINARY)
                 .arg(format!("--limit-fids={FIDS}"))
@@ -427,7 +427,7 @@ fn a_fid_keeps_no_more_directories_than_there_may_be_fids() {
 #[test]
 fn directories_that_were_above_each_other_end_with_their_fids() {
     const ROUNDS: usize = 50;
-    for way in WAYS {
+    for way in ways() {
         for by_guest in [true, false] {
             let mut guest = guest(way);
             let before = open_descriptors(&guest);

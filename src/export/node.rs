@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat, openat2};
+use nix::fcntl::{FcntlArg, OFlag, OpenHow, ResolveFlag, fcntl, open, openat, openat2};
 use nix::sys::stat::Mode;
 
 use super::name::Name;
@@ -217,8 +217,10 @@ impl Node {
         sys::statx(self.fd.as_fd(), &mut stat.0)
     }
 
-    /// Opens the very inode for reading or writing. Errors: ELOOP for a symbolic link, ENXIO for
-    /// a device, fifo or socket, whose opening would act on the host; those of open(2).
+    /// Opens the very inode for reading or writing. With `O_NONBLOCK`, which what is returned does not
+    /// have, whoever has a lease on it is not waited for. Errors: ELOOP for a symbolic link, ENXIO for
+    /// a device, fifo or socket, whose opening would act on the host; EAGAIN for a lease that has to
+    /// end first, which is being asked for; those of open(2).
     pub fn reopen(&self, flags: OFlag) -> Result<OwnedFd, Errno> {
         let flags = flags | OFlag::O_CLOEXEC;
         match self.kind {
@@ -230,15 +232,22 @@ impl Node {
             FileKind::Symlink => return Err(Errno::ELOOP),
             FileKind::Special => return Err(Errno::ENXIO),
         }
-        match open(self.proc_path().as_c_str(), flags, Mode::empty()) {
+        match self.open_file(flags) {
             // Only the owner may leave the access time alone; the flag is a wish.
-            Err(Errno::EPERM) if flags.contains(OFlag::O_NOATIME) => open(
-                self.proc_path().as_c_str(),
-                flags - OFlag::O_NOATIME,
-                Mode::empty(),
-            ),
+            Err(Errno::EPERM) if flags.contains(OFlag::O_NOATIME) => {
+                self.open_file(flags - OFlag::O_NOATIME)
+            }
             result => result,
         }
+    }
+
+    fn open_file(&self, flags: OFlag) -> Result<OwnedFd, Errno> {
+        let fd = open(self.proc_path().as_c_str(), flags, Mode::empty())?;
+        if flags.contains(OFlag::O_NONBLOCK) {
+            // Of the others it changes those only that they say.
+            fcntl(&fd, FcntlArg::F_SETFL(flags - OFlag::O_NONBLOCK))?;
+        }
+        Ok(fd)
     }
 
     /// The path by which calls that refuse an `O_PATH` descriptor reach the inode.
@@ -333,6 +342,19 @@ mod tests {
             .child(&name("fifo"), Lookup::Blocking)
             .unwrap();
         assert_eq!(fifo.reopen(OFlag::O_RDONLY).unwrap_err(), Errno::ENXIO);
+    }
+
+    #[test]
+    fn not_to_wait_for_a_lease_is_no_property_of_what_is_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("file"), "").unwrap();
+        let file = pin(&dir.path().join("file"));
+        let flags = OFlag::O_RDWR | OFlag::O_APPEND | OFlag::O_NOATIME | OFlag::O_DSYNC;
+        let flags_of = |fd| OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL).unwrap());
+        let waiting = flags_of(file.reopen(flags).unwrap());
+        assert!(waiting.contains(flags), "{waiting:?}");
+        let other = flags_of(file.reopen(flags | OFlag::O_NONBLOCK).unwrap());
+        assert_eq!(other, waiting);
     }
 
     #[test]

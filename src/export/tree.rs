@@ -78,7 +78,8 @@ impl Export {
     }
 
     /// Opens a file for reading or writing, which `user` asks for. Errors: ELOOP for a symbolic link, ENXIO for a device,
-    /// fifo or socket: they belong to the guest's kernel.
+    /// fifo or socket: they belong to the guest's kernel; EAGAIN with `O_NONBLOCK`, before anything is
+    /// done, if somebody has a lease on it ([`Node::reopen`]).
     pub fn open(
         &self,
         file: Located<'_>,
@@ -97,9 +98,10 @@ impl Export {
         }
     }
 
-    /// Makes a regular file and opens it; unless `exclusive`, one that exists is opened. After EMFILE
-    /// or ENFILE it can be called again with the same `made`, which is None at first; or else
-    /// [`Export::undo_create`] is to be called with what it is then.
+    /// Makes a regular file and opens it; unless `exclusive`, one that exists is opened, for which
+    /// `O_NONBLOCK` means what it means to [`Export::open`]. After EMFILE or ENFILE it can be called
+    /// again with the same `made`, which is None at first; or else [`Export::undo_create`] is to be
+    /// called with what it is then.
     #[allow(clippy::too_many_arguments)]
     pub fn create(
         &self,
@@ -116,13 +118,14 @@ impl Export {
         for _ in 0..TRIES {
             // Always exclusive on the host: what exists is pinned and looked at before it is
             // opened, so that no link is followed and no fifo blocks.
+            let new = flags - OFlag::O_NONBLOCK;
             let created = match &self.model {
                 Model::Host(host) => {
                     let (identity, directory) = (&self.identity, directory.node);
-                    host.create(identity, directory, name, flags, mode, owner, made)
+                    host.create(identity, directory, name, new, mode, owner, made)
                 }
                 // Takes away what it cannot finish.
-                Model::Mapped(mapped) => mapped.create(self, directory, name, flags, mode, owner),
+                Model::Mapped(mapped) => mapped.create(self, directory, name, new, mode, owner),
             };
             match created {
                 Err(Errno::EEXIST) if !exclusive => {}
@@ -170,11 +173,12 @@ impl Export {
         }
     }
 
-    /// The target of a symbolic link. Errors: EINVAL for any other file.
-    pub fn readlink(&self, file: Located<'_>) -> Result<Vec<u8>, Errno> {
+    /// The target of a symbolic link. `O_NONBLOCK` in `more` means what it means to [`Export::open`].
+    /// Errors: EINVAL for any other file.
+    pub fn readlink(&self, file: Located<'_>, more: OFlag) -> Result<Vec<u8>, Errno> {
         match &self.model {
             Model::Host(_) => host::readlink(file.node),
-            Model::Mapped(mapped) => mapped.readlink(self, file),
+            Model::Mapped(mapped) => mapped.readlink(self, file, more),
         }
     }
 
@@ -204,15 +208,29 @@ impl Export {
 
     /// Changes attributes; what comes before the one that fails is done. `writable` is the fid's
     /// own descriptor, which may still be written when the file's mode does not allow to open it
-    /// again, and `user` asks for it. Errors: those of chown(2), chmod(2), truncate(2) and
-    /// utimensat(2).
+    /// again, and `user` asks for it. `O_NONBLOCK` in `more` means what it means to [`Export::open`].
+    /// Errors: those of chown(2), chmod(2), truncate(2) and utimensat(2).
     pub fn set_attributes(
         &self,
         file: Located<'_>,
         writable: Option<BorrowedFd<'_>>,
         change: &Change,
         user: u32,
+        more: OFlag,
     ) -> Result<(), Errno> {
+        // truncate(2) waits for whoever has a lease on the file. On one that is open for writing there
+        // is none, and none is given.
+        let _writer = match (change.size, writable) {
+            (Some(_), None) if more.contains(OFlag::O_NONBLOCK) => {
+                match file.node.reopen(OFlag::O_WRONLY | more) {
+                    Err(Errno::EMFILE | Errno::ENFILE) => return Err(Errno::EAGAIN),
+                    Err(Errno::EAGAIN) => return Err(Errno::EAGAIN),
+                    // The truncation says what is wrong.
+                    result => result.ok(),
+                }
+            }
+            _ => None,
+        };
         let result = match &self.model {
             Model::Host(_) => {
                 host::set_attributes(&self.identity, file.node, writable, change, user)

@@ -259,14 +259,15 @@ impl Owner {
 
 /// Opens a file so that it can be locked in both ways, if the host allows that at all: a program
 /// may flock a file exclusively that it has opened for reading only.
-pub fn open_for_locks(node: &Node, writable: bool) -> Result<OwnedFd, Errno> {
+/// `O_NONBLOCK` in `more`: as for [`Node::reopen`].
+pub fn open_for_locks(node: &Node, writable: bool, more: OFlag) -> Result<OwnedFd, Errno> {
     if writable {
-        match node.reopen(OFlag::O_RDWR) {
+        match node.reopen(OFlag::O_RDWR | more) {
             Err(Errno::EACCES | Errno::EROFS | Errno::EISDIR | Errno::EPERM | Errno::ETXTBSY) => {}
             result => return result,
         }
     }
-    node.reopen(OFlag::O_RDONLY)
+    node.reopen(OFlag::O_RDONLY | more)
 }
 
 #[cfg(test)]

@@ -24,6 +24,7 @@ use std::rc::{Rc, Weak};
 
 use coroutine::{RwLock, Semaphore, Workers};
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use protocol::{Header, Qid, Tmessage, kind};
 use vhost_user::{Handler, Request};
 
@@ -181,6 +182,55 @@ impl Server {
             return self.blocking_on(device, || identity.acting(user, call));
         }
         self.call(device, self.cost(cost), call)
+    }
+
+    /// Makes a call that opens a file of `device`, with a flag that it is given. Whoever has a lease on
+    /// the file is not waited for at first (`O_NONBLOCK`: EAGAIN), and then as what is far is.
+    fn opening<T: Send>(
+        &self,
+        device: (u32, u32),
+        cost: Cost,
+        mut open: impl FnMut(OFlag) -> Result<T, Errno> + Send,
+    ) -> Result<T, Errno> {
+        if self.placement.medium(device) != Medium::Far {
+            match self.call(device, cost, || open(OFlag::O_NONBLOCK)) {
+                Err(Errno::EAGAIN) => {}
+                result => return result,
+            }
+        }
+        self.blocking_far(|| open(OFlag::empty()))
+    }
+
+    /// [`Server::opening`] of `node`, which the fid's user must be permitted to open.
+    fn acting_opening<T: Send>(
+        &self,
+        fid: &Fid,
+        node: &Node,
+        cost: Cost,
+        mut open: impl FnMut(OFlag) -> Result<T, Errno> + Send,
+    ) -> Result<T, Errno> {
+        let (identity, user) = (self.export.identity(), fid.user);
+        let cost = match identity.is_other(user) {
+            true => Cost::Wait,
+            false => self.cost(cost),
+        };
+        self.opening(node.id().device, cost, |more| {
+            identity.acting(user, || open(more))
+        })
+    }
+
+    /// [`Server::opening`] of what is in `directory`, or is made there for `owner`.
+    fn creating_opening<T: Send>(
+        &self,
+        owner: Owner,
+        directory: &Node,
+        open: impl FnMut(OFlag) -> Result<T, Errno> + Send,
+    ) -> Result<T, Errno> {
+        let cost = match self.export.identity().takes_on(owner) {
+            true => Cost::Wait,
+            false => self.cost(Cost::Change),
+        };
+        self.opening(directory.id().device, cost, open)
     }
 
     /// Makes a call that makes a file in `directory` for `owner`. Another's ids are taken on by a

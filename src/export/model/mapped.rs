@@ -332,13 +332,14 @@ impl Mapped {
         &self,
         tree: &Export,
         file: Located<'_>,
+        more: OFlag,
     ) -> Result<Vec<u8>, Errno> {
         let node = file.node;
         match self.stat(tree, file)?.kind() {
             FileKind::Symlink if node.kind() == FileKind::Symlink => host::readlink(node),
             FileKind::Symlink => {
                 let mut target = Vec::new();
-                File::from(node.reopen(OFlag::O_RDONLY)?)
+                File::from(node.reopen(OFlag::O_RDONLY | more)?)
                     .take(TARGET_MAX)
                     .read_to_end(&mut target)
                     .map_err(errno_of)?;
@@ -397,7 +398,7 @@ impl Mapped {
         change: &Change,
         user: u32,
     ) -> Result<(), Errno> {
-        let _changing = self.changing();
+        let changing = self.changing();
         let node = file.node;
         let before = self.view(tree, file)?;
         let mode = u32::from(before.0.stx_mode);
@@ -415,12 +416,14 @@ impl Mapped {
         if changes != Attributes::default() {
             self.store.update(tree, file, &changes)?;
         }
+        // What follows is not about names, and a truncation may have to wait.
+        drop(changing);
         if change.touch {
             chown(node, None, None)?;
         }
         if let Some(size) = change.size {
             resize(node, before.kind(), writable, size)?;
-            self.drop_set_id_locked(tree, file, user)?;
+            self.drop_set_id(tree, file, user)?;
         }
         change.set_times(node)
     }
@@ -432,15 +435,11 @@ impl Mapped {
         file: Located<'_>,
         user: u32,
     ) -> Result<(), Errno> {
-        let _changing = self.changing();
-        self.drop_set_id_locked(tree, file, user)
-    }
-
-    fn drop_set_id_locked(&self, tree: &Export, file: Located<'_>, user: u32) -> Result<(), Errno> {
         // The guest's root has CAP_FSETID.
         if user == ROOT {
             return Ok(());
         }
+        let _changing = self.changing();
         let mode = self.view(tree, file)?.0.stx_mode.into();
         match dropped(mode) {
             None => Ok(()),

@@ -341,8 +341,17 @@ fn open_below(directory: impl AsFd, path: &CStr, flags: OFlag) -> Result<Option<
     if flags.contains(OFlag::O_CREAT) {
         how = how.mode(Mode::S_IRUSR | Mode::S_IWUSR);
     }
-    match openat2(directory, path, how) {
+    match openat2(&directory, path, how) {
         Ok(fd) => Ok(Some(fd)),
+        // A lease: this is a file, and the end of that is waited for.
+        Err(Errno::EAGAIN) if flags.contains(OFlag::O_NONBLOCK) => {
+            let pinned = open_below(directory.as_fd(), path, OFlag::O_PATH)?;
+            let Some((node, _)) = pinned.map(Node::new).transpose()? else {
+                return Ok(None);
+            };
+            let access = flags & OFlag::O_ACCMODE;
+            node.reopen(access).map(Some)
+        }
         Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP | Errno::ENXIO) => Ok(None),
         Err(error) => Err(error),
     }

@@ -70,8 +70,8 @@ impl Server {
         };
         let change = change(&m, self.export.identity().ids())?;
         let (export, located, user) = (&self.export, file.located(), fid.user);
-        self.acting(&fid, located.node, Cost::Change, || {
-            export.set_attributes(located, writable, &change, user)
+        self.acting_opening(&fid, located.node, Cost::Change, |more| {
+            export.set_attributes(located, writable, &change, user, more)
         })?;
         Ok(Rsetattr {})
     }

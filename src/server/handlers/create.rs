@@ -58,7 +58,9 @@ impl Server {
         let file = self.held(&*self.session.fids.get(m.fid)?)?;
         let (export, file) = (&self.export, file.located());
         let device = file.node.id().device;
-        *target = self.call(device, self.cost(Cost::Read), || export.readlink(file))?;
+        *target = self.opening(device, self.cost(Cost::Read), |more| {
+            export.readlink(file, more)
+        })?;
         Ok(Rreadlink { target })
     }
 

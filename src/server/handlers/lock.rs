@@ -11,6 +11,7 @@ use crate::server::Server;
 use crate::server::fid::OpenFile;
 use crate::server::interrupt::{Failure, Wake};
 use crate::server::locks::{Owner, Range, open_for_locks};
+use crate::server::placement::Cost;
 
 /// How long a lock that is waited for is left alone before it is tried again. A release by this
 /// session's guest is noticed at once; nothing tells of one by the host.
@@ -83,8 +84,8 @@ impl Server {
             let node = &*self.hold_open(open)?;
             let counted = self.count_open()?;
             let device = node.id().device;
-            let description = self
-                .with_descriptors(|| self.blocking_on(device, || open_for_locks(node, writable)))?;
+            let open = |more| open_for_locks(node, writable, more);
+            let description = self.with_descriptors(|| self.opening(device, Cost::Wait, open))?;
             Ok(self.closing(description, device, counted))
         })
     }

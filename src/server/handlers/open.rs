@@ -35,7 +35,9 @@ impl Server {
         let (fd, stat) = {
             let (export, file, user) = (&self.export, file.located(), fid.user);
             self.with_descriptors(|| {
-                self.acting(&fid, file.node, cost, || export.open(file, flags, user))
+                self.acting_opening(&fid, file.node, cost, |more| {
+                    export.open(file, flags | more, user)
+                })
             })?
         };
         let handle = self.handle(&file, fd, flags, &stat, given);
@@ -68,7 +70,8 @@ impl Server {
         let mut made = None;
         let result = self.with_descriptors(|| {
             let made = &mut made;
-            self.creating(owner, directory.node, || {
+            self.creating_opening(owner, directory.node, |more| {
+                let flags = flags | more;
                 export.create(directory, &name, flags, exclusive, m.mode, owner, made)
             })
         });

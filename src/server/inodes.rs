@@ -9,16 +9,18 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::AsFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::{Rc, Weak};
+use std::time::Duration;
 
 use coroutine::WaitQueue;
 use foldhash::fast::RandomState;
 use nix::errno::Errno;
 
-use super::Server;
 use super::closing::{Closable, Closing, Leaving, is_large};
 use super::fid::OpenFile;
 use super::placement::{Cost, Device, Medium};
+use super::{InFlight, Server};
 use crate::export::handle::Trace;
 use crate::export::{InodeKey, Lookup, Name, Node};
 
@@ -99,11 +101,17 @@ pub struct Inodes {
     /// none the last time.
     crowd: Cell<usize>,
     relieving: Cell<bool>,
+    /// The file systems in something else's hands of which some are being given up.
+    relieving_far: RefCell<Vec<Device>>,
+    /// Woken at the end of both.
     relieved: WaitQueue,
 }
 
 /// As long as it lives, some request gives descriptors up; others wait for that.
 struct Relieving<'a>(&'a Inodes);
+
+/// As long as it lives, descriptors on this file system are given up; others need not wait for that.
+struct RelievingFar(Rc<Inodes>, Device);
 
 /// Counts one descriptor of an open file.
 #[derive(Debug)]
@@ -119,6 +127,16 @@ impl Inode {
     fn held(&self) -> Option<Rc<Node>> {
         self.used.set(true);
         self.peek()
+    }
+
+    fn is_held(&self) -> bool {
+        matches!(&*self.pin.borrow(), Pin::Held(_))
+    }
+
+    /// The directory where it was seen last.
+    fn above(&self) -> Option<Rc<Inode>> {
+        let place = self.place.borrow();
+        place.as_ref().map(|place| place.directory.clone())
     }
 
     fn peek(&self) -> Option<Rc<Node>> {
@@ -234,6 +252,7 @@ impl Inodes {
             budget,
             crowd: Cell::new(budget),
             relieving: Cell::new(false),
+            relieving_far: RefCell::default(),
             relieved: WaitQueue::new(),
         })
     }
@@ -350,7 +369,7 @@ impl Inodes {
 
     /// Up to `most` of the `wanted` inodes that nobody has used since the last look, and no request
     /// uses now.
-    fn idle(&self, most: usize, wanted: impl Fn(&Inode) -> bool) -> Vec<Rc<Inode>> {
+    fn idle(&self, most: usize, mut wanted: impl FnMut(&Inode) -> bool) -> Vec<Rc<Inode>> {
         let mut held = self.held.borrow_mut();
         let mut idle = Vec::new();
         // Twice around: those that were used lately are passed over once.
@@ -367,7 +386,7 @@ impl Inodes {
                 // Held again, it has a second entry.
                 Pin::GivenUp(_) => continue,
             };
-            if !wanted(&inode) || inode.used.replace(false) || in_use {
+            if in_use || !wanted(&inode) || inode.used.replace(false) {
                 held.push_back(Rc::downgrade(&inode));
             } else {
                 idle.push(inode);
@@ -396,6 +415,17 @@ impl Drop for Relieving<'_> {
     fn drop(&mut self) {
         self.0.relieving.set(false);
         self.0.relieved.wake_all();
+    }
+}
+
+impl Drop for RelievingFar {
+    fn drop(&mut self) {
+        let RelievingFar(inodes, device) = self;
+        inodes
+            .relieving_far
+            .borrow_mut()
+            .retain(|other| other != device);
+        inodes.relieved.wake_all();
     }
 }
 
@@ -491,8 +521,10 @@ impl Server {
         // From the inode up to the first that needs no directory to be found.
         let mut chain = Vec::new();
         let mut top = None;
+        let mut far = false;
         let mut next = Some(inode.clone());
         while let Some(inode) = next.take() {
+            far |= self.placement.medium(inode.key.id.device) == Medium::Far;
             let Some(trace) = inode.trace() else {
                 top = inode.peek();
                 break;
@@ -513,14 +545,18 @@ impl Server {
             .map(|(trace, key, name)| (&**trace, key, name.as_ref()))
             .collect();
         let top = top.as_deref();
-        self.blocking_on(inode.key.id.device, || {
+        let follow = || {
             let mut found: Option<Node> = None;
             for (trace, key, name) in steps {
                 let place = found.as_ref().or(top).zip(name);
                 found = Some(traces.follow(trace, key, place)?);
             }
             found.ok_or(Errno::ESTALE)
-        })
+        };
+        match far {
+            true => self.blocking_far(follow),
+            false => self.blocking(follow),
+        }
     }
 
     /// The pinned file of an inode, for a moment: if it has given its descriptor up, that is not
@@ -537,8 +573,8 @@ impl Server {
     pub(super) fn relieve(&self) {
         let inodes = &self.session.inodes;
         // Whoever comes while this is being done has nothing to wait for.
-        if inodes.crowded() && !inodes.relieving.get() {
-            self.give_up_descriptors();
+        if inodes.crowded() && !inodes.relieving.get() && self.give_up_near(1) == 0 {
+            self.give_up_far();
         }
     }
 
@@ -561,40 +597,138 @@ impl Server {
 
     /// Whether it is worth to try again: some were given up, by this request or another meanwhile.
     fn give_up_descriptors(&self) -> bool {
-        /// At least so many in one go, for each takes a few calls on a worker.
-        const BATCH: usize = 16;
+        /// How often it is looked whether there is something near to give up by now, while what is far
+        /// is asked.
+        const LOOK_AGAIN: Duration = Duration::from_millis(100);
+        /// Batches.
+        const ALL: usize = 8;
         let inodes = &self.session.inodes;
-        if inodes.relieving.get() {
-            inodes.relieved.wait();
-            return true;
-        }
-        inodes.relieving.set(true);
-        let _relieving = Relieving(inodes);
-        let batch = BATCH.max(inodes.budget / 8);
-        let mut idle = Vec::new();
-        if self.export.traces().by_name() {
-            // What is found by its name needs its directory, which goes last. Before it goes what is
-            // on a file system that may never answer, for it has to be asked.
-            let leaf = |inode: &Inode| inode.children.get() == 0;
-            let near = |inode: &Inode| self.placement.medium(inode.key.id.device) != Medium::Far;
-            idle = inodes.idle(batch, |inode| leaf(inode) && near(inode));
-            if idle.is_empty() {
-                idle = inodes.idle(batch, leaf);
+        let before = inodes.descriptors();
+        let mut asked_far = false;
+        loop {
+            if inodes.relieving.get() {
+                inodes.relieved.wait();
+                return true;
+            }
+            if self.give_up_near(ALL) > 0 {
+                return true;
+            }
+            if !asked_far {
+                self.give_up_far();
+                asked_far = true;
+            }
+            if inodes.relieving_far.borrow().is_empty() {
+                return inodes.descriptors() < before;
+            }
+            inodes.relieved.wait_timeout(LOOK_AGAIN);
+            if inodes.descriptors() < before {
+                return true;
             }
         }
-        if idle.is_empty() {
-            idle = inodes.idle(batch, |_| true);
-        }
-        let given_up = self.give_up(&idle);
-        inodes.crowd.set(match given_up {
-            0 => inodes.descriptors() + batch,
-            _ => inodes.budget,
-        });
-        log::debug!("{given_up} of {} idle descriptors given up", idle.len());
-        given_up > 0
     }
 
-    fn give_up(&self, idle: &[Rc<Inode>]) -> usize {
+    /// At least so many in one go, for each takes a few calls on a worker.
+    fn batch(&self) -> usize {
+        const BATCH: usize = 16;
+        BATCH.max(self.session.inodes.budget / 8)
+    }
+
+    /// Gives up a batch of what is on file systems that do answer, and says how many. Others wait for
+    /// the end. At the most so many batches are looked at.
+    fn give_up_near(&self, batches: usize) -> usize {
+        let inodes = &self.session.inodes;
+        inodes.relieving.set(true);
+        let _relieving = Relieving(inodes);
+        let near = |inode: &Inode| self.far_device(inode).is_none();
+        for _ in 0..batches {
+            let idle = self.idle(near);
+            let given_up = self.give_up(&idle, None);
+            if given_up > 0 || idle.is_empty() {
+                return given_up;
+            }
+        }
+        0
+    }
+
+    /// Begins to give up what is on a file system that may never answer: not in the way of any
+    /// request, and of no other file system.
+    fn give_up_far(&self) {
+        let inodes = &self.session.inodes;
+        let mut device = None;
+        let idle = self.idle(|inode| match self.far_device(inode) {
+            Some(far) if device.is_none() && !inodes.relieving_far.borrow().contains(&far) => {
+                device = Some(far);
+                true
+            }
+            far => far.is_some() && far == device,
+        });
+        let (Some(device), Some(server)) = (device, self.this.upgrade()) else {
+            return;
+        };
+        inodes.relieving_far.borrow_mut().push(device);
+        let relieving = RelievingFar(server.session.inodes.clone(), device);
+        // A stop waits for it as for a request.
+        self.in_flight.set(self.in_flight.get() + 1);
+        let spawned = coroutine::spawn(move || {
+            let _flying = InFlight(&server.in_flight);
+            let _relieving = relieving;
+            let given_up = AssertUnwindSafe(|| server.give_up(&idle, Some(device)));
+            if catch_unwind(given_up).is_err() {
+                log::error!("descriptors are not given up by a fault of this program");
+            }
+        });
+        if let Err(error) = spawned {
+            log::warn!("no coroutine to give descriptors up: {error}");
+            drop(InFlight(&self.in_flight));
+        }
+    }
+
+    /// Some of the wanted inodes to give up. What is found by its name needs its directory, which
+    /// goes last.
+    fn idle(&self, mut wanted: impl FnMut(&Inode) -> bool) -> Vec<Rc<Inode>> {
+        let (inodes, batch) = (&self.session.inodes, self.batch());
+        let mut idle = Vec::new();
+        if self.export.traces().by_name() {
+            let leaf = |inode: &Inode| inode.children.get() == 0;
+            idle = inodes.idle(batch, |inode| leaf(inode) && wanted(inode));
+        }
+        if idle.is_empty() {
+            idle = inodes.idle(batch, wanted);
+        }
+        idle
+    }
+
+    /// The file system in something else's hands that has to be asked before the inode can be given
+    /// up: its own, or one of a directory by which it is found.
+    fn far_device(&self, inode: &Inode) -> Option<Device> {
+        /// What is deeper below what was given up is taken for far.
+        const DEPTH: usize = 64;
+        let far = |inode: &Inode| {
+            let device = inode.key.id.device;
+            (self.placement.medium(device) == Medium::Far).then_some(device)
+        };
+        let device = far(inode);
+        if device.is_some() {
+            return device;
+        }
+        let mut next = inode.above();
+        for _ in 0..DEPTH {
+            let above = next?;
+            let device = far(&above);
+            if device.is_some() {
+                return device;
+            }
+            if above.is_held() {
+                return None;
+            }
+            next = above.above();
+        }
+        Some(inode.key.id.device)
+    }
+
+    /// Gives these up, which a file system has to be asked about, `far` if it may never answer.
+    /// Returns how many could be.
+    fn give_up(&self, idle: &[Rc<Inode>], far: Option<Device>) -> usize {
         let inodes = &self.session.inodes;
         let traces = self.export.traces();
         let nodes: Vec<_> = idle.iter().map(|inode| inode.peek()).collect();
@@ -618,12 +752,17 @@ impl Server {
                 (node.as_deref(), place)
             })
             .collect();
-        let found: Vec<Option<Trace>> = self.blocking(|| {
+        let find = || -> Vec<Option<Trace>> {
             files
                 .iter()
                 .map(|(node, place)| traces.of((*node)?, *place))
                 .collect()
-        });
+        };
+        let found = match far {
+            _ if idle.is_empty() => Vec::new(),
+            None => self.blocking(find),
+            Some(_) => self.blocking_far(find),
+        };
         drop(files);
         drop(places);
         let mut given_up = 0;
@@ -638,6 +777,11 @@ impl Server {
                 _ => inodes.keep(inode),
             }
         }
+        inodes.crowd.set(match given_up {
+            0 => inodes.descriptors() + self.batch(),
+            _ => inodes.budget,
+        });
+        log::debug!("{given_up} of {} idle descriptors given up", idle.len());
         given_up
     }
 

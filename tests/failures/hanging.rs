@@ -253,28 +253,73 @@ fn a_file_that_is_pinned_again_for_want_of_descriptors_holds_nobody_up() {
 
 #[test]
 fn descriptors_are_had_from_the_file_system_that_does_not_hang() {
-    let few = |launch: Launch| {
+    for handles in HANDLES {
+        let Some(mut host) = Host::new(few_descriptors(handles)) else {
+            return;
+        };
+        let there = walk_many_there(&mut host, 40);
+        host.faulty.hang(Op::Getattr);
+        host.faulty.hang(Op::Lookup);
+        walk_many_here(&mut host);
+        host.faulty.release();
+        for fid in there {
+            host.client.getattr(fid, getattr::ALL).unwrap();
+        }
+    }
+}
+
+#[test]
+fn descriptors_of_the_file_system_that_hangs_are_not_waited_for() {
+    for handles in HANDLES {
+        let Some(mut host) = Host::new(few_descriptors(handles)) else {
+            return;
+        };
+        let there = walk_many_there(&mut host, 40);
+        // These are kept, for nothing else leads to them.
+        let gone: Vec<u32> = (0..35)
+            .map(|n| {
+                let path = host.file(&format!("gone-{n}"), "");
+                let fid = host.walk(&format!("gone-{n}"));
+                std::fs::remove_file(path).unwrap();
+                fid
+            })
+            .collect();
+        host.faulty.hang(Op::Getattr);
+        host.faulty.hang(Op::Lookup);
+        // It may be asked, too, for who was not used for longest are those that are kept.
+        walk_many_here(&mut host);
+        walk_many_here(&mut host);
+        host.faulty.release();
+        for fid in there.into_iter().chain(gone) {
+            host.client.getattr(fid, getattr::ALL).unwrap();
+        }
+    }
+}
+
+/// How inodes are found again.
+const HANDLES: [&str; 2] = ["prefer", "never"];
+
+fn few_descriptors(handles: &str) -> impl FnOnce(Launch) -> Launch {
+    move |launch| {
         let launch = launch.arg("--rlimit-nofile").arg("120");
-        launch.arg("--inode-file-handles").arg("never")
+        launch.arg("--inode-file-handles").arg(handles)
+    }
+}
+
+/// Fids of so many files on the file system that is going to hang.
+fn walk_many_there(host: &mut Host, count: usize) -> Vec<u32> {
+    let walk = |n| {
+        std::fs::write(host.faulty.path(&format!("many-{n}")), "").unwrap();
+        host.walk(&format!("faulty/many-{n}"))
     };
-    let Some(mut host) = Host::new(few) else {
-        return;
-    };
-    let there: Vec<u32> = (0..40)
-        .map(|n| {
-            std::fs::write(host.faulty.path(&format!("many-{n}")), "").unwrap();
-            host.walk(&format!("faulty/many-{n}"))
-        })
-        .collect();
-    host.faulty.hang(Op::Getattr);
-    host.faulty.hang(Op::Lookup);
+    (0..count).map(walk).collect()
+}
+
+/// More files on the other one than there are descriptors.
+fn walk_many_here(host: &mut Host) {
     for n in 0..200 {
         host.file(&format!("many-{n}"), "");
         let fid = host.walk(&format!("many-{n}"));
-        host.client.getattr(fid, getattr::ALL).unwrap();
-    }
-    host.faulty.release();
-    for fid in there {
         host.client.getattr(fid, getattr::ALL).unwrap();
     }
 }

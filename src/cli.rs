@@ -14,6 +14,7 @@ use crate::daemon;
 use crate::export::idmap::{IdMap, Translation};
 use crate::export::{FileHandles, HostModes, Ids, Multidevs, Permissions, SecurityModel};
 use crate::sandbox::Sandbox;
+use crate::sandbox::capabilities::Modcaps;
 use crate::sandbox::seccomp::Seccomp;
 use crate::server::limits::Limits;
 use crate::server::throttle::{Rate, Rates};
@@ -114,6 +115,11 @@ pub struct Options {
     /// What becomes of a system call that the daemon has no use for
     #[arg(long, value_enum, value_name = "WHAT", default_value_t = Seccomp::Kill)]
     pub seccomp: Seccomp,
+
+    /// Capabilities that root's daemon keeps besides those it needs, and those that it gives up as well,
+    /// as +sys_admin:-mknod. With +sys_admin the guest has trusted.* and security.* attributes
+    #[arg(long, value_name = "+NAME:-NAME...", allow_hyphen_values = true)]
+    pub modcaps: Option<Modcaps>,
 
     /// Who decides what a user of the guest may do, if the daemon is run by root: the guest's kernel
     /// alone, or the host as well, by the rights that its user of that id has
@@ -225,6 +231,19 @@ impl Options {
         }
     }
 
+    /// Errors: [`Failure::Usage`] for file handles without the right to use them.
+    fn check_handles(&self) -> Result<(), Failure> {
+        let forbidden = self.modcaps.as_ref().is_some_and(Modcaps::forbids_handles);
+        if forbidden && self.file_handles() != FileHandles::Never {
+            return Err(Failure::Usage(
+                "--modcaps -dac_read_search is not for --inode-file-handles prefer and mandatory, \
+                 which need it; try --help"
+                    .into(),
+            ));
+        }
+        Ok(())
+    }
+
     /// Errors: [`Failure::Usage`] for options that the security model has no use for.
     fn check_model(&self) -> Result<(), Failure> {
         let mapped = self.security_model.is_mapped();
@@ -311,6 +330,7 @@ pub fn command_line(words: impl IntoIterator<Item = OsString>) -> Result<Command
     }
     options.ids()?;
     options.check_model()?;
+    options.check_handles()?;
     if options.socket_group.is_some() && options.socket.is_none() {
         return Err(Failure::Usage(
             "--socket-group is for the socket that the daemon makes: give --socket PATH; try --help"
@@ -410,7 +430,8 @@ mod tests {
     fn every_option_is_taken() {
         let words = "x --fd 7 --shared-dir /d --tag t --readonly --once --threads 2 --poll-us 7 \
                      --rlimit-nofile 99 --inode-file-handles mandatory --multidevs forbid \
-                     --log-level debug --security-model mapped-xattr --fmode 0640 --dmode 750";
+                     --log-level debug --security-model mapped-xattr --fmode 0640 --dmode 750 \
+                     --modcaps -mknod:+sys_admin";
         let Command::Serve(options) = parse(words).unwrap() else {
             panic!("{words}")
         };
@@ -422,6 +443,7 @@ mod tests {
         assert_eq!(options.multidevs, Multidevs::Forbid);
         assert_eq!(options.inode_file_handles, FileHandles::Mandatory);
         assert_eq!(options.log_level, LevelFilter::Debug);
+        assert_eq!(options.modcaps, "-mknod:+sys_admin".parse().ok());
         assert_eq!(options.security_model, SecurityModel::MappedXattr);
         let modes = options.host_modes();
         assert_eq!((modes.file, modes.directory), (0o640, 0o750));
@@ -472,6 +494,9 @@ mod tests {
             "x --socket /s --shared-dir /d --security-model none --dmode 700",
             "x --socket /s --shared-dir /d --security-model mapped-xattr --permissions host",
             "x --socket /s --shared-dir /d --security-model mapped-file --inode-file-handles mandatory",
+            "x --socket /s --shared-dir /d --modcaps sys_admin",
+            "x --socket /s --shared-dir /d --modcaps -everything",
+            "x --socket /s --shared-dir /d --inode-file-handles prefer --modcaps -dac_read_search",
             "x --socket",
             "x --socket /s --shared-dir /d --translate-uid map:1:2",
             "x --socket /s --shared-dir /d --translate-gid map:1:2:3 --translate-gid map:3:9:1",

@@ -300,6 +300,43 @@ fn a_limit_that_is_not_allowed_is_one_line_and_code_1() {
 }
 
 #[test]
+fn capabilities_that_cannot_be_kept_are_one_line_and_code_1() {
+    let directory = tempfile::tempdir().unwrap();
+    let share = directory.path().to_str().unwrap();
+    let socket = directory.path().join("socket");
+    let args = ["--socket", socket.to_str().unwrap(), "--shared-dir", share];
+    let args = [&args[..], &["--modcaps", "+sys_admin"]].concat();
+    if !nix::unistd::geteuid().is_root() {
+        mistake(&args, 1, &["--modcaps", "root"]);
+        return;
+    }
+    for (user, says) in [
+        ("--reuid=65534", "for root"),
+        ("--bounding-set=-sys_admin", "CAP_SYS_ADMIN"),
+    ] {
+        // Where any user can run it.
+        let program = directory.path().join("daemon");
+        std::fs::copy(BINARY, &program).unwrap();
+        let open_to_all = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(directory.path(), open_to_all).unwrap();
+        let output = Command::new("setpriv")
+            .args(["--clear-groups", user, "--"])
+            .arg(&program)
+            .args(&args)
+            .output()
+            .unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        let mistakes: Vec<&str> = said
+            .lines()
+            .filter(|line| line.contains("--modcaps"))
+            .collect();
+        assert_eq!(mistakes.len(), 1, "{said}");
+        assert!(mistakes[0].contains(says), "{said}");
+    }
+}
+
+#[test]
 fn print_capabilities_is_json() {
     // Alone and beside anything else, as management software calls it.
     for args in [

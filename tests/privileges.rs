@@ -7,8 +7,10 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
-use common::{Guest, NO_ID, host_set, host_value, is_root, mode_of, no_change};
+use common::{BINARY, Guest, NO_ID, host_set, host_value, is_root, mode_of, no_change, refused};
+use nix::errno::Errno;
 use protocol::{open, setattr};
+use stub_guest::daemon::Launch;
 
 const ACCESS: &str = "system.posix_acl_access";
 const DEFAULT: &str = "system.posix_acl_default";
@@ -106,12 +108,17 @@ fn set_id_bits_fall_with_every_change_of_content_or_owner() {
     assert_eq!(mode_of(&path), 0o6711);
 }
 
-#[test]
-fn a_file_loses_its_capabilities_with_every_change_of_content_or_owner() {
-    // struct vfs_cap_data, revision 2, with CAP_NET_RAW (linux/capability.h).
+/// struct vfs_cap_data, revision 2, with CAP_NET_RAW (linux/capability.h).
+fn capability() -> Vec<u8> {
     let mut value = 0x0200_0001u32.to_le_bytes().to_vec();
     value.extend((1u32 << 13).to_le_bytes());
     value.extend([0; 12]);
+    value
+}
+
+#[test]
+fn a_file_loses_its_capabilities_with_every_change_of_content_or_owner() {
+    let value = capability();
     let mut guest = Guest::new();
     for (way, change) in changes() {
         let path = powerful(&guest);
@@ -408,8 +415,116 @@ fn attributes_of_the_host_s_administrator_are_refused() {
             let fid = guest.client.walk_path(root, "file").unwrap();
             guest.client.xattrcreate(fid, name, 5, 0).unwrap();
             guest.client.write(fid, 0, b"guest").unwrap();
-            common::refused(guest.client.clunk(fid), nix::errno::Errno::EPERM);
+            refused(guest.client.clunk(fid), Errno::EPERM);
             assert_eq!(host_value(&path, name).unwrap(), b"host");
+        }
+    }
+}
+
+/// Sets an attribute of "file" as a user of the guest.
+fn set_as(guest: &mut Guest, user: u32, name: &str, value: &[u8]) -> stub_guest::Result<()> {
+    let client = &mut guest.client;
+    let root = client.alloc_fid();
+    client.attach(root, "", "", user)?;
+    let fid = client.walk_path(root, "file")?;
+    client.xattrcreate(fid, name, value.len() as u64, 0)?;
+    client.write(fid, 0, value)?;
+    client.clunk(fid)
+}
+
+#[test]
+fn attributes_of_the_host_s_administrator_are_set_by_who_is_given_the_right() {
+    if !is_root() {
+        return;
+    }
+    for arg in ["--seccomp=kill", "--sandbox=none", "--permissions=host"] {
+        let launch = Launch::new(BINARY).arg("--modcaps=+sys_admin").arg(arg);
+        let mut guest = Guest::on(launch);
+        let path = guest.file("file", "content");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
+        fs::set_permissions(guest.path(""), fs::Permissions::from_mode(0o777)).unwrap();
+        for name in ["trusted.test", "security.test"] {
+            if !host_set(&path, name, b"host") {
+                eprintln!("skipped: {name} cannot be set here");
+                continue;
+            }
+            set_as(&mut guest, 0, name, b"guest").unwrap();
+            assert_eq!(host_value(&path, name).unwrap(), b"guest", "{arg}");
+            let fid = guest.walk("file");
+            let size = guest.client.xattrwalk(fid, 900, name).unwrap();
+            let value = guest.client.read(900, 0, size as u32).unwrap();
+            assert_eq!(value, b"guest", "{arg}");
+            guest.client.clunk(900).unwrap();
+            let size = guest.client.xattrwalk(fid, 900, "").unwrap();
+            let names = guest.client.read(900, 0, size as u32).unwrap();
+            let mut names = names.split(|byte| *byte == 0);
+            assert!(names.any(|known| known == name.as_bytes()), "{arg}");
+            guest.client.clunk(900).unwrap();
+            let other = set_as(&mut guest, 1234, name, b"other");
+            if arg == "--permissions=host" {
+                refused(other, Errno::EPERM);
+            } else {
+                other.unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn a_user_whom_the_host_judges_gives_no_file_a_capability() {
+    if !is_root() {
+        return;
+    }
+    let mut guest = Guest::on(Launch::new(BINARY).arg("--permissions=host"));
+    let path = guest.file("file", "content");
+    std::os::unix::fs::chown(&path, Some(1234), Some(1234)).unwrap();
+    fs::set_permissions(guest.path(""), fs::Permissions::from_mode(0o777)).unwrap();
+    let value = capability();
+    refused(set_as(&mut guest, 1234, CAPABILITY, &value), Errno::EPERM);
+    assert_eq!(host_value(&path, CAPABILITY), None);
+    set_as(&mut guest, 0, CAPABILITY, &value).unwrap();
+    assert_eq!(host_value(&path, CAPABILITY), Some(value));
+}
+
+#[test]
+fn without_a_capability_the_rest_goes_on() {
+    if !is_root() {
+        return;
+    }
+    for without in ["mknod", "fsetid", "setgid", "setuid", "chown", "setfcap"] {
+        for sandbox in ["namespace", "none"] {
+            let launch = Launch::new(BINARY)
+                .arg(format!("--modcaps=-{without}"))
+                .arg(format!("--sandbox={sandbox}"));
+            let mut guest = Guest::on(launch);
+            let client = &mut guest.client;
+            let root = client.alloc_fid();
+            client.attach(root, "", "", 1234).unwrap();
+            client.make_dir(root, "directory").unwrap();
+            client
+                .write_file(root, "directory/file", b"content")
+                .unwrap();
+            let file = client.walk_path(root, "directory/file").unwrap();
+            let mut change = no_change(file);
+            (change.valid, change.mode) = (setattr::MODE, 0o640);
+            client.setattr(change).unwrap();
+            let device = client.mknod(root, "device", libc::S_IFCHR | 0o600, (1, 3), NO_ID);
+            match without {
+                "mknod" => refused(device, Errno::EPERM),
+                _ => drop(device.unwrap()),
+            }
+            (change.valid, change.uid) = (setattr::UID, 4321);
+            let given = client.setattr(change);
+            match without {
+                "chown" => refused(given, Errno::EPERM),
+                _ => given.unwrap(),
+            }
+            let path = guest.path("directory/file");
+            assert_eq!(mode_of(&path), 0o640, "{without}");
+            // Who cannot act for others does it all as itself.
+            let itself = ["setgid", "setuid", "chown"].contains(&without);
+            let owner = fs::metadata(guest.path("directory")).unwrap().uid();
+            assert_eq!(owner, if itself { 0 } else { 1234 }, "{without}");
         }
     }
 }

@@ -21,8 +21,9 @@ use std::rc::Rc;
 use clap::ValueEnum;
 use nix::sys::socket::{MsgFlags, send};
 use vhost_user_9p::export::{FileHandles, open_share};
+use vhost_user_9p::sandbox::capabilities::{self, Rights};
 use vhost_user_9p::sandbox::seccomp::{self, Filter, Seccomp};
-use vhost_user_9p::sandbox::{self, Role, Sandbox, capabilities};
+use vhost_user_9p::sandbox::{self, Role, Sandbox};
 
 /// What has to be possible everywhere: a fault of the program is caught, and told with its place.
 const FAULT: Probe = ("a fault that is caught", |_| {
@@ -103,6 +104,9 @@ const UPWARDS: &str = "a file by the way up from the working directory";
 /// The way around every root directory and every mount, for who has the right to it.
 const HANDLE: &str = "a file by its file system's top, which has a handle";
 
+/// Its first step, which has no effect yet. It takes CAP_SYS_ADMIN.
+const MOUNT: &str = "a file system to be mounted";
+
 /// Where the sandbox mounts the share itself. Only root can make one.
 const DEVICE: &str = "a device node made in the share";
 
@@ -180,6 +184,10 @@ const PROBES: &[Probe] = &[
                 && libc::openat(share, c"device".as_ptr(), libc::O_RDWR | libc::O_CLOEXEC) >= 0
         }
     }),
+    (MOUNT, |_| {
+        // SAFETY: the string ends with a NUL; a descriptor that is made stays open until the end.
+        unsafe { libc::syscall(libc::SYS_fsopen, c"tmpfs".as_ptr(), 0) >= 0 }
+    }),
     ("a new namespace", |_| {
         // SAFETY: a system call on plain numbers.
         unsafe { libc::unshare(libc::CLONE_NEWUTS) == 0 || libc::unshare(libc::CLONE_NEWUSER) == 0 }
@@ -193,9 +201,20 @@ const PROBES: &[Probe] = &[
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().collect();
     match &words[1..] {
-        [command, mode, filter, handles, thread, probe, rest @ ..] if command == "--probe" => {
-            let [share, file, process] = rest else {
-                panic!("{rest:?}")
+        [command, words @ ..] if command == "--probe" => {
+            let [
+                mode,
+                filter,
+                handles,
+                modcaps,
+                thread,
+                probe,
+                share,
+                file,
+                process,
+            ] = words
+            else {
+                panic!("{words:?}")
             };
             let target = Target {
                 file: file.clone(),
@@ -208,6 +227,7 @@ fn main() -> ExitCode {
                 mode,
                 filter,
                 handles,
+                modcaps,
                 thread,
                 probe,
                 user: None,
@@ -222,6 +242,9 @@ fn main() -> ExitCode {
     }
 }
 
+/// Takes away what is given up anyway.
+const USUAL: &str = "-sys_admin";
+
 /// What is tried, and how.
 #[derive(Clone, Copy, Debug)]
 struct Attempt<'a> {
@@ -229,6 +252,8 @@ struct Attempt<'a> {
     filter: &'a str,
     /// Whether file handles were asked for.
     handles: &'a str,
+    /// Which rights are kept or not besides.
+    modcaps: &'a str,
     /// Who tries: "worker" or "loop".
     thread: &'a str,
     probe: &'a str,
@@ -250,8 +275,14 @@ fn enter_and_probe(attempt: Attempt<'_>, share: &Path, mut target: Target) -> u8
             return NO_SANDBOX;
         }
     }
+    // Without a sandbox everything is to be reached, or a probe would prove nothing.
     if mode != Sandbox::None {
-        capabilities::reduce(!nix::unistd::geteuid().is_root(), handles).unwrap();
+        capabilities::reduce(Rights {
+            sandboxed: true,
+            handles,
+            changes: &attempt.modcaps.parse().unwrap(),
+        })
+        .unwrap();
     }
     let workers = Rc::new(seccomp::workers(filter, 1).unwrap());
     seccomp::install(filter).unwrap();
@@ -278,6 +309,7 @@ fn run(mode: &str, filter: &str, probe: &str, user: Option<u32>) -> Option<u8> {
         mode,
         filter,
         handles: "never",
+        modcaps: USUAL,
         thread: "worker",
         probe,
         user,
@@ -309,6 +341,7 @@ impl Attempt<'_> {
                 self.mode,
                 self.filter,
                 self.handles,
+                self.modcaps,
                 self.thread,
                 probe,
             ])
@@ -347,12 +380,13 @@ fn as_user(command: &mut Command, user: Option<u32>) {
 
 /// What a mode keeps out of reach also without the filter.
 fn alone(mode: &str) -> &'static [&'static str] {
-    const PATHS: [&str; 8] = [
+    const PATHS: [&str; 9] = [
         "a file by its path",
         "the list of users",
         "other processes in /proc",
         "another program",
         HANDLE,
+        MOUNT,
         // Not with a root directory alone.
         UPWARDS,
         "memory of others",
@@ -361,8 +395,8 @@ fn alone(mode: &str) -> &'static [&'static str] {
     ];
     match mode {
         "namespace" => &PATHS,
-        "landlock" => &PATHS[..7],
-        _ => &PATHS[..5],
+        "landlock" => &PATHS[..8],
+        _ => &PATHS[..6],
     }
 }
 
@@ -387,7 +421,7 @@ fn run_all() {
             .collect();
         // Some are for root alone.
         let missing = PROBES.len() - probes.len();
-        let expected = if user.is_some() || !root { 3 } else { 0 };
+        let expected = if user.is_some() || !root { 4 } else { 0 };
         assert!(missing <= expected, "{who}: {probes:?}");
         for mode in ["namespace", "chroot", "landlock"] {
             if run(mode, "none", PROBES[0].0, *user) == Some(NO_SANDBOX) {
@@ -415,6 +449,21 @@ fn run_all() {
             assert_eq!(run(mode, "kill", FAULT.0, *user), Some(REACHED));
             if probes.contains(&HANDLE) {
                 by_handle(mode, *user);
+            }
+            if probes.contains(&MOUNT) {
+                // Who has the right by --modcaps is held up by the filter alone.
+                for (filter, expected) in [("kill", None), ("none", Some(REACHED))] {
+                    let attempt = Attempt {
+                        mode,
+                        filter,
+                        handles: "never",
+                        modcaps: "+sys_admin",
+                        thread: "worker",
+                        probe: MOUNT,
+                        user: *user,
+                    };
+                    assert_eq!(attempt.run(), expected, "{attempt:?}");
+                }
             }
             println!("ok: {} probes in {mode}, {who}", probes.len());
         }
@@ -446,6 +495,7 @@ fn by_handle(mode: &str, user: Option<u32>) {
                 mode,
                 filter,
                 handles,
+                modcaps: USUAL,
                 thread,
                 probe: HANDLE,
                 user,

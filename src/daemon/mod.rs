@@ -22,8 +22,9 @@ use vhost_user::{Connection, DeviceConfig, Poller, Source, Status};
 use crate::cli::Options;
 use crate::export::users::Users;
 use crate::export::{Export, FileHandles, Identity, Permissions, open_share};
+use crate::sandbox::capabilities::{self, Rights};
 use crate::sandbox::seccomp::{self, Filter};
-use crate::sandbox::{self, Role, Sandbox, capabilities};
+use crate::sandbox::{self, Role, Sandbox};
 use crate::server::Server;
 use socket::Socket;
 
@@ -71,6 +72,12 @@ pub enum Error {
     /// The sandbox that was asked for cannot be had.
     #[error(transparent)]
     Sandbox(#[from] sandbox::Error),
+    /// An ordinary user wants to change the rights that they do not have.
+    #[error("--modcaps is for root: the daemon of an ordinary user has no capabilities")]
+    Modcaps,
+    /// The rights that were asked for cannot be had.
+    #[error(transparent)]
+    Capabilities(#[from] capabilities::Error),
     /// The system calls cannot be limited.
     #[error("cannot limit the system calls: {0}; try --seccomp none")]
     Seccomp(#[from] seccomp::Error),
@@ -169,6 +176,9 @@ pub fn run(options: &Options) -> Result<(), Error> {
         path: directory.clone(),
         error,
     })?;
+    if options.modcaps.is_some() && !geteuid().is_root() {
+        return Err(Error::Modcaps);
+    }
     let descriptors = descriptor_budget(set_limit(options.rlimit_nofile)?);
     ignore_file_size_signal()?;
     let signals = stop_signals()?;
@@ -195,10 +205,11 @@ pub fn run(options: &Options) -> Result<(), Error> {
         // Keeps the socket's file, which only this process can remove.
         Role::Supervisor(daemon) => return supervise(daemon),
     };
-    if options.sandbox != Some(Sandbox::None) {
-        capabilities::reduce(!geteuid().is_root(), handles)
-            .map_err(host("to give up capabilities"))?;
-    }
+    capabilities::reduce(Rights {
+        sandboxed: options.sandbox != Some(Sandbox::None),
+        handles,
+        changes: &options.modcaps.clone().unwrap_or_default(),
+    })?;
     let identity = Identity::of_process(ids, users).map_err(host("its capabilities"))?;
     let export = Export::of(share, options.readonly, handles, identity)
         .map_err(|error| Error::Share {

@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use nix::unistd::{Gid, Uid, getegid, geteuid, getgroups, setfsgid, setfsuid};
 
 use super::idmap::IdMap;
-use super::sys::{self, CAP_CHOWN, CAP_FSETID, CAP_SETUID, CAP_SYS_RESOURCE, Capabilities};
+use super::sys::{self, CAP_CHOWN, CAP_FSETID, CAP_SETGID, CAP_SETUID, Capabilities};
 use super::users::Users;
 
 /// The daemon's own identity, and its means to act as another.
@@ -58,17 +58,16 @@ pub struct Owner {
 impl Identity {
     /// Finds out what the process may do, and gives up what it must not use by accident: without
     /// CAP_FSETID the kernel clears the set-id bits of a file that is written, as it does for
-    /// any user, and without CAP_SYS_RESOURCE quotas hold. Threads started later inherit this.
+    /// any user. Threads started later inherit this.
     /// `users` are given if the host is to decide what they may do.
     pub fn of_process(ids: Ids, users: Option<Users>) -> Result<Identity, Errno> {
         let capabilities = Capabilities::of_thread()?;
         let may_impersonate = geteuid().is_root()
             && capabilities.effective(CAP_SETUID)
+            && capabilities.effective(CAP_SETGID)
             && capabilities.effective(CAP_CHOWN);
         let privileged = if may_impersonate {
-            let base = capabilities
-                .without_effective(CAP_FSETID)
-                .without_effective(CAP_SYS_RESOURCE);
+            let base = capabilities.without_effective(CAP_FSETID);
             base.apply_to_thread()?;
             Some(base)
         } else {
@@ -197,10 +196,12 @@ impl Identity {
             if setfsuid(Uid::from_raw(u32::MAX)).as_raw() != who.uid {
                 return Err(Errno::EINVAL);
             }
-            // Leaving user 0 took the file capabilities away. If the guest's kernel has checked the
-            // caller's permission, the host's directories need not grant it again.
-            if by_host.is_none() {
-                base.apply_to_thread()?;
+            // Leaving user 0 took most capabilities over files away. If the guest's kernel has checked
+            // the caller's permission, the host's directories need not grant it again; if the host is to
+            // decide, all the others go, too, but the one that it takes to come back.
+            match by_host {
+                None => base.apply_to_thread()?,
+                Some(_) => base.with_effective_only(CAP_SETGID).apply_to_thread()?,
             }
         }
         Ok(Some(restore))

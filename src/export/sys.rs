@@ -381,11 +381,10 @@ pub struct Capabilities([CapabilityWords; 2]);
 pub const CAP_CHOWN: u32 = 0;
 /// Keeps set-id bits on writes and chmod by a stranger to the group (capabilities(7)).
 pub const CAP_FSETID: u32 = 4;
+/// May take on any group ids (capabilities(7)).
+pub const CAP_SETGID: u32 = 6;
 /// May take on any user id (capabilities(7)).
 pub const CAP_SETUID: u32 = 7;
-
-/// Ignores quotas and other limits (capabilities(7)).
-pub const CAP_SYS_RESOURCE: u32 = 24;
 
 impl Capabilities {
     /// Reads the calling thread's sets.
@@ -418,10 +417,17 @@ impl Capabilities {
         self.0[(capability / 32) as usize].effective & (1 << (capability % 32)) != 0
     }
 
-    /// The same sets with `capability` effective, which it must be permitted to be.
+    /// The same sets with `capability` effective, if it is permitted.
     pub fn with_effective(mut self, capability: u32) -> Capabilities {
-        self.0[(capability / 32) as usize].effective |= 1 << (capability % 32);
+        let words = &mut self.0[(capability / 32) as usize];
+        words.effective |= words.permitted & 1 << (capability % 32);
         self
+    }
+
+    /// The same sets with `capability` alone effective, if it is permitted.
+    pub fn with_effective_only(mut self, capability: u32) -> Capabilities {
+        self.0.iter_mut().for_each(|words| words.effective = 0);
+        self.with_effective(capability)
     }
 
     /// The same sets with `capability` not effective, but still permitted.

@@ -231,8 +231,17 @@ impl Options {
         }
     }
 
-    /// Errors: [`Failure::Usage`] for file handles without the right to use them.
+    /// Errors: [`Failure::Usage`] for file handles where they cannot be used.
     fn check_handles(&self) -> Result<(), Failure> {
+        if self.inode_file_handles == FileHandles::Mandatory
+            && self.sandbox == Some(Sandbox::Landlock)
+        {
+            return Err(Failure::Usage(
+                "--inode-file-handles mandatory is not for --sandbox landlock, which allows none: \
+                 give another --sandbox; try --help"
+                    .into(),
+            ));
+        }
         let forbidden = self.modcaps.as_ref().is_some_and(Modcaps::forbids_handles);
         if forbidden && self.file_handles() != FileHandles::Never {
             return Err(Failure::Usage(
@@ -497,6 +506,7 @@ mod tests {
             "x --socket /s --shared-dir /d --modcaps sys_admin",
             "x --socket /s --shared-dir /d --modcaps -everything",
             "x --socket /s --shared-dir /d --inode-file-handles prefer --modcaps -dac_read_search",
+            "x --socket /s --shared-dir /d --inode-file-handles mandatory --sandbox landlock",
             "x --socket",
             "x --socket /s --shared-dir /d --translate-uid map:1:2",
             "x --socket /s --shared-dir /d --translate-gid map:1:2:3 --translate-gid map:3:9:1",

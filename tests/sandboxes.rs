@@ -12,9 +12,10 @@ use protocol::open;
 use stub_guest::daemon::Launch;
 
 /// Whether the daemon starts with this sandbox here; else it says why not.
-fn start(mode: &str) -> Option<Guest> {
+fn start(mode: &str, handles: &str) -> Option<Guest> {
     let mut daemon = Launch::new(BINARY)
         .arg(format!("--sandbox={mode}"))
+        .arg(format!("--inode-file-handles={handles}"))
         .arg("--rlimit-nofile=100")
         .start()
         .unwrap();
@@ -35,7 +36,14 @@ fn start(mode: &str) -> Option<Guest> {
 }
 
 fn tour(mode: &str) {
-    let Some(mut guest) = start(mode) else { return };
+    for handles in ["never", "prefer"] {
+        if let Some(guest) = start(mode, handles) {
+            tour_of(guest, mode);
+        }
+    }
+}
+
+fn tour_of(mut guest: Guest, mode: &str) {
     let root = guest.root;
     let client = &mut guest.client;
     client.make_dir(root, "a").unwrap();
@@ -95,7 +103,7 @@ fn listing_of_guest(guest: &mut Guest) -> BTreeSet<Vec<u8>> {
 
 /// The share is what its path led to when the daemon was started, however the path was given.
 fn paths(mode: &str) {
-    if start(mode).is_none() {
+    if start(mode, "never").is_none() {
         return;
     }
     let directory = tempfile::tempdir().unwrap();
@@ -160,19 +168,25 @@ fn the_strongest_that_can_be_had() {
     if !common::is_root() {
         return;
     }
-    let has_landlock = start("landlock").is_some();
-    let weakest = if has_landlock {
-        "landlock"
-    } else {
-        "no sandbox"
+    let has_landlock = start("landlock", "never").is_some();
+    let (inside, weakest) = match has_landlock {
+        true => ("chroot with landlock inside", "the sandbox is landlock"),
+        false => ("chroot without landlock inside", "no sandbox"),
     };
-    for (without, had) in [
-        ("-sys_admin", "chroot"),
-        ("-sys_admin,-sys_chroot", weakest),
+    for (without, handles, had) in [
+        ("-sys_admin", "never", inside),
+        ("-sys_admin,-sys_chroot", "never", weakest),
+        // Landlock lets nothing be found by its handle.
+        ("-sys_admin", "prefer", "chroot without landlock inside"),
+        ("-sys_admin", "mandatory", "chroot without landlock inside"),
+        ("-sys_admin,-sys_chroot", "prefer", weakest),
+        ("-sys_admin,-sys_chroot", "mandatory", "no sandbox"),
     ] {
-        let launch = Launch::new(BINARY).prelude(&format!(
-            "set -- --bounding-set={without} \"$0\" \"$@\"; exec setpriv \"$@\""
-        ));
+        let launch = Launch::new(BINARY)
+            .arg(format!("--inode-file-handles={handles}"))
+            .prelude(&format!(
+                "set -- --bounding-set={without} \"$0\" \"$@\"; exec setpriv \"$@\""
+            ));
         let mut guest = Guest::on(launch);
         let root = guest.root;
         guest.client.write_file(root, "file", b"content").unwrap();
@@ -184,6 +198,35 @@ fn the_strongest_that_can_be_had() {
             .collect();
         assert_eq!(warnings.len(), 1, "{said}");
         assert!(warnings[0].contains(had) && !said.contains("try"), "{said}");
+    }
+}
+
+/// Where Landlock holds, file handles are of no use, and the right to them is given up.
+#[test]
+fn landlock_and_file_handles_exclude_each_other() {
+    if !common::is_root() || start("landlock", "never").is_none() {
+        return;
+    }
+    for (mode, handles, landlock) in [
+        ("landlock", "never", true),
+        ("landlock", "prefer", true),
+        ("chroot", "never", true),
+        ("chroot", "prefer", false),
+        ("chroot", "mandatory", false),
+        ("namespace", "prefer", false),
+    ] {
+        let Some(guest) = start(mode, handles) else {
+            continue;
+        };
+        let path = format!("/proc/{}/status", guest.daemon.pid());
+        let status = std::fs::read_to_string(path).unwrap();
+        let rights = status.lines().find_map(|line| line.strip_prefix("CapPrm:"));
+        let rights = u64::from_str_radix(rights.unwrap().trim(), 16).unwrap();
+        // Where Landlock holds, the right to open files by their handles (CAP_DAC_READ_SEARCH) is gone.
+        assert_eq!(rights & 1 << 2 == 0, landlock, "{mode}, {handles}");
+        let said = guest.daemon.stderr();
+        let told = said.contains("Landlock allows none");
+        assert_eq!(told, landlock && handles == "prefer", "{said}");
     }
 }
 

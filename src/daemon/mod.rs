@@ -24,7 +24,7 @@ use crate::export::users::Users;
 use crate::export::{Export, FileHandles, Identity, Permissions, open_share};
 use crate::sandbox::capabilities::{self, Rights};
 use crate::sandbox::seccomp::{self, Filter};
-use crate::sandbox::{self, Role, Sandbox};
+use crate::sandbox::{self, Inside, Role, Sandbox};
 use crate::server::Server;
 use socket::Socket;
 
@@ -200,10 +200,19 @@ pub fn run(options: &Options) -> Result<(), Error> {
     // The guest has applied its programs' umask; a second one would take more away. Nothing but the
     // guest's files is made from here on.
     umask(Mode::empty());
-    let share = match sandbox::enter(options.sandbox, share)? {
-        Role::Daemon { share } => share,
+    let Inside { share, landlock } = match sandbox::enter(options.sandbox, share, handles)? {
+        Role::Daemon(inside) => inside,
         // Keeps the socket's file, which only this process can remove.
         Role::Supervisor(daemon) => return supervise(daemon),
+    };
+    let handles = match landlock {
+        false => handles,
+        true => {
+            if handles != FileHandles::Never {
+                log::warn!("no file handles are used: Landlock allows none");
+            }
+            FileHandles::Never
+        }
     };
     capabilities::reduce(Rights {
         sandboxed: options.sandbox != Some(Sandbox::None),

@@ -11,7 +11,7 @@ use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, getppid, pipe};
 
-use super::{Error, Role};
+use super::{Error, Inside, Role};
 use crate::export::sys;
 
 /// The steps that the child can fail in, and what is said of them.
@@ -49,13 +49,12 @@ pub fn at<T>(step: Step, result: Result<T, Errno>) -> Entered<T> {
     result.map_err(|error| (step, error))
 }
 
-/// Makes the child that is the daemon, in these new namespaces, and lets it `enter` the sandbox, which
-/// returns the share as it is found there. Errors: the step that the kernel refused, and `instead` as what is easier to
-/// have; nothing has changed then.
+/// Makes the child that is the daemon, in these new namespaces, and lets it `enter` the sandbox. Errors: the
+/// step that the kernel refused, and `instead` as what is easier to have; nothing has changed then.
 pub fn fork(
     namespaces: CloneFlags,
     instead: &'static str,
-    enter: impl FnOnce() -> Entered<OwnedFd>,
+    enter: impl FnOnce() -> Entered<Inside>,
 ) -> Result<Role, Error> {
     let refused = |what, error| Error::Refused {
         what,
@@ -72,8 +71,8 @@ pub fn fork(
         }
         None => {
             drop(reader);
-            let share = tell(writer, die_with(parent).and_then(|()| enter()));
-            Ok(Role::Daemon { share })
+            let inside = tell(writer, die_with(parent).and_then(|()| enter()));
+            Ok(Role::Daemon(inside))
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Rules of the kernel (landlock(7)) that leave the daemon no file but the share's, for users who get
-//! neither namespaces nor chroot(2).
+//! Rules of the kernel (landlock(7)) that leave the daemon no file but the share's: inside of chroot(2), and
+//! for users who get neither that nor namespaces.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -11,7 +11,8 @@ use nix::errno::Errno;
 use nix::sched::CloneFlags;
 
 use super::child::{self, Step, at};
-use super::{Error, Role};
+use super::{Error, Inside, Role};
+use crate::export::errno_of;
 
 /// The newest rules that are known here. An older kernel keeps those of them that it knows.
 const NEWEST: ABI = ABI::V6;
@@ -20,21 +21,28 @@ const NEWEST: ABI = ABI::V6;
 /// then.
 pub fn enter(share: &OwnedFd) -> Result<Role, Error> {
     child::fork(CloneFlags::empty(), "none", || {
-        match restrict(share.as_fd()) {
-            Ok(RulesetStatus::FullyEnforced | RulesetStatus::PartiallyEnforced) => at(
-                Step::Root,
-                share.try_clone().map_err(crate::export::errno_of),
-            ),
-            Ok(RulesetStatus::NotEnforced) => Err((Step::Landlock, Errno::ENOSYS)),
-            // What it can be is a descriptor too many.
-            Err(_) => Err((Step::Landlock, Errno::last())),
-        }
+        at(Step::Landlock, restrict(share.as_fd()))?;
+        let share = at(Step::Root, share.try_clone().map_err(errno_of))?;
+        Ok(Inside {
+            share,
+            landlock: true,
+        })
     })
 }
 
 /// From now on this thread, and those that it starts, find no file outside of the share, use no
-/// network, and send no signal to others.
-fn restrict(share: BorrowedFd<'_>) -> Result<RulesetStatus, RulesetError> {
+/// network, and send no signal to others. Errors: ENOSYS if the kernel has no such rules, or they are
+/// switched off.
+pub fn restrict(share: BorrowedFd<'_>) -> Result<(), Errno> {
+    match restriction(share) {
+        Ok(RulesetStatus::FullyEnforced | RulesetStatus::PartiallyEnforced) => Ok(()),
+        Ok(RulesetStatus::NotEnforced) => Err(Errno::ENOSYS),
+        // What it can be is a descriptor too many.
+        Err(_) => Err(Errno::last()),
+    }
+}
+
+fn restriction(share: BorrowedFd<'_>) -> Result<RulesetStatus, RulesetError> {
     let all = AccessFs::from_all(NEWEST);
     let status = Ruleset::default()
         .handle_access(all)?

@@ -12,7 +12,7 @@ use nix::sys::statvfs::{FsFlags, fstatvfs};
 use nix::unistd::{fchdir, getegid, geteuid, pivot_root};
 
 use super::child::{self, Entered, Step, at};
-use super::{Error, Role, keep_descriptors_reachable};
+use super::{Error, Inside, Role, keep_descriptors_reachable};
 use crate::export::sys;
 
 /// Makes the child that is the daemon, with the share as its root. Errors: the step that the
@@ -32,7 +32,10 @@ pub fn enter(share: &OwnedFd) -> Result<Role, Error> {
         if user {
             map_own_ids(uid, gid)?;
         }
-        make_root(share)
+        Ok(Inside {
+            share: make_root(share)?,
+            landlock: false,
+        })
     })
 }
 

@@ -189,6 +189,8 @@ fn more_may_wait_for_leases_than_there_are_workers() {
         wait_until_wanted(&waiting[1].1, libc::F_WRLCK);
         // Which only a worker may do.
         guest.client.fsync(other, 0).unwrap();
+        let again = guest.walk("other");
+        guest.client.getattr(again, getattr::ALL).unwrap();
         for (tag, _) in &waiting {
             assert!(!guest.client.is_done(*tag).unwrap(), "{model}");
         }

@@ -144,13 +144,25 @@ impl Traces {
                 sys::open_by_handle(mount.as_fd(), handle, OFlag::O_PATH | OFlag::O_CLOEXEC)
                     .and_then(Node::new)
             }
-            (Trace::Name, Some((directory, name))) => directory.child(name, Lookup::Blocking),
+            (Trace::Name, Some((directory, name))) => {
+                // What is mounted there by now is not asked: it would be another.
+                let there = directory.key();
+                let crosses = there.mount == 0
+                    || (there.mount, there.id.device) != (key.mount, key.id.device);
+                let lookup = match crosses {
+                    true => Lookup::Blocking,
+                    false => Lookup::Local,
+                };
+                directory.child(name, lookup)
+            }
             (Trace::Name, None) => return Err(Errno::ESTALE),
         };
         match found {
             // A handle leads to the mount that it is opened on, so only the inode is compared.
             Ok((node, _)) if node.key().same_inode(key) => Ok(node),
-            Ok(_) | Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => Err(Errno::ESTALE),
+            Ok(_) | Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP | Errno::EAGAIN) => {
+                Err(Errno::ESTALE)
+            }
             Err(error) => Err(error),
         }
     }

@@ -142,11 +142,12 @@ impl Export {
 
     /// Resolves a path below the root, as `aname` of Tattach gives it: empty and `/` mean the
     /// root, and no symbolic link is followed. Errors: ENOENT, ENOTDIR, ELOOP, ENAMETOOLONG; EINTR
-    /// as soon as `stopping` is not 0.
+    /// as soon as `stopping` is not 0; EAGAIN with [`Lookup::Local`] where a mount is crossed.
     pub fn directory_below(
         &self,
         path: &[u8],
         stopping: &AtomicUsize,
+        lookup: Lookup,
     ) -> Result<(Node, Stat), Errno> {
         // As long as a path of the host may be, the NUL included: each name costs a few calls.
         if path.len() >= libc::PATH_MAX as usize {
@@ -163,9 +164,9 @@ impl Export {
             way.go_on()?;
             match Component::new(bytes)? {
                 Component::Current => {}
-                Component::Parent => (node, stat) = self.parent(&node, &mut way)?,
+                Component::Parent => (node, stat) = self.parent(&node, &mut way, lookup)?,
                 Component::Name(name) => {
-                    (node, stat) = self.child(&node, &name, Lookup::Blocking)?;
+                    (node, stat) = self.child(&node, &name, lookup)?;
                 }
             }
             match stat.kind() {
@@ -228,7 +229,7 @@ mod tests {
         symlink("/etc", dir.path().join("a/link")).unwrap();
         let export = export(dir.path());
         let running = AtomicUsize::new(0);
-        let found = |path: &[u8]| export.directory_below(path, &running);
+        let found = |path: &[u8]| export.directory_below(path, &running, Lookup::Local);
         let id = |path: &[u8]| found(path).map(|(node, _)| node.id());
         assert_eq!(id(b""), Ok(export.root().id()));
         assert_eq!(id(b"/"), Ok(export.root().id()));
@@ -259,7 +260,7 @@ mod tests {
         assert_eq!(
             directory.id(),
             export
-                .directory_below(b"a/b", &AtomicUsize::new(0))
+                .directory_below(b"a/b", &AtomicUsize::new(0), Lookup::Local)
                 .unwrap()
                 .0
                 .id()

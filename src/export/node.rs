@@ -168,23 +168,35 @@ impl Node {
     }
 
     /// The directory above this one, as far as the root of `way`: the root's parent is the root.
-    /// Errors: ENOTDIR; ENOENT if the directory is not below the root any more; those of
+    /// Errors: ENOTDIR; ENOENT if the directory is not below the root any more; EAGAIN with
+    /// [`Lookup::Cached`] and [`Lookup::Local`] where the way crosses a mount; those of
     /// [`WayUp::prove`].
-    pub fn parent(&self, way: &mut WayUp<'_>) -> Result<(Node, Stat), Errno> {
+    pub fn parent(&self, way: &mut WayUp<'_>, lookup: Lookup) -> Result<(Node, Stat), Errno> {
         if self.id() == way.root().id() {
             return Node::new(self.fd.try_clone().map_err(errno_of)?);
         }
-        let (parent, stat) = self.up()?;
+        let (parent, stat) = self.up(lookup)?;
         // The host may have moved the directory out of the share: prove that the way up still
         // meets the root before anything up there is given to the guest.
-        way.prove(&parent)?;
+        way.prove(&parent, lookup)?;
         Ok((parent, stat))
     }
 
     /// What the kernel has above this directory, inside of the share or not.
-    pub(super) fn up(&self) -> Result<(Node, Stat), Errno> {
+    pub(super) fn up(&self, lookup: Lookup) -> Result<(Node, Stat), Errno> {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        Node::new(openat(&self.fd, c"..", flags, Mode::empty())?)
+        if lookup == Lookup::Blocking {
+            return Node::new(openat(&self.fd, c"..", flags, Mode::empty())?);
+        }
+        let resolve = ResolveFlag::RESOLVE_NO_XDEV;
+        match openat2(
+            &self.fd,
+            c"..",
+            OpenHow::new().flags(flags).resolve(resolve),
+        ) {
+            Err(Errno::EXDEV) => Err(Errno::EAGAIN),
+            result => Node::new(result?),
+        }
     }
 
     /// Pins the inode of an open file. The open file itself would not do: its locks would live as
@@ -268,6 +280,20 @@ impl Node {
     /// The inode's type, which never changes.
     pub fn kind(&self) -> FileKind {
         self.kind
+    }
+
+    /// EXDEV if a name of one could not become a name of the other, for they are on different mounts:
+    /// then there is no need to ask their file systems, one of which may not answer.
+    pub fn same_mount(&self, other: &Node) -> Result<(), Errno> {
+        let mount = |node: &Node| match node.key.mount {
+            0 => (node.id().device, 0),
+            mount => ((0, 0), mount),
+        };
+        if mount(self) == mount(other) {
+            Ok(())
+        } else {
+            Err(Errno::EXDEV)
+        }
     }
 
     /// ENOTDIR unless this is a directory.
@@ -365,11 +391,11 @@ mod tests {
         let b = pin(&dir.path().join("root/a/b"));
         let running = AtomicUsize::new(0);
         let way = &mut WayUp::new(&root, &running);
-        let (a, _) = b.parent(way).unwrap();
+        let (a, _) = b.parent(way, Lookup::Local).unwrap();
         assert_eq!(a.id(), pin(&dir.path().join("root/a")).id());
-        let (top, _) = a.parent(way).unwrap();
+        let (top, _) = a.parent(way, Lookup::Local).unwrap();
         assert_eq!(top.id(), root.id());
-        assert_eq!(top.parent(way).unwrap().0.id(), root.id());
+        assert_eq!(top.parent(way, Lookup::Local).unwrap().0.id(), root.id());
     }
 
     #[test]
@@ -381,6 +407,6 @@ mod tests {
         fs::rename(dir.path().join("root/a"), dir.path().join("a")).unwrap();
         let running = AtomicUsize::new(0);
         let way = &mut WayUp::new(&root, &running);
-        assert_eq!(a.parent(way).unwrap_err(), Errno::ENOENT);
+        assert_eq!(a.parent(way, Lookup::Local).unwrap_err(), Errno::ENOENT);
     }
 }

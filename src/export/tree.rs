@@ -66,8 +66,13 @@ impl Export {
     }
 
     /// The directory above this one, as [`Node::parent`].
-    pub fn parent(&self, directory: &Node, way: &mut WayUp<'_>) -> Result<(Node, Stat), Errno> {
-        let (parent, stat) = directory.parent(way)?;
+    pub fn parent(
+        &self,
+        directory: &Node,
+        way: &mut WayUp<'_>,
+        lookup: Lookup,
+    ) -> Result<(Node, Stat), Errno> {
+        let (parent, stat) = directory.parent(way, lookup)?;
         match &self.model {
             Model::Host(_) => Ok((parent, stat)),
             Model::Mapped(mapped) => {
@@ -133,7 +138,12 @@ impl Export {
             }
             let existing = self.identity.acting(owner.uid, || {
                 let directory = directory.node;
-                let (node, _) = self.child(directory, name, Lookup::Blocking)?;
+                // Who must not wait for a lease must not wait for who is behind a mount.
+                let lookup = match flags.contains(OFlag::O_NONBLOCK) {
+                    true => Lookup::Local,
+                    false => Lookup::Blocking,
+                };
+                let (node, _) = self.child(directory, name, lookup)?;
                 let file = Located {
                     node: &node,
                     seen: Some(Place { directory, name }),
@@ -265,16 +275,17 @@ impl Export {
         }
     }
 
-    /// Reads whole entries of an open directory, as [`DirectoryStream::read`].
+    /// Reads whole entries of an open directory of `device`, as [`DirectoryStream::read`].
     pub fn read_directory(
         &self,
+        device: (u32, u32),
         stream: &DirectoryStream,
         offset: u64,
         buffer: &mut [u8],
     ) -> Result<usize, Errno> {
         match &self.model {
             Model::Host(_) => stream.read(offset, buffer),
-            Model::Mapped(mapped) => mapped.read_directory(stream, offset, buffer),
+            Model::Mapped(mapped) => mapped.read_directory(device, stream, offset, buffer),
         }
     }
 

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use foldhash::fast::RandomState;
 use nix::errno::Errno;
 
-use super::node::{InodeKey, Node};
+use super::node::{InodeKey, Lookup, Node};
 
 /// Steps up that one request may take to prove that a directory is below its root. No path is so
 /// long that it names a directory at this depth.
@@ -50,8 +50,19 @@ impl<'a> WayUp<'a> {
     }
 
     /// Proves that the way up from `directory` meets the root. Errors: ENOENT if it does not;
-    /// ENAMETOOLONG if the request would have to go too far; EINTR if it is to end.
-    pub fn prove(&mut self, directory: &Node) -> Result<(), Errno> {
+    /// ENAMETOOLONG if the request would have to go too far; EINTR if it is to end; those of
+    /// [`Node::parent`].
+    pub fn prove(&mut self, directory: &Node, lookup: Lookup) -> Result<(), Errno> {
+        let left = self.left;
+        let proved = self.go_up(directory, lookup);
+        if proved == Err(Errno::EAGAIN) {
+            // It is going to be tried again, by another lookup.
+            self.left = left;
+        }
+        proved
+    }
+
+    fn go_up(&mut self, directory: &Node, lookup: Lookup) -> Result<(), Errno> {
         let mut proved = Vec::new();
         let mut above: Option<Node> = None;
         loop {
@@ -63,7 +74,7 @@ impl<'a> WayUp<'a> {
             }
             self.go_on()?;
             self.left = self.left.checked_sub(1).ok_or(Errno::ENAMETOOLONG)?;
-            let (next, _) = node.up()?;
+            let (next, _) = node.up(lookup)?;
             if next.id() == node.id() {
                 return Err(Errno::ENOENT);
             }
@@ -87,7 +98,7 @@ mod tests {
     use nix::sys::stat::Mode;
 
     use super::*;
-    use crate::export::{Lookup, Name};
+    use crate::export::Name;
 
     fn pin(path: &Path) -> Node {
         let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
@@ -117,11 +128,11 @@ mod tests {
             return;
         }
         for _ in 0..1000 {
-            let (parent, _) = node.parent(&mut way).unwrap();
+            let (parent, _) = node.parent(&mut way, Lookup::Local).unwrap();
             (node, _) = parent.child(&name, Lookup::Blocking).unwrap();
         }
         for _ in 0..DEPTH {
-            (node, _) = node.parent(&mut way).unwrap();
+            (node, _) = node.parent(&mut way, Lookup::Local).unwrap();
         }
         assert_eq!(node.id(), root.id());
         assert!(STEPS - way.left < DEPTH, "{} steps", STEPS - way.left);
@@ -137,10 +148,13 @@ mod tests {
         );
         let running = AtomicUsize::new(0);
         let mut way = WayUp::new(&root, &running);
-        let (b, _) = c.parent(&mut way).unwrap();
+        let (b, _) = c.parent(&mut way, Lookup::Local).unwrap();
         fs::create_dir(dir.path().join("outside")).unwrap();
         fs::rename(dir.path().join("root/a/b"), dir.path().join("outside/b")).unwrap();
-        assert_eq!(b.parent(&mut way).unwrap_err(), Errno::ENOENT);
+        assert_eq!(
+            b.parent(&mut way, Lookup::Local).unwrap_err(),
+            Errno::ENOENT
+        );
     }
 
     #[test]
@@ -148,11 +162,17 @@ mod tests {
         let (_dir, root, node) = deep(50);
         let stopping = AtomicUsize::new(1);
         let mut way = WayUp::new(&root, &stopping);
-        assert_eq!(node.parent(&mut way).unwrap_err(), Errno::EINTR);
+        assert_eq!(
+            node.parent(&mut way, Lookup::Local).unwrap_err(),
+            Errno::EINTR
+        );
         stopping.store(0, Ordering::Relaxed);
         way.left = 48;
-        assert_eq!(node.parent(&mut way).unwrap_err(), Errno::ENAMETOOLONG);
+        assert_eq!(
+            node.parent(&mut way, Lookup::Local).unwrap_err(),
+            Errno::ENAMETOOLONG
+        );
         way.left = 49;
-        node.parent(&mut way).unwrap();
+        node.parent(&mut way, Lookup::Local).unwrap();
     }
 }

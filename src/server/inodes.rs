@@ -793,7 +793,8 @@ impl Server {
     ) -> impl Fn(&Node, &Name) -> Option<Node> + Send + use<> {
         let needed = self.session.inodes.given_up.get() > 0;
         move |directory, name| {
-            let found = needed.then(|| directory.child(name, Lookup::Blocking));
+            // Nothing that is mounted on loses its name.
+            let found = needed.then(|| directory.child(name, Lookup::Local));
             found?.ok().map(|(node, _)| node)
         }
     }

@@ -36,7 +36,7 @@ use inodes::{Inode, Inodes, Place};
 use interrupt::Interrupts;
 use limits::{Bound, Limits};
 use locks::Locks;
-use placement::{Cost, Medium, Placement};
+use placement::{Cost, Device, Medium, Placement};
 use tags::Tags;
 use throttle::{Rates, Throttle};
 
@@ -274,13 +274,12 @@ impl Server {
         self.session.qids.borrow_mut().qid(stat)
     }
 
-    /// Takes a file that was found into the session. Errors: ENODEV if it is on a file system that
+    /// Takes a file that was found into the session, from a file of the device `from`. Errors: ENODEV if it is on a file system that
     /// the guest may not reach; EOPNOTSUPP if that has no file handles, but they are mandatory.
-    fn admit(&self, node: Node, place: Option<Place>) -> Result<Rc<Inode>, Errno> {
+    fn admit(&self, node: Node, place: Option<Place>, from: Device) -> Result<Rc<Inode>, Errno> {
         let device = node.id().device;
         self.session.qids.borrow_mut().check(node.id())?;
-        let crossed = |place: &Place| place.directory.key().id.device != device;
-        if !self.placement.is_root(device) && place.as_ref().is_none_or(crossed) {
+        if device != from && !self.placement.is_root(device) {
             let traces = self.export.traces();
             let (medium, found_again) =
                 self.blocking_far(|| (Medium::of(&node), traces.check(&node)));

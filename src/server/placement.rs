@@ -10,7 +10,8 @@
 //! | network, FUSE, unknown | worker | worker | worker | worker |
 //!
 //! What is far may never answer, and then keeps the worker: the last quarter of the workers is left
-//! to the other file systems (`Server::blocking_far`).
+//! to the other file systems (`Server::blocking_far`). Behind a mount is a file system of which nothing is
+//! known yet, so only who may wait so long crosses one (`Lookup::Local`).
 //!
 //! *Paced* means that calls which took long after all, because the journal was full, memory was
 //! swapped out or large files were freed, send the next ones to workers for a while, and for twice

@@ -3,6 +3,7 @@
 //! The share holds a directory on a file system of its own, `faulty`, that fails and hangs on
 //! command. `errors` is about the first, `hanging` and `every_request` about the second.
 
+mod apart;
 #[path = "../common/mod.rs"]
 mod common;
 mod errors;

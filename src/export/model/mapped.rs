@@ -4,12 +4,13 @@
 //! link's is its target, that of a device's, fifo's or socket's is nothing. Where the attributes
 //! are kept is the business of a [`Store`].
 
+use std::collections::HashMap;
 use std::ffi::CStr;
 use std::fmt::Debug;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
@@ -91,14 +92,31 @@ pub(super) type ModeOf<'a> = Box<dyn Fn(&CStr) -> Option<u32> + 'a>;
 pub(in crate::export) struct Mapped {
     store: Box<dyn Store>,
     modes: HostModes,
-    /// Held by whoever looks at files that go by their names, alone by whoever changes names.
-    names: Option<RwLock<()>>,
+    /// The locks of file systems whose files go by their names.
+    names: Option<Mutex<HashMap<Device, Names>>>,
+}
+
+/// Major and minor number.
+type Device = (u32, u32);
+
+/// Held by whoever looks at files of one file system, alone by whoever changes names there. One that
+/// hangs holds up nobody else.
+type Names = Arc<RwLock<()>>;
+
+fn looking(names: &Option<Names>) -> Option<RwLockReadGuard<'_, ()>> {
+    let names = names.as_ref()?;
+    Some(names.read().unwrap_or_else(PoisonError::into_inner))
+}
+
+fn changing(names: &Option<Names>) -> Option<RwLockWriteGuard<'_, ()>> {
+    let names = names.as_ref()?;
+    Some(names.write().unwrap_or_else(PoisonError::into_inner))
 }
 
 impl Mapped {
     pub(super) fn new(store: impl Store + 'static, modes: HostModes) -> Mapped {
         Mapped {
-            names: store.by_name().then(RwLock::default),
+            names: store.by_name().then(Mutex::default),
             store: Box::new(store),
             modes,
         }
@@ -120,14 +138,19 @@ impl Mapped {
         self.store.xattrs()
     }
 
-    fn looking(&self) -> Option<RwLockReadGuard<'_, ()>> {
-        let names = self.names.as_ref()?;
-        Some(names.read().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    fn changing(&self) -> Option<RwLockWriteGuard<'_, ()>> {
-        let names = self.names.as_ref()?;
-        Some(names.write().unwrap_or_else(PoisonError::into_inner))
+    /// The lock of a file system, if there has to be one.
+    fn names_of(&self, device: Device) -> Option<Names> {
+        /// As many as a share has file systems, mostly.
+        const MANY: usize = 64;
+        let mut names = self
+            .names
+            .as_ref()?
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if names.len() > MANY {
+            names.retain(|_, names| Arc::strong_count(names) > 1);
+        }
+        Some(names.entry(device).or_default().clone())
     }
 
     /// ENOENT for what is not the guest's.
@@ -140,7 +163,8 @@ impl Mapped {
 
     /// What the guest sees of a file.
     pub(in crate::export) fn stat(&self, tree: &Export, file: Located<'_>) -> Result<Stat, Errno> {
-        let _looking = self.looking();
+        let names = self.names_of(file.node.id().device);
+        let _looking = looking(&names);
         self.view(tree, file)
     }
 
@@ -166,16 +190,33 @@ impl Mapped {
         name: &Name,
         lookup: Lookup,
     ) -> Result<(Node, Stat), Errno> {
-        if lookup != Lookup::Blocking && !self.store.beside_inode() {
+        if lookup == Lookup::Cached && !self.store.beside_inode() {
             return Err(Errno::EAGAIN);
         }
         self.visible(name)?;
-        let _looking = self.looking();
-        let (node, _) = directory.child(name, lookup)?;
+        let names = self.names_of(directory.id().device);
+        let mut _looking = looking(&names);
+        let here = match lookup {
+            Lookup::Blocking => Lookup::Local,
+            lookup => lookup,
+        };
+        let found = match directory.child(name, here) {
+            Err(Errno::EAGAIN) if lookup != here => {
+                // The name of a mount, and while one is there it does not change. Who is mounted
+                // may let us wait.
+                drop(_looking);
+                let found = directory.child(name, lookup);
+                _looking = looking(&names);
+                found
+            }
+            found => found,
+        };
+        let (node, _) = found?;
         if self.store.owns(tree, &node, directory)? {
             return Err(Errno::ENOENT);
         }
         let attributes = self.store.load_at(&node, Place { directory, name })?;
+        drop(_looking);
         let stat = self.lay_over(&node, attributes)?;
         Ok((node, stat))
     }
@@ -211,7 +252,8 @@ impl Mapped {
         owner: Owner,
     ) -> Result<(OwnedFd, Node, Stat), Errno> {
         self.visible(name)?;
-        let _changing = self.changing();
+        let names = self.names_of(directory.node.id().device);
+        let _changing = changing(&names);
         let mode = libc::S_IFREG | mode & 0o7777;
         let attributes = self.new_attributes(tree, directory, mode, owner)?;
         self.make_file(directory.node, name, flags, attributes, b"")
@@ -226,7 +268,8 @@ impl Mapped {
         owner: Owner,
     ) -> Result<Stat, Errno> {
         self.visible(name)?;
-        let _changing = self.changing();
+        let names = self.names_of(directory.node.id().device);
+        let _changing = changing(&names);
         let attributes = |mode| self.new_attributes(tree, directory, mode, owner);
         let make_file = |attributes, content| {
             let flags = OFlag::O_WRONLY;
@@ -317,7 +360,7 @@ impl Mapped {
             permissions(self.modes.directory),
         )?;
         let finish = || {
-            let (node, _) = directory.child(name, Lookup::Blocking)?;
+            let (node, _) = directory.child(name, Lookup::Local)?;
             self.keep(&node, Place { directory, name }, attributes)
         };
         finish().inspect_err(|_| undo(directory, name, UnlinkatFlags::RemoveDir))
@@ -357,7 +400,8 @@ impl Mapped {
         name: &Name,
     ) -> Result<(), Errno> {
         self.visible(name)?;
-        let _changing = self.changing();
+        let names = self.names_of(directory.id().device);
+        let _changing = changing(&names);
         self.store.link(tree, file, Place { directory, name })
     }
 
@@ -371,7 +415,9 @@ impl Mapped {
     ) -> Result<(), Errno> {
         self.visible(old)?;
         self.visible(new)?;
-        let _changing = self.changing();
+        // Both are on one file system, or nothing is renamed.
+        let names = self.names_of(to.id().device);
+        let _changing = changing(&names);
         let place = |directory, name| Place { directory, name };
         self.store.rename(tree, place(from, old), place(to, new))
     }
@@ -384,7 +430,8 @@ impl Mapped {
         flag: UnlinkatFlags,
     ) -> Result<(), Errno> {
         self.visible(name)?;
-        let _changing = self.changing();
+        let names = self.names_of(directory.id().device);
+        let _changing = changing(&names);
         self.store.unlink(tree, Place { directory, name }, flag)
     }
 
@@ -398,8 +445,9 @@ impl Mapped {
         change: &Change,
         user: u32,
     ) -> Result<(), Errno> {
-        let changing = self.changing();
         let node = file.node;
+        let names = self.names_of(node.id().device);
+        let changing = changing(&names);
         let before = self.view(tree, file)?;
         let mode = u32::from(before.0.stx_mode);
         let mut changes = Attributes {
@@ -439,7 +487,8 @@ impl Mapped {
         if user == ROOT {
             return Ok(());
         }
-        let _changing = self.changing();
+        let names = self.names_of(file.node.id().device);
+        let _changing = changing(&names);
         let mode = self.view(tree, file)?.0.stx_mode.into();
         match dropped(mode) {
             None => Ok(()),
@@ -457,11 +506,13 @@ impl Mapped {
     /// file has for the guest.
     pub(in crate::export) fn read_directory(
         &self,
+        device: Device,
         stream: &DirectoryStream,
         offset: u64,
         buffer: &mut [u8],
     ) -> Result<usize, Errno> {
-        let _looking = self.looking();
+        let names = self.names_of(device);
+        let _looking = looking(&names);
         let mode_of = self.store.modes_in(stream.as_fd())?;
         let mut offset = offset;
         loop {

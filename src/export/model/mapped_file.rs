@@ -31,7 +31,7 @@ use super::metadata::{LONGEST, Orphans, format, parse};
 use super::{Attributes, Xattrs, host};
 use crate::export::directory::{DirectoryStream, entries};
 use crate::export::name::Name;
-use crate::export::node::{FileKind, Lookup, Node, errno_of};
+use crate::export::node::{FileKind, Lookup, Node, Stat, errno_of};
 use crate::export::place::{Located, Place};
 use crate::export::{Export, InodeId};
 
@@ -162,8 +162,8 @@ impl Store for MappedFile {
     }
 
     fn rename(&self, tree: &Export, from: Place<'_>, to: Place<'_>) -> Result<(), Errno> {
-        let (moved, _) = from.directory.child(from.name, Lookup::Blocking)?;
-        let replaced = match to.directory.child(to.name, Lookup::Blocking) {
+        let (moved, _) = named(from)?;
+        let replaced = match named(to) {
             Ok((node, _)) => Some((node, load(to)?)),
             Err(Errno::ENOENT) => None,
             Err(error) => return Err(error),
@@ -198,7 +198,7 @@ impl Store for MappedFile {
     }
 
     fn unlink(&self, tree: &Export, at: Place<'_>, flag: UnlinkatFlags) -> Result<(), Errno> {
-        let (node, _) = at.directory.child(at.name, Lookup::Blocking)?;
+        let (node, _) = named(at)?;
         if self.owns(tree, &node, at.directory)? {
             return Err(Errno::ENOENT);
         }
@@ -275,6 +275,15 @@ impl MappedFile {
             }
         }
         Ok(())
+    }
+}
+
+/// What has a name that is to change. Errors: EBUSY for what is mounted there, which the kernel would
+/// say as well, and which is not asked; those of openat2(2).
+fn named(at: Place<'_>) -> Result<(Node, Stat), Errno> {
+    match at.directory.child(at.name, Lookup::Local) {
+        Err(Errno::EAGAIN) => Err(Errno::EBUSY),
+        result => result,
     }
 }
 

@@ -30,8 +30,9 @@ impl Server {
         let mut records = vec![0; count.saturating_add(RECORD_SLACK).min(MAX_RECORDS)];
         let length = {
             let (export, records) = (&self.export, &mut records);
-            self.call(open.inode.key().id.device, self.cost(Cost::Read), || {
-                export.read_directory(stream, m.offset, records)
+            let device = open.inode.key().id.device;
+            self.call(device, self.cost(Cost::Read), || {
+                export.read_directory(device, stream, m.offset, records)
             })?
         };
         let (directory, root) = (open.inode.key().id, fid.root.key().id);

@@ -21,6 +21,7 @@ impl Server {
         let file = self.held(&*self.session.fids.get(m.fid)?)?;
         let name = Name::for_new(m.name)?;
         self.export.writable()?;
+        file.same_mount(&directory)?;
         let (export, directory, file) = (&self.export, &*directory, file.located());
         self.acting(&fid, directory, Cost::Change, || {
             export.link(file, directory, &name)
@@ -37,6 +38,7 @@ impl Server {
         let directory = self.directory(m.dfid)?;
         let name = Name::for_rename(m.name)?;
         self.export.writable()?;
+        node.same_mount(&directory)?;
         let (export, node, directory) = (&self.export, &*node, &*directory);
         let (before, after) = (self.find_before_removal(), self.find_after_move());
         let (replaced, moved) = self.acting(&fid, directory, Cost::Change, || {
@@ -65,6 +67,7 @@ impl Server {
         let old = Name::for_rename(m.oldname)?;
         let new = Name::for_rename(m.newname)?;
         self.export.writable()?;
+        from.same_mount(&directory)?;
         let (export, from, directory) = (&self.export, &*from, &*directory);
         let (before, after) = (self.find_before_removal(), self.find_after_move());
         let (replaced, moved) = self.acting(&fid, directory, Cost::Change, || {

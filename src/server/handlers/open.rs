@@ -84,13 +84,12 @@ impl Server {
         let (fd, node, stat) = result?;
         let handle = self.handle(&node, fd, flags, &stat, given);
         let handle = self.closing(handle, node.id().device, counted);
-        let inode = self.admit(
-            node,
-            Some(Place {
-                directory: parent,
-                name: m.name.into(),
-            }),
-        )?;
+        let from = parent.key().id.device;
+        let place = Place {
+            directory: parent,
+            name: m.name.into(),
+        };
+        let inode = self.admit(node, Some(place), from)?;
         inode.note_size(stat.0.stx_blocks);
         fid.open(OpenFile::new(inode, handle))?;
         self.relieve();

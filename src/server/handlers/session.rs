@@ -5,9 +5,9 @@ use protocol::{
     Rattach, Rauth, Rclunk, Rflush, Rversion, Tattach, Tauth, Tclunk, Tflush, Tversion,
 };
 
-use crate::export::acl;
+use crate::export::{Lookup, acl};
 use crate::server::fid::{Fid, XattrDraft};
-use crate::server::placement::Cost;
+use crate::server::placement::{Cost, Medium};
 use crate::server::{MAX_MSIZE, MIN_MSIZE, Server};
 
 const DIALECT: &[u8] = b"9P2000.L";
@@ -56,9 +56,19 @@ impl Server {
         let export = &self.export;
         let user = export.identity().ids().uids.to_host(m.n_uname)?;
         let stopping = self.session.interrupts.stopping();
-        let (root, stat) = self
-            .with_descriptors(|| self.blocking_far(|| export.directory_below(m.aname, stopping)))?;
-        let root = self.admit(root, None)?;
+        let find = |lookup| export.directory_below(m.aname, stopping, lookup);
+        let top = export.root().id().device;
+        let (root, stat) = self.with_descriptors(|| {
+            if self.placement.medium(top) != Medium::Far {
+                match self.blocking(|| find(Lookup::Local)) {
+                    Err(Errno::EAGAIN) => {}
+                    result => return result,
+                }
+            }
+            // Behind a mount nobody knows yet who has to answer.
+            self.blocking_far(|| find(Lookup::Blocking))
+        })?;
+        let root = self.admit(root, None, top)?;
         self.session
             .fids
             .insert(m.fid, Fid::walked(user, root.clone(), root))?;

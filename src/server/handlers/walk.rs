@@ -43,7 +43,7 @@ impl Server {
                     directory: end.clone(),
                     name: (*name).into(),
                 });
-                match self.admit(node, place) {
+                match self.admit(node, place, end.key().id.device) {
                     Ok(inode) => {
                         inode.note_size(stat.0.stx_blocks);
                         end = inode;
@@ -72,44 +72,45 @@ impl Server {
     }
 
     /// As far as the kernel's caches reach, and no mount is crossed, the walk is made here; the
-    /// rest, if any, on a worker.
+    /// rest, if any, on a worker: as what is far only from where a mount is crossed.
     fn resolve(&self, fid: &Fid, start: &Node, names: &[&[u8]]) -> Result<Walked, Errno> {
         let root = &*self.hold(&fid.root)?;
         let (identity, user) = (self.export.identity(), fid.user);
         let other = identity.is_other(user);
-        // Another's rights are taken on by a worker only.
-        let here = match self.placement.medium(start.id().device) {
-            _ if other => None,
-            Medium::Memory => Some(Lookup::Local),
-            Medium::Disk => Some(Lookup::Cached),
-            Medium::Far => None,
-        };
         let export = &self.export;
         let mut walked = Walked::default();
         let way = &mut WayUp::new(root, self.session.interrupts.stopping());
         // A walk that came to nothing for want of a descriptor is tried again.
         self.with_descriptors(|| {
+            let medium = match walked.files.last() {
+                // It has crossed a mount before.
+                Some((node, _)) if node.id().device != start.id().device => Medium::Far,
+                _ => self.placement.medium(start.id().device),
+            };
+            // Another's rights are taken on by a worker only.
+            let here = match medium {
+                _ if other || !export.stat_is_immediate() => None,
+                Medium::Memory => Some(Lookup::Local),
+                Medium::Disk => Some(Lookup::Cached),
+                Medium::Far => None,
+            };
+            walked.error = Some(Errno::EAGAIN);
             if let Some(lookup) = here {
-                walked.go_on(export, start, way, names, lookup);
+                walked.go_on(export, start, way, names, (lookup, false));
             }
-            // What is only not in memory takes no longer than this disk does. A mapped model reads
-            // other files, too.
-            if here == Some(Lookup::Cached)
-                && walked.error == Some(Errno::EAGAIN)
-                && !export.is_mapped()
-            {
-                self.blocking(|| walked.go_on(export, start, way, names, Lookup::Local));
-            }
-            if here.is_none() || walked.error == Some(Errno::EAGAIN) {
-                let mut walk = || {
-                    walked.go_on(export, start, way, names, Lookup::Blocking);
+            let mut on_worker = |walked: &mut Walked, lookup| {
+                identity.acting(user, || {
+                    walked.go_on(export, start, way, names, (lookup, true));
                     Ok(())
-                };
-                // Behind a mount nobody knows yet who has to answer.
-                self.blocking_far(|| match other {
-                    true => identity.acting(user, walk),
-                    false => walk(),
-                })?;
+                })
+            };
+            // What is only not in memory takes no longer than this disk does.
+            if walked.error == Some(Errno::EAGAIN) && medium != Medium::Far {
+                self.blocking(|| on_worker(&mut walked, Lookup::Local))?;
+            }
+            // Behind a mount nobody knows yet who has to answer.
+            if walked.error == Some(Errno::EAGAIN) {
+                self.blocking_far(|| on_worker(&mut walked, Lookup::Blocking))?;
             }
             match walked.error {
                 Some(error @ (Errno::EMFILE | Errno::ENFILE)) => Err(error),
@@ -121,19 +122,19 @@ impl Server {
 }
 
 impl Walked {
-    /// Walks those of `names` that are not behind it yet.
+    /// Walks those of `names` that are not behind it yet, and up only if it is told to.
     fn go_on(
         &mut self,
         export: &Export,
         start: &Node,
         way: &mut WayUp<'_>,
         names: &[&[u8]],
-        lookup: Lookup,
+        how: (Lookup, bool),
     ) {
         self.error = None;
         for name in &names[self.files.len()..] {
             let from = self.files.last().map_or(start, |(node, _)| node);
-            match step(export, from, way, name, lookup) {
+            match step(export, from, way, name, how) {
                 Ok(file) => self.files.push(file),
                 Err(error) => {
                     self.error = Some(error);
@@ -149,14 +150,14 @@ fn step(
     from: &Node,
     way: &mut WayUp<'_>,
     name: &[u8],
-    lookup: Lookup,
+    (lookup, up): (Lookup, bool),
 ) -> Result<(Node, Stat), Errno> {
     from.directory()?;
-    match (Component::new(name)?, lookup) {
-        (Component::Name(name), lookup) => export.child(from, &name, lookup),
-        (Component::Current, _) => Err(Errno::ENOENT),
+    match Component::new(name)? {
+        Component::Name(name) => export.child(from, &name, lookup),
+        Component::Current => Err(Errno::ENOENT),
         // Finding the way up takes many calls.
-        (Component::Parent, Lookup::Cached | Lookup::Local) => Err(Errno::EAGAIN),
-        (Component::Parent, Lookup::Blocking) => export.parent(from, way),
+        Component::Parent if !up => Err(Errno::EAGAIN),
+        Component::Parent => export.parent(from, way, lookup),
     }
 }

@@ -275,6 +275,14 @@ verified_io() {
     sha256sum file copy >sums
 }
 
+# What a program has not touched yet is the kernel's page of zeros.
+untouched() {
+    yes | head -c 300000 >file
+    /bin/untouched file
+    head -c 202900 /dev/zero >/tmp/zeros
+    yes | head -c 97100 | cat /tmp/zeros - | cmp - file
+}
+
 remount() {
     cd /
     umount "$top"
@@ -320,6 +328,7 @@ check locks "locks between processes"
 check xattrs "sets, lists and removes extended attributes"
 check statistics "asks for the file system's size"
 check verified_io "64 MiB of random writes, verified by fio"
+check untouched "writes from memory that was never touched"
 check remount "mounts again, with cache=mmap and cache=loose too"
 umount "$top" || failures=$((failures + 1))
 exit "$failures"

@@ -68,6 +68,7 @@ verify() {
         "$(for writer in aaaaaaaa bbbbbbbb; do seq -f "${writer:0:1} %g $writer" 0 499; done | sort | md5sum)"
 
     (cd verified_io && sha256sum --quiet -c sums) || equal "checksums of verified_io" different same
+    equal "what was never touched" "$(tr -d '\0' <untouched/file | wc -c) $(head -c 202900 untouched/file | tr -d '\0' | wc -c)" "97100 0"
     (cd remount && sha256sum --quiet -c sums && cmp mapped cached) || equal remount different same
     [ ! -e prepared/xattrs ] || equal xattrs "$("${loader[@]}" "$root/usr/bin/getfattr" -d xattrs/file)" $'# file: xattrs/file\nuser.colour="red"'
     [ "$owners" != yes ] || verify_owners

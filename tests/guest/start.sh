@@ -29,6 +29,13 @@ arguments=(quiet panic=-1 "job=$job" "share=$share" "owners=$owners" "note=${NOT
     printf '%s\n' init mount.sh tree.sh check.sh checks.sh posix.sh posix-config.sh models.sh tour.sh \
         enter-tree.sh apps.sh bench.sh sqlite.sh project.sh mapped.c git.config |
         "$GUEST/root/usr/bin/busybox" cpio -o -H newc -R 0:0 2>/dev/null
+    if [ "$job" = checks ]; then
+        built=$(dirname "$initramfs")
+        mkdir -p "$built/bin"
+        cc -O1 -static -o "$built/bin/untouched" untouched.c # the guest has no C library of this machine
+        cd "$built"
+        echo bin/untouched | "$GUEST/root/usr/bin/busybox" cpio -o -H newc -R 0:0 2>/dev/null
+    fi
     if [ "$job" = posix ]; then
         cd "$GUEST/posix"
         find bin -type f | "$GUEST/root/usr/bin/busybox" cpio -o -H newc -R 0:0 2>/dev/null

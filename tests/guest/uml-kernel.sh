@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# Builds the User-mode Linux kernel from Debian's newest kernel source, once, and prints its path.
-# It is kept in the user's cache directory, under the checksum of its configuration.
+# Builds the User-mode Linux kernel from Debian's newest kernel source and our patches to it, once, and
+# prints its path. It is kept in the user's cache directory, under the checksum of its configuration and
+# the patches.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/vhost-user-9p
-sum=$(sha256sum <"$here/uml.config")
+patches=("$here"/uml-*.patch)
+sum=$(cat "$here/uml.config" "${patches[@]}" | sha256sum)
 kernel=$cache/linux-um-${sum:0:12}
 
 [ ! -x "$kernel" ] || { echo "$kernel"; exit 0; }
@@ -16,7 +18,7 @@ flock 9
 
 # shellcheck source=tests/guest/packages.sh
 . "$here/packages.sh"
-need make make gcc gcc gcc libc6-dev flex flex bison bison bc bc xz xz-utils >&2
+need make make gcc gcc gcc libc6-dev flex flex bison bison bc bc xz xz-utils patch patch >&2
 work=$cache/building
 rm -rf "$work"
 mkdir -p "$work"
@@ -30,6 +32,7 @@ tar -xf "$work/package/usr/src/$source.tar.xz" -C "$work"
 rm -rf "$work/package"
 if ! (
     cd "$work/$source" &&
+        cat "${patches[@]}" | patch -p1 --forward &&
         KCONFIG_ALLCONFIG=$here/uml.config make ARCH=um allnoconfig &&
         make ARCH=um -j"$(nproc)" linux
 ) >"$cache/build.log" 2>&1; then

@@ -21,7 +21,7 @@ mkdir -p "$work"
 echo "unpacking the guests' programs from Debian $suite"
 apt_setup
 fetch_with_dependencies "$work/tree" base-files bash dash coreutils findutils grep sed tar gzip \
-    diffutils mawk util-linux mount gcc libc6-dev make git rsync sqlite3 acl attr fio
+    diffutils mawk util-linux mount gcc libc6-dev make git rsync sqlite3 acl attr fio python3-minimal
 rm -rf "$work/apt" "$work"/tree/usr/share/{doc,man,locale,info,icons}
 # What the packages' scripts would have made.
 ln -sf mawk "$work/tree/usr/bin/awk"

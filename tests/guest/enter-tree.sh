@@ -14,7 +14,7 @@ for directory in dev proc sys; do
 done
 mount -t tmpfs tmp /tree/tmp
 mount -t tmpfs scripts /tree/scripts
-cp /*.sh /mapped.c /git.config /tree/scripts/
+cp /*.sh /*.py /mapped.c /git.config /tree/scripts/
 script=$1
 shift
 exec chroot /tree /usr/bin/env PATH=/usr/bin HOME=/tmp /bin/sh "/scripts/$script" "$@"

@@ -13,10 +13,12 @@ here=$(cd "$(dirname "$0")" && pwd)
 mode=$1 share=$2 kept=${3:-}
 programs=${GUEST:?}/posix/bin
 operations=${OPERATIONS:?}
+tree=$GUEST/apps/tree
 # shellcheck source=tests/guest/posix-config.sh
 . "$here/posix-config.sh"
 
-# What fails by the Linux client's own doing, whatever the server answers.
+# What fails by the Linux client's own doing, whatever the server answers: pjdfstest's tests, and lines of
+# posix-cases.py.
 client_decides() {
     case $1 in
     link::link_count_max)
@@ -29,10 +31,23 @@ client_decides() {
     esac
 }
 
+client_decides_case() {
+    case $1 in
+    "xattr no value with XATTR_REPLACE where there is "*)
+        echo "__vfs_removexattr (fs/xattr.c) and a program's empty XATTR_REPLACE are one message of v9fs_fid_xattr_set (fs/9p/xattr.c)"
+        ;;
+    *) return 1 ;;
+    esac
+}
+
 control() {
     local mode
     mkdir "$share/guest" "$share/host"
     chmod 755 "$share"
+    if [ -z "${TESTS:-}" ] || [ "$TESTS" = cases ]; then
+        cases
+    fi
+    [ "${TESTS:-}" != cases ] || return 0
     scratch=$(mktemp -d /dev/shm/vhost-user-9p.XXXXXX)
     trap 'rm -rf "$scratch"' EXIT
     mkdir "$scratch/other"
@@ -61,6 +76,20 @@ control() {
 on_tmpfs() {
     # shellcheck disable=SC2016 # the inner shell fills it in
     unshare --mount sh -c 'mount -t tmpfs -o mode=755 none "$5" && exec "$@"' on_tmpfs "$@"
+}
+
+# What posix-cases.py finds in the share's directory, with the same programs as in the guest.
+cases() {
+    # shellcheck disable=SC2016 # the inner shell fills it in
+    unshare --mount sh -ec '
+        mount --bind /dev "$1/dev"
+        mount --bind /proc "$1/proc"
+        mount -t tmpfs scripts "$1/scripts"
+        cp "$2" "$1/scripts/"
+        mount --bind "$3" "$1/mnt"
+        exec chroot "$1" /usr/bin/env -i PATH=/usr/bin python3 -B /scripts/posix-cases.py /mnt/cases-host' \
+        cases "$tree" "$here/posix-cases.py" "$share" >"$share/host/cases"
+    echo "the host's own: $(wc -l <"$share/host/cases") cases of attributes, lists and set-id bits"
 }
 
 plain() {
@@ -95,8 +124,40 @@ equal_sums() {
     [ "$(sha256sum <"$1")" = "$(tail -n 1 "$2")" ]
 }
 
+# compare_cases: prints how the guest's lines of posix-cases.py differ from the host's, and fails if one
+# does that is not the client's own doing
+compare_cases() {
+    local mode line why different decided all unexpected=0
+    all=$(wc -l <"$share/host/cases")
+    for mode in none mmap loose; do
+        different=0 decided=0
+        while IFS= read -r line; do
+            echo "  cache=$mode, $line"
+            case $line in "guest "*) ;; *) continue ;; esac
+            if why=$(client_decides_case "${line#guest }"); then
+                echo "    the client's doing: $why"
+                decided=$((decided + 1))
+            else
+                different=$((different + 1))
+            fi
+        done < <(diff "$share/host/cases" "$share/guest/cases-$mode" | sed -n 's/^< /host  /p; s/^> /guest /p')
+        if [ $different = 0 ] && [ "$(wc -l <"$share/guest/cases-$mode")" = "$all" ]; then
+            echo "ok      cases, cache=$mode: $((all - decided)) of $all as on the host"
+        else
+            echo "FAILED  cases, cache=$mode: $different differ, of $all"
+            unexpected=1
+        fi
+    done
+    return $unexpected
+}
+
 compare() {
-    local name guest host mode unexpected=0
+    local name guest host mode why unexpected=0
+    : >"$kept.failed"
+    if [ "${TESTS:-}" = cases ]; then
+        compare_cases
+        return
+    fi
     [ "$(grep -c Summary "$share/guest/pjdfstest")" = "$(grep -c Summary "$share/host/pjdfstest")" ] || {
         tail -n 20 "$share/guest/pjdfstest"
         echo "$0: pjdfstest did not come to its end in the guest"
@@ -113,7 +174,6 @@ compare() {
         plain <"$share/$side/pjdfstest" >"$kept.$side"
     done
     echo "where they differ:"
-    : >"$kept.failed"
     while read -r name guest host; do
         [ "$guest" != "$host" ] || continue
         printf '  %-40s guest %-8s host %s\n' "$name" "$guest" "$host"
@@ -128,6 +188,7 @@ compare() {
     done < <(join -a 1 -a 2 -e missing -o 0,1.2,2.2 "$share/guest/results" "$share/host/results")
     [ $unexpected = 0 ] || echo "FAILED  $unexpected of pjdfstest's tests fail in the guest and not on the host"
 
+    [ -n "${TESTS:-}" ] || compare_cases || unexpected=$((unexpected + 1))
     [ -n "${TESTS:-}" ] || for mode in none mmap loose; do
         if cmp "$share/guest/fsx-$mode" "$share/host/fsx-$mode" &&
             equal_sums "$share/file-$mode" "$share/host/fsx-$mode"; then

@@ -2,8 +2,10 @@
 # The suites that ask whether a file system is one, in the guest: posix.sh DIRECTORY
 # pjdfstest goes through the system calls as root and as users; fsx writes, reads, maps and truncates
 # one file at random, OPERATIONS times in each cache mode. What they said goes to the share, where
-# host-posix.sh compares it with what they say of the host's own file system.
-# Of pjdfstest only TESTS is run, and then no fsx, if those are given: names with commas between.
+# host-posix.sh compares it with what they say of the host's own file system. posix-cases.sh adds what
+# the suites leave out.
+# Of pjdfstest only TESTS is run, and then nothing else, if those are given: names with commas between, or
+# "cases" for posix-cases.sh alone.
 # shellcheck disable=SC1091 # they lie beside this in the guest only
 . /mount.sh
 . /posix-config.sh
@@ -16,14 +18,19 @@ posix_config /tmp nobody:nobody guest:guest /tmp/other
 echo nobody:x:65534:65534::/:/bin/sh >>/etc/passwd
 echo nobody:x:65534: >>/etc/group
 
+# shellcheck disable=SC2154 # the kernel sets it
+if [ "${tests:-}" = cases ]; then
+    exec sh /enter-tree.sh posix-cases.sh "$top"
+fi
 mount_share "$top" || exit 1
-# shellcheck disable=SC2046,SC2154 # several names; the kernel sets it
+# shellcheck disable=SC2046 # several names
 pjdfstest_all pjdfstest /tmp "$top" $(echo "${tests:-}" | tr ',' ' ') >/tmp/log 2>&1
 grep Summary /tmp/log
 cp /tmp/log "$top/guest/pjdfstest"
 umount "$top"
 [ -z "${tests:-}" ] || exit 0
 
+sh /enter-tree.sh posix-cases.sh "$top"
 for mode in none mmap loose; do
     mount_share "$top" ",cache=$mode" || exit 1
     fsx_rounds fsx /tmp $mode "$operations" "$top/file-$mode" >/tmp/sums

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Serves a directory with the daemon and starts a guest on it: run.sh qemu|uml [checks|posix|apps|bench]
 #   checks    checks.sh in the guest and host-checks.sh on the host, in a fresh directory
-#   posix     pjdfstest and fsx (posix.sh) in a fresh directory, beside the host's own (host-posix.sh)
+#   posix     pjdfstest, fsx and our cases (posix.sh) in a fresh directory, beside the host's own (host-posix.sh)
 #   apps      SQLite, git, make, rsync (apps.sh) in a fresh directory, the host taking part (host-apps.sh)
 #   bench     times what a user waits for (bench.sh) in a fresh directory; see bench-guest.sh
 #   if not    a shell in the guest if there is a terminal, else tour.sh; on the directory SHARE
@@ -10,7 +10,7 @@
 #   SHARE     the directory, if not fixtures/share
 #   LIMIT     how many seconds the guest may take, if not 900 (posix: four hours)
 #   OPERATIONS, TESTS   how many operations fsx does in each cache mode, if not 1000000; which of
-#             pjdfstest's tests to run, and then no fsx, if not all (see posix.sh)
+#             pjdfstest's tests to run, and then nothing else, if not all; or "cases" (see posix.sh)
 #   MODES, OBJECTS      in which cache modes apps.sh does it all, and how many objects its git
 #             repository gets, if not none,mmap,loose and 10000
 #   VIRTIOFSD the program that BACKEND=virtiofsd takes, if not the one in PATH

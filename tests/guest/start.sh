@@ -26,8 +26,8 @@ arguments=(quiet panic=-1 "job=$job" "share=$share" "owners=$owners" "note=${NOT
 {
     cat "$GUEST/initramfs.cpio"
     cd "$here"
-    printf '%s\n' init mount.sh tree.sh check.sh checks.sh posix.sh posix-config.sh models.sh tour.sh \
-        enter-tree.sh apps.sh bench.sh sqlite.sh project.sh mapped.c git.config |
+    printf '%s\n' init mount.sh tree.sh check.sh checks.sh posix.sh posix-config.sh posix-cases.sh \
+        posix-cases.py models.sh tour.sh enter-tree.sh apps.sh bench.sh sqlite.sh project.sh mapped.c git.config |
         "$GUEST/root/usr/bin/busybox" cpio -o -H newc -R 0:0 2>/dev/null
     if [ "$job" = checks ]; then
         built=$(dirname "$initramfs")

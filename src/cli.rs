@@ -167,7 +167,9 @@ pub struct Options {
     #[arg(long, value_name = "RATE[,BURST]")]
     pub throttle_iops: Option<Rate>,
 
-    /// Read and write no more than so many bytes each second, BURST of them at once
+    /// Read and write no more than so many bytes each second, BURST of them at once. What a new session,
+    /// a stop or a reset of the device lets through early, the ring's content at the most, is owed: no
+    /// request is taken until it is paid for
     #[arg(long, value_name = "RATE[,BURST]")]
     pub throttle_bps: Option<Rate>,
 

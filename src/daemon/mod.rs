@@ -333,6 +333,8 @@ impl Daemon {
     /// the time that a search for it pays.
     fn prepare_sleep(&self) -> EpollTimeout {
         let workers = self.server.workers();
+        // Asked before the ring is: if it has passed by then, the ring's requests are taken.
+        let held = self.server.held_until();
         let may_sleep = match &self.connection {
             None => workers.prepare_sleep(),
             Some(connection) => {
@@ -347,6 +349,7 @@ impl Daemon {
                 coroutine::next_deadline()
                     .into_iter()
                     .chain(self.listen_again)
+                    .chain(held)
                     .min(),
             )
         } else {

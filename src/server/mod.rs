@@ -21,6 +21,7 @@ pub mod throttle;
 use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::{Rc, Weak};
+use std::time::Instant;
 
 use coroutine::{RwLock, Semaphore, Workers};
 use nix::errno::Errno;
@@ -136,6 +137,11 @@ impl Server {
     /// The pool that the loop has to serve with completions.
     pub fn workers(&self) -> &Workers {
         &self.workers
+    }
+
+    /// Until when no request is taken, if that is so.
+    pub fn held_until(&self) -> Option<Instant> {
+        self.throttle.held_until()
     }
 
     /// Makes a call on a file of `device` here if it will not have to wait, else on a worker.
@@ -389,6 +395,10 @@ impl Handler for Server {
                 exchange.answer(&Err(Errno::ENOMEM), &mut Vec::new());
             }
         }
+    }
+
+    fn takes(&self) -> bool {
+        self.throttle.takes()
     }
 
     fn drain(&self) {

@@ -3,6 +3,11 @@
 //! A leaky bucket: each request moves the moment at which all that was let through will have been paid
 //! for, and waits, as a coroutine, until that moment is no further away than a burst may be. Requests go
 //! on in the order in which they came.
+//!
+//! The end of the session or of the ring cuts such waits short, for the next session, or who stops the
+//! ring, must not wait for them. What is served too early by that is owed: until it is paid for, no
+//! request is taken out of the ring, neither by this session nor by the next. So no more than the rate
+//! allows goes through in the long run, and at the most what was in the ring before it is due.
 
 use std::cell::Cell;
 use std::str::FromStr;
@@ -52,6 +57,8 @@ pub struct Rates {
 pub struct Throttle {
     requests: Option<Bucket>,
     bytes: Option<Bucket>,
+    /// Whether something was let through too early, and may not be paid for.
+    cut: Cell<bool>,
 }
 
 struct Bucket {
@@ -71,11 +78,18 @@ impl Bucket {
     /// Lets `amount` through at the moment that is returned.
     fn reserve(&self, amount: u64, now: Instant) -> Instant {
         let from = self.paid.get().max(now);
-        let paid = from + self.time(amount);
+        // Later than the clock can say is never, whatever is added.
+        let paid = from.checked_add(self.time(amount)).unwrap_or(from);
         self.paid.set(paid);
         // What is larger than a burst goes when the bucket is empty.
         let ahead = self.time(self.rate.burst.max(amount));
         paid.checked_sub(ahead).map_or(now, |begin| begin.max(now))
+    }
+
+    /// When all that was let through but a burst will have been paid for.
+    fn within_burst(&self) -> Instant {
+        let paid = self.paid.get();
+        paid.checked_sub(self.time(self.rate.burst)).unwrap_or(paid)
     }
 
     fn time(&self, amount: u64) -> Duration {
@@ -89,11 +103,39 @@ impl Throttle {
         Throttle {
             requests: rates.requests.map(Bucket::new),
             bytes: rates.bytes.map(Bucket::new),
+            cut: Cell::new(false),
         }
     }
 
+    /// Whether requests may be taken out of the ring.
+    #[inline]
+    pub fn takes(&self) -> bool {
+        !self.cut.get() || self.is_paid(Instant::now())
+    }
+
+    /// Until when they may not, if that is so.
+    pub fn held_until(&self) -> Option<Instant> {
+        match self.takes() {
+            true => None,
+            false => Some(self.within_burst()?),
+        }
+    }
+
+    /// Whether what was let through too early is paid for.
+    fn is_paid(&self, now: Instant) -> bool {
+        let paid = self.within_burst().is_none_or(|moment| moment <= now);
+        self.cut.set(!paid);
+        paid
+    }
+
+    fn within_burst(&self) -> Option<Instant> {
+        let buckets = [&self.requests, &self.bytes];
+        let buckets = buckets.into_iter().flatten();
+        buckets.map(Bucket::within_burst).max()
+    }
+
     /// Returns when the request `tag` may be served: mostly at once. The end of
-    /// the session or of the ring lets all go on that wait, for nobody can wait for them.
+    /// the session or of the ring lets all go on that wait, and then none until they are paid for.
     #[inline]
     pub fn wait(
         &self,
@@ -138,7 +180,10 @@ impl Throttle {
             match waiting.wait(left) {
                 Wake::Retry => {}
                 Wake::Flushed => return Err(Flushed),
-                Wake::Stopped => return Ok(()),
+                Wake::Stopped => {
+                    self.cut.set(true);
+                    return Ok(());
+                }
             }
         }
     }
@@ -176,6 +221,49 @@ mod tests {
             next.abs_diff(Duration::from_millis(4991)) < Duration::from_millis(1),
             "{next:?}"
         );
+    }
+
+    #[test]
+    fn whatever_is_cut_short_no_more_goes_through_than_the_rate_and_one_ring() {
+        const RING: u64 = 64;
+        const ROUNDS: u64 = 100;
+        let throttle = Throttle::new(Rates {
+            requests: Some("1000000".parse().unwrap()),
+            bytes: Some("1000,500".parse().unwrap()),
+        });
+        let bytes = throttle.bytes.as_ref().unwrap();
+        let begin = Instant::now();
+        let mut now = begin;
+        let mut through = 0;
+        for round in 0..ROUNDS {
+            // A ring full of requests, the waits of which are cut short.
+            assert!(throttle.is_paid(now));
+            for _ in 0..RING {
+                bytes.reserve(100, now);
+                through += 100;
+            }
+            throttle.cut.set(true);
+            let until = throttle.within_burst().unwrap();
+            assert!(until > now && !throttle.is_paid(until - Duration::from_millis(1)));
+            // Neither more of the same nor a new session changes that.
+            assert!(throttle.cut.get(), "round {round}");
+            now = until;
+            let allowed = 500 + (now - begin).as_millis() as u64;
+            assert!(through <= allowed + 1, "{through} of {allowed}");
+        }
+        assert!(throttle.is_paid(now) && !throttle.cut.get());
+    }
+
+    #[test]
+    fn the_largest_requests_are_owed_and_no_fault() {
+        let bucket = Bucket::new("1".parse().unwrap());
+        let now = Instant::now();
+        // Nearly all that the clock can say.
+        let end = Duration::from_secs(i64::MAX as u64 - 10_000_000_000);
+        bucket.paid.set(now + end);
+        for _ in 0..4 {
+            assert!(bucket.reserve(u32::MAX.into(), now) > now + end / 2);
+        }
     }
 
     #[test]

@@ -117,7 +117,7 @@ impl Connection {
 
     /// Whether there is a request to be taken; costs no call.
     pub fn has_requests(&self) -> bool {
-        self.ring.has_requests()
+        self.ring.has_requests() && self.handler.takes()
     }
 
     /// To be called at every turn of the loop, whatever has woken it: takes requests out of the ring
@@ -145,7 +145,7 @@ impl Connection {
                 .drain(..)
                 .for_each(|request| self.handler.handle(request));
             left = left.saturating_sub(count);
-            if result.is_err() || count == 0 || left == 0 {
+            if result.is_err() || count == 0 || left == 0 || !self.handler.takes() {
                 break result;
             }
         };
@@ -154,12 +154,12 @@ impl Connection {
     }
 
     /// Before the loop blocks: true if it may, and from now on a request brings a kick; false if one
-    /// is there already.
+    /// is there already, and the handler takes it.
     pub fn prepare_sleep(&self) -> bool {
         if self.kicked.take() {
             self.device().clear_kick();
         }
-        !self.ring.enable_kicks()
+        !(self.ring.enable_kicks() && self.handler.takes())
     }
 
     /// To be called at the end of a turn of the loop: one notification for all requests completed

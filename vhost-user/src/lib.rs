@@ -68,6 +68,12 @@ pub trait Handler {
     /// completed with length 0.
     fn handle(&self, request: Request);
 
+    /// Whether requests may be handed over now. As long as they may not, they are left in the ring, and
+    /// it is the loop's business to come back when they may.
+    fn takes(&self) -> bool {
+        true
+    }
+
     /// Returns when every request taken over has been completed: what follows is the loss of the
     /// memory or the ring that they use. Called before the ring is stopped, disabled or reset, before
     /// memory is replaced or taken away, and when the connection ends.

@@ -9,6 +9,8 @@ use vhost_user::{Handler, Request};
 pub struct Echo {
     /// Keep requests instead of answering them at once.
     pub keep: Cell<bool>,
+    /// Take no more requests.
+    pub full: Cell<bool>,
     /// What was kept. Draining answers it.
     pub kept: RefCell<Vec<Request>>,
     pub handled: Cell<usize>,
@@ -43,6 +45,10 @@ impl Handler for Echo {
         } else {
             echo(request);
         }
+    }
+
+    fn takes(&self) -> bool {
+        !self.full.get()
     }
 
     fn drain(&self) {

@@ -36,6 +36,30 @@ fn a_stopped_ring_starts_with_the_next_kick_descriptor_only() {
 }
 
 #[test]
+fn what_the_handler_does_not_take_stays_in_the_ring() {
+    let mut machine = Machine::started();
+    machine.exercise();
+    machine.handler.full.set(true);
+    machine.post_echo(0, b"hello");
+    machine.kick();
+    // Without spinning.
+    machine.event_loop.run();
+    assert_eq!(
+        (machine.take_used(), machine.handler.handled.get()),
+        (vec![], 3)
+    );
+    // Also for the one who starts the ring again.
+    assert_eq!(machine.stop(), 3);
+    machine.start(3);
+    machine.event_loop.run();
+    assert_eq!(machine.take_used(), []);
+    // Without another kick.
+    machine.handler.full.set(false);
+    machine.event_loop.run();
+    assert_eq!(machine.take_used(), [Used { head: 0, len: 5 }]);
+}
+
+#[test]
 fn the_ring_goes_on_beyond_16_bits() {
     let mut machine = Machine::new();
     machine.negotiate(FEATURES);

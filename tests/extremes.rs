@@ -101,7 +101,7 @@ fn a_file_has_as_many_links_as_the_host_allows() {
     let refusal =
         (0..70_000).find_map(|number| fs::hard_link(&path, links.join(number.to_string())).err());
     let Some(error) = refusal else {
-        eprintln!("skipped: this file system has no limit of links");
+        stub_guest::skipped("this file system has no limit of links");
         return;
     };
     assert_eq!(error.raw_os_error(), Some(libc::EMLINK));
@@ -112,7 +112,7 @@ fn a_file_has_as_many_links_as_the_host_allows() {
 /// A guest of a share that only the daemon sees, mounted with these options.
 fn mounted(options: &str) -> Option<Guest> {
     if !geteuid().is_root() {
-        eprintln!("skipped: only root may mount file systems");
+        stub_guest::skipped("only root may mount file systems");
         return None;
     }
     let share = tempfile::tempdir().unwrap();
@@ -127,7 +127,7 @@ fn mounted(options: &str) -> Option<Guest> {
         .unwrap();
     if !trial.status.success() {
         let reason = String::from_utf8_lossy(&trial.stderr).into_owned();
-        eprintln!("skipped: no tmpfs with {options}: {reason}");
+        stub_guest::skipped(format_args!("no tmpfs with {options}: {reason}"));
         return None;
     }
     Some(Guest::on(
@@ -243,17 +243,17 @@ fn open_s_own_refusals() {
 #[test]
 fn a_value_of_64_kib_is_set_and_read() {
     let Ok(share) = tempfile::tempdir_in("/dev/shm") else {
-        eprintln!("skipped: no /dev/shm");
+        stub_guest::skipped("no /dev/shm");
         return;
     };
     let mut guest = Guest::on(Launch::new(BINARY).share(share.path()));
     let path = guest.file("file", "");
     let value = common::pattern(65_536);
     if !common::host_set(&path, "user.large", &value) {
-        eprintln!(
-            "skipped: tmpfs has no such attributes here: {}",
+        stub_guest::skipped(format_args!(
+            "tmpfs has no such attributes here: {}",
             Errno::last()
-        );
+        ));
         return;
     }
     let fid = guest.walk("file");

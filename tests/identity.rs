@@ -17,7 +17,7 @@ use vhost_user_9p::export::xattr::XattrName;
 /// A guest with these options, on a directory that everyone may write to; None unless root.
 fn guest(options: &[&str]) -> Option<Guest> {
     if !geteuid().is_root() {
-        eprintln!("skipped: only root may act for others");
+        stub_guest::skipped("only root may act for others");
         return None;
     }
     let launch = options.iter().fold(Launch::new(BINARY), Launch::arg);
@@ -297,7 +297,7 @@ fn the_groups_of_the_host_s_users_count() {
         (!user.uid.is_root() && user.gid.as_raw() != gid).then(|| (user.uid.as_raw(), gid))
     });
     let Some((uid, gid)) = member else {
-        eprintln!("skipped: no user of this host is in a second group");
+        stub_guest::skipped("no user of this host is in a second group");
         return;
     };
     let Some(mut guest) = guest(&["--permissions", "host"]) else {
@@ -344,7 +344,7 @@ fn the_ids_in_access_control_lists_are_translated_too() {
     guest.client.write(900, 0, &value).unwrap();
     if let Err(error) = guest.client.clunk(900) {
         refused::<()>(Err(error), Errno::EOPNOTSUPP);
-        eprintln!("skipped: this file system has no access control lists");
+        stub_guest::skipped("this file system has no access control lists");
         return;
     }
     let (node, _) = Node::new(fs::File::open(path).unwrap().into()).unwrap();

@@ -17,7 +17,7 @@ use stub_guest::daemon::Launch;
 /// where mounting is not allowed.
 fn guest(policy: &str) -> Option<(Guest, tempfile::TempDir)> {
     if !geteuid().is_root() {
-        eprintln!("skipped: only root may mount file systems");
+        stub_guest::skipped("only root may mount file systems");
         return None;
     }
     let share = tempfile::tempdir().unwrap();

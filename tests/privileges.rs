@@ -123,7 +123,7 @@ fn a_file_loses_its_capabilities_with_every_change_of_content_or_owner() {
     for (way, change) in changes() {
         let path = powerful(&guest);
         if !host_set(&path, CAPABILITY, &value) {
-            eprintln!("skipped: only root gives files capabilities");
+            stub_guest::skipped("only root gives files capabilities");
             return;
         }
         change(&mut guest);
@@ -179,7 +179,7 @@ fn a_directory_s_default_list_is_inherited_as_on_the_host() {
         let name = format!("directory {round}");
         let directory = guest.dir(&name);
         if !host_set(&directory, DEFAULT, default) {
-            eprintln!("skipped: this file system has no access control lists");
+            stub_guest::skipped("this file system has no access control lists");
             return;
         }
         let dfid = guest.walk(&name);
@@ -222,7 +222,7 @@ fn a_list_is_set_seen_and_follows_the_mode() {
     let mut guest = Guest::new();
     let path = guest.file("file", "");
     if !host_set(&path, ACCESS, &list(6, 6, 0)) {
-        eprintln!("skipped: this file system has no access control lists");
+        stub_guest::skipped("this file system has no access control lists");
         return;
     }
     let fid = guest.walk("file");
@@ -258,13 +258,13 @@ fn a_list_is_set_seen_and_follows_the_mode() {
 #[test]
 fn a_list_leaves_the_set_group_id_of_a_directory() {
     if !is_root() {
-        eprintln!("skipped: only root acts for others");
+        stub_guest::skipped("only root acts for others");
         return;
     }
     let mut guest = Guest::new();
     let directory = guest.dir("directory");
     if !host_set(&directory, DEFAULT, &list(7, 7, 5)) {
-        eprintln!("skipped: this file system has no access control lists");
+        stub_guest::skipped("this file system has no access control lists");
         return;
     }
     std::os::unix::fs::chown(&directory, Some(1000), Some(1000)).unwrap();
@@ -320,7 +320,7 @@ fn left_on_host(directory: &Path, (user, group): (u32, u32), mode: u32, script: 
 #[test]
 fn the_set_id_bits_that_stay_are_those_that_stay_on_the_host() {
     if !is_root() {
-        eprintln!("skipped: only root acts for others");
+        stub_guest::skipped("only root acts for others");
         return;
     }
     // Where each of the users gets at it.
@@ -406,7 +406,7 @@ fn attributes_of_the_host_s_administrator_are_refused() {
     let path = guest.file("file", "content");
     for name in ["trusted.test", "security.test"] {
         if !host_set(&path, "user.test", b"x") || !host_set(&path, name, b"host") {
-            eprintln!("skipped: {name} cannot be set here");
+            stub_guest::skipped(format_args!("{name} cannot be set here"));
             continue;
         }
         for user in [0, 1234] {
@@ -445,7 +445,7 @@ fn attributes_of_the_host_s_administrator_are_set_by_who_is_given_the_right() {
         fs::set_permissions(guest.path(""), fs::Permissions::from_mode(0o777)).unwrap();
         for name in ["trusted.test", "security.test"] {
             if !host_set(&path, name, b"host") {
-                eprintln!("skipped: {name} cannot be set here");
+                stub_guest::skipped(format_args!("{name} cannot be set here"));
                 continue;
             }
             set_as(&mut guest, 0, name, b"guest").unwrap();

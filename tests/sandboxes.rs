@@ -29,7 +29,7 @@ fn start(mode: &str, handles: &str) -> Option<Guest> {
             let said = daemon.stderr();
             assert!(said.contains("cannot enter the sandbox"), "{said}");
             assert!(!daemon.wait().unwrap().success());
-            println!("skipped: {said}");
+            stub_guest::skipped(said);
             None
         }
     }

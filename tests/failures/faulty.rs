@@ -144,7 +144,7 @@ impl FaultyFs {
                 backing,
             }),
             Err(error) => {
-                eprintln!("skipped: FUSE cannot be mounted here: {error}");
+                stub_guest::skipped(format_args!("FUSE cannot be mounted here: {error}"));
                 None
             }
         }

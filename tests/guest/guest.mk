@@ -1,7 +1,7 @@
 # The real guests: QEMU's and User-mode Linux's. BACKEND, GUEST_ACCEL and LIMIT are explained in
 # tests/guest/start.sh and run.sh.
 
-GUEST := $(CURDIR)/target/guest
+GUEST := $(abspath $(TARGET))/guest
 
 .PHONY: tools guest guest-test uml uml-test guest-posix guest-apps guest-models bench-guest run
 

@@ -2,14 +2,15 @@
 # Our server and QEMU's own on the same directories, under each mapped security model, in one QEMU
 # guest (models.sh). Then a look at what they have left on the host. What was said is kept in
 # $GUEST/qemu-models*.log. From the environment:
-#   DAEMON    the daemon, if not target/release/vhost-user-9p
+#   DAEMON    the daemon, if not release/vhost-user-9p in the build folder
 #   LIMIT     how many seconds the guest may take, if not 900
 #   GUEST, GUEST_ACCEL   see start.sh
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 top=$(realpath "$here/../..")
-export GUEST=${GUEST:-$top/target/guest}
-binary=${DAEMON:-$top/target/release/vhost-user-9p}
+target=$(realpath -m "${CARGO_TARGET_DIR:-$top/target}")
+export GUEST=${GUEST:-$target/guest}
+binary=${DAEMON:-$target/release/vhost-user-9p}
 log=$GUEST/qemu-models.log
 models=(mapped-xattr mapped-file)
 guest='' daemons=()

@@ -6,7 +6,7 @@
 #   bench     times what a user waits for (bench.sh) in a fresh directory; see bench-guest.sh
 #   if not    a shell in the guest if there is a terminal, else tour.sh; on the directory SHARE
 # What the guest and the daemon said is kept in $GUEST/*.log. From the environment:
-#   DAEMON    the daemon, if not target/release/vhost-user-9p
+#   DAEMON    the daemon, if not release/vhost-user-9p in the build folder
 #   SHARE     the directory, if not fixtures/share
 #   LIMIT     how many seconds the guest may take, if not 900 (posix: four hours)
 #   OPERATIONS, TESTS   how many operations fsx does in each cache mode, if not 1000000; which of
@@ -18,9 +18,10 @@
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 top=$(realpath "$here/../..")
+target=$(realpath -m "${CARGO_TARGET_DIR:-$top/target}")
 front_end=${1:?usage: run.sh qemu|uml [checks|posix|apps|bench]} job=${2:-tour}
-export GUEST=${GUEST:-$top/target/guest}
-binary=${DAEMON:-$top/target/release/vhost-user-9p}
+export GUEST=${GUEST:-$target/guest}
+binary=${DAEMON:-$target/release/vhost-user-9p}
 limit=${LIMIT:-$([ "$job" = posix ] && echo 14400 || echo 900)}
 export MODES=${MODES:-none,mmap,loose} OBJECTS=${OBJECTS:-10000}
 export OPERATIONS=${OPERATIONS:-1000000} TESTS=${TESTS:-}

@@ -7,6 +7,7 @@
 //!       ├ Ring         one split ring, driver's side         ring
 //!       └ GuestMemory  shared regions and their pages        memory
 //! Daemon      starts the back-end for a test, ends it    daemon
+//! skipped     what cannot be tested here                   skip
 //! ```
 //! Everything waits with a timeout and reports an [`Error`]; nothing hangs if the back-end does.
 
@@ -20,6 +21,7 @@ pub mod fuse;
 pub mod memory;
 pub mod messages;
 pub mod ring;
+mod skip;
 
 pub use client::{Client, Completion, Reply, Shape};
 pub use daemon::Daemon;
@@ -27,3 +29,4 @@ pub use error::{Error, Result};
 pub use files::Attach;
 pub use front_end::{CallFd, FrontEnd, Options};
 pub use protocol;
+pub use skip::skipped;

@@ -83,26 +83,47 @@ macro_rules! messages {
                 if header.size as usize != len || head.len() > len {
                     return Err(DecodeError::Size { size: header.size, len });
                 }
+                Ok((header.tag, Self::decode_fields(&header, cursor.0)?))
+            }
+
+            /// Decodes what follows `header` in its frame, as [`decode_head`](Self::decode_head)
+            /// would. `fields` may end where the payload begins, or anywhere behind.
+            #[inline]
+            pub fn decode_fields(
+                header: &$crate::header::Header,
+                fields: &'a [u8],
+            ) -> Result<Self, $crate::error::DecodeError> {
+                use $crate::error::DecodeError;
+
+                let len = header.size as usize;
+                let Some(left) = len
+                    .checked_sub($crate::header::HEADER_LEN)
+                    .filter(|left| *left >= fields.len())
+                else {
+                    let len = $crate::header::HEADER_LEN + fields.len();
+                    return Err(DecodeError::Size { size: header.size, len });
+                };
+                let mut cursor = $crate::wire::Cursor(fields);
                 match header.kind {
                     $($number => {
                         let message = $crate::wire::Field::decode(&mut cursor)?;
                         // What lies behind the fields: nothing, or the payload.
-                        let behind = len - (head.len() - cursor.0.len());
+                        let behind = left - (fields.len() - cursor.0.len());
                         messages!(@check $name message behind $($count)?);
-                        Ok((header.tag, $enum::$variant(message)))
+                        Ok($enum::$variant(message))
                     })+
                     kind => Err(DecodeError::UnknownType(kind)),
                 }
             }
 
             /// Appends the message's frame to `out`, without its payload, which the size field
-            /// counts and which the caller puts behind it. Errors:
+            /// counts and which the caller puts behind it. Returns the size field. Errors:
             /// [`EncodeError`](crate::EncodeError), and `out` is unchanged.
             pub fn encode(
                 &self,
                 tag: u16,
                 out: &mut Vec<u8>,
-            ) -> Result<(), $crate::error::EncodeError> {
+            ) -> Result<u32, $crate::error::EncodeError> {
                 let start = out.len();
                 self.encode_frame(start, tag, out).inspect_err(|_| out.truncate(start))
             }
@@ -113,7 +134,7 @@ macro_rules! messages {
                 start: usize,
                 tag: u16,
                 out: &mut Vec<u8>,
-            ) -> Result<(), $crate::error::EncodeError> {
+            ) -> Result<u32, $crate::error::EncodeError> {
                 // The size is not known before the fields are there.
                 let mut header = $crate::header::Header { size: 0, kind: self.kind(), tag };
                 match self {
@@ -137,7 +158,7 @@ macro_rules! messages {
                 header.size =
                     u32::try_from(size).map_err(|_| $crate::error::EncodeError::FrameTooLong)?;
                 out[start..][..4].copy_from_slice(&header.size.to_le_bytes());
-                Ok(())
+                Ok(header.size)
             }
 
             /// The message's type number.

@@ -293,7 +293,7 @@ impl Server {
         let closed: Vec<Closed> = list.iter_mut().filter_map(Left::take).collect();
         self.call(device, cost, move || drop(closed));
         if locks > 0 {
-            self.session.interrupts.retry();
+            self.session.lock_waiters.wake_all();
         }
     }
 }

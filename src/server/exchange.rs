@@ -1,7 +1,7 @@
 //! One request and the one answer it gets.
 
 use nix::errno::Errno;
-use protocol::{DecodeError, HEADER_LEN, Header, NOTAG, Rlerror, Rmessage, Twrite, kind};
+use protocol::{DecodeError, HEADER_LEN, Header, NOTAG, Rlerror, Rmessage, Tmessage, Twrite, kind};
 use vhost_user::{Readable, Request, Writable};
 
 use super::MAX_MSIZE;
@@ -29,11 +29,16 @@ impl Exchange {
     }
 
     /// Copies the frame, without the payload of a Twrite, out of guest memory into `head`, once:
-    /// what is decoded from it cannot change any more. Returns its header. Errors: EFAULT if the
-    /// request or the room for its reply is not all in the guest's memory; EPROTO for a frame that
-    /// is shorter than it says, or than a header; EMSGSIZE for one longer than `msize`, 0 meaning
-    /// that none was agreed yet.
-    pub fn receive(&mut self, head: &mut Vec<u8>, msize: u32) -> Result<Header, Errno> {
+    /// what is decoded from it cannot change any more. Returns the tag and the message. Errors: EFAULT
+    /// if the request or the room for its reply is not all in the guest's memory; EPROTO for a frame
+    /// that is shorter than it says, or than a header, or that is no message; EMSGSIZE for one longer
+    /// than `msize`, 0 meaning that none was agreed yet; EOPNOTSUPP for a message that is not one of
+    /// 9P2000.L; EINVAL for a walk of more than sixteen names.
+    pub fn receive<'a>(
+        &mut self,
+        head: &'a mut Vec<u8>,
+        msize: u32,
+    ) -> Result<(u16, Tmessage<'a>), Errno> {
         let readable = self.readable();
         let mut start = [0; MOST_HEADS];
         let copied = readable.read_at(0, &mut start);
@@ -43,15 +48,15 @@ impl Exchange {
             return Err(if cut { Errno::EFAULT } else { Errno::EPROTO });
         }
         let header = Header::decode(&start[..HEADER_LEN]).map_err(|_| Errno::EPROTO)?;
+        let size = header.size as usize;
+        let sent = readable.len();
+        self.tag = header.tag;
         if cut {
             // Before anything is done. The reply goes where there is room before the cut: of a
             // zero-copy read, whose pages may be missing, the header has room for an error.
-            self.tag = header.tag;
             return Err(Errno::EFAULT);
         }
-        let size = header.size as usize;
-        if size < HEADER_LEN || size > readable.len() {
-            self.tag = header.tag;
+        if size < HEADER_LEN || size > sent {
             return Err(Errno::EPROTO);
         }
         let length = if header.kind == kind::TWRITE {
@@ -61,22 +66,23 @@ impl Exchange {
         };
         let agreed = if msize == 0 { MAX_MSIZE } else { msize };
         if header.check_msize(agreed).is_err() || length > MAX_HEAD {
-            self.tag = header.tag;
             return Err(Errno::EMSGSIZE);
         }
         head.clear();
         head.extend_from_slice(&start[..copied.min(length)]);
         if length > copied {
             head.resize(length, 0);
-            readable.read_at(copied, &mut head[copied..]);
+            self.readable().read_at(copied, &mut head[copied..]);
         }
-        self.tag = header.tag;
-        Ok(header)
-    }
-
-    /// The guest's tag, NOTAG until a header has been received.
-    pub fn tag(&self) -> u16 {
-        self.tag
+        match Tmessage::decode_fields(&header, &head[HEADER_LEN..]) {
+            Ok(message) => Ok((header.tag, message)),
+            Err(DecodeError::UnknownType(_)) => Err(Errno::EOPNOTSUPP),
+            Err(DecodeError::TooManyNames { .. }) => Err(Errno::EINVAL),
+            Err(error) => {
+                log::debug!("tag {}: {error}", header.tag);
+                Err(Errno::EPROTO)
+            }
+        }
     }
 
     /// What the guest sent. After the answer there is nothing to read.
@@ -174,24 +180,9 @@ fn encode(
     scratch: &mut Vec<u8>,
 ) -> Result<u32, Errno> {
     scratch.clear();
-    message.encode(tag, scratch).map_err(|_| Errno::EMSGSIZE)?;
-    let header = Header::decode(scratch).map_err(|_| Errno::EIO)?;
-    if header.size as usize > room {
-        Err(Errno::EMSGSIZE)
-    } else {
-        Ok(header.size)
-    }
-}
-
-/// What is answered to a frame that cannot be decoded: EOPNOTSUPP for a message that is not one of
-/// 9P2000.L, EINVAL for a walk of more than sixteen names, EPROTO for all else.
-pub fn errno_of(error: &DecodeError, tag: u16) -> Errno {
-    match error {
-        DecodeError::UnknownType(_) => Errno::EOPNOTSUPP,
-        DecodeError::TooManyNames { .. } => Errno::EINVAL,
-        error => {
-            log::debug!("tag {tag}: {error}");
-            Errno::EPROTO
-        }
+    let size = message.encode(tag, scratch).map_err(|_| Errno::EMSGSIZE)?;
+    match size as usize > room {
+        true => Err(Errno::EMSGSIZE),
+        false => Ok(size),
     }
 }

@@ -207,9 +207,9 @@ impl Locks {
 }
 
 impl Owner {
-    /// Where the inode is.
-    pub fn device(&self) -> (u32, u32) {
-        self.key.inode.device
+    /// Which inode its locks are on.
+    pub fn inode(&self) -> InodeId {
+        self.key.inode
     }
 
     /// Takes or releases a lock. To be called on a worker. Errors: EAGAIN if another's is in the

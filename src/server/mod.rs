@@ -11,12 +11,12 @@ mod fid;
 mod handlers;
 mod held;
 mod inodes;
-mod interrupt;
 pub mod limits;
 mod locks;
 mod placement;
-mod tags;
+mod requests;
 pub mod throttle;
+mod waiters;
 
 use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -26,7 +26,7 @@ use std::time::Instant;
 use coroutine::{RwLock, Semaphore, Workers};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
-use protocol::{Header, Qid, Tmessage, kind};
+use protocol::{Qid, Tmessage};
 use vhost_user::{Handler, Request};
 
 use crate::export::{Export, Multidevs, Node, Owner, Qids, Stat};
@@ -34,12 +34,12 @@ use exchange::Exchange;
 use fid::{Fid, Fids};
 use held::Held;
 use inodes::{Inode, Inodes, Place};
-use interrupt::Interrupts;
 use limits::{Bound, Limits};
 use locks::Locks;
 use placement::{Cost, Device, Medium, Placement};
-use tags::Tags;
+use requests::Requests;
 use throttle::{Rates, Throttle};
+use waiters::LockWaiters;
 
 /// The largest message that is agreed to, header included. QEMU's limit is the same; Linux's
 /// virtio transport asks for 512000 at the most.
@@ -86,15 +86,14 @@ struct Session {
     msize: Cell<u32>,
     fids: Fids,
     inodes: Rc<Inodes>,
-    tags: Tags,
+    requests: Requests,
     /// Held shared by every request, and alone by Tversion, which ends what is under way first.
     gate: RwLock<()>,
     qids: RefCell<Qids>,
     /// Bytes of attributes that fids read or write.
     xattr_bytes: Bound,
     locks: Locks,
-    /// The requests that wait for something that may never come.
-    interrupts: Interrupts,
+    lock_waiters: LockWaiters,
 }
 
 impl Server {
@@ -111,12 +110,12 @@ impl Server {
             msize: Cell::new(0),
             fids: Fids::new(limits.fids),
             inodes: Inodes::new(descriptors, limits.fids),
-            tags: Tags::new(),
+            requests: Requests::new(),
             gate: RwLock::new(()),
             qids: RefCell::new(Qids::new(export.root().id(), multidevs)),
             xattr_bytes: Bound::new(limits.xattr_bytes, Errno::ENOMEM),
             locks: Locks::new(limits.locks),
-            interrupts: Interrupts::default(),
+            lock_waiters: LockWaiters::default(),
         };
         let root = export.root();
         let placement = Placement::new(root.id().device, Medium::of(root));
@@ -324,7 +323,7 @@ impl Server {
         let mut scratch = self.scratch.borrow_mut().pop().unwrap_or_default();
         let Scratch { head, reply } = &mut scratch;
         match exchange.receive(head, self.session.msize.get()) {
-            Ok(header) => self.serve_frame(exchange, &header, head, reply),
+            Ok((tag, message)) => self.serve_message(exchange, tag, &message, reply),
             Err(errno) => exchange.answer(&Err(errno), reply),
         }
         if scratch.is_small() {
@@ -332,30 +331,27 @@ impl Server {
         }
     }
 
-    fn serve_frame(&self, exchange: Exchange, header: &Header, head: &[u8], reply: &mut Vec<u8>) {
-        // Looked at where it is: it has room for sixteen names.
-        let decoded = Tmessage::decode_head(head, header.size as usize);
-        let message = match &decoded {
-            Ok((_, message)) => message,
-            Err(error) => {
-                let errno = exchange::errno_of(error, header.tag);
-                return exchange.answer(&Err(errno), reply);
-            }
+    fn serve_message(
+        &self,
+        exchange: Exchange,
+        tag: u16,
+        message: &Tmessage<'_>,
+        reply: &mut Vec<u8>,
+    ) {
+        log::trace!("tag {tag}: {message:?}");
+        let session = &self.session;
+        let (_alone, _shared) = if matches!(message, Tmessage::Version(_)) {
+            // Ends what would wait for ever, and lets the rest finish.
+            let _stopping = session.requests.stop();
+            (Some(session.gate.write()), None)
+        } else {
+            (None, Some(session.gate.read()))
         };
-        log::trace!("tag {}: {message:?}", header.tag);
-        if header.kind == kind::TVERSION {
-            // Ends what would wait for ever, and lets the rest end.
-            let stopping = self.session.interrupts.stop();
-            let _alone = self.session.gate.write();
-            drop(stopping);
-            return self.dispatch(exchange, message, reply);
-        }
-        let _shared = self.session.gate.read();
-        match self.session.tags.begin(header.tag) {
+        match session.requests.begin(tag) {
             // The tag is free again only after the reply is in the ring: a flush that waits for
             // it answers later.
             Ok(running) => {
-                self.dispatch(exchange, message, reply);
+                self.dispatch(exchange, message, &running, reply);
                 drop(running);
                 self.close_left();
             }
@@ -402,7 +398,7 @@ impl Handler for Server {
     }
 
     fn drain(&self) {
-        let _stopping = self.session.interrupts.stop();
+        let _stopping = self.session.requests.stop();
         while self.in_flight.get() > 0 {
             if coroutine::run_ready() + self.workers.wait_completed() == 0 {
                 log::error!("{} requests wait for nothing", self.in_flight.get());

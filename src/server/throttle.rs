@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use protocol::Tmessage;
 
-use super::interrupt::{Flushed, Interrupts, Wake};
+use super::requests::{Failure, Running, Wake};
 
 /// How much each second, and how much at once after a pause.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,27 +134,17 @@ impl Throttle {
         buckets.map(Bucket::within_burst).max()
     }
 
-    /// Returns when the request `tag` may be served: mostly at once. The end of
-    /// the session or of the ring lets all go on that wait, and then none until they are paid for.
+    /// Returns when the request may be served: mostly at once. The end of the session or of the ring
+    /// lets all go on that wait, and then none until they are paid for.
     #[inline]
-    pub fn wait(
-        &self,
-        message: &Tmessage<'_>,
-        tag: u16,
-        interrupts: &Interrupts,
-    ) -> Result<(), Flushed> {
+    pub fn wait(&self, message: &Tmessage<'_>, running: &Running<'_>) -> Result<(), Failure> {
         if self.requests.is_none() && self.bytes.is_none() {
             return Ok(());
         }
-        self.wait_for_turn(message, tag, interrupts)
+        self.wait_for_turn(message, running)
     }
 
-    fn wait_for_turn(
-        &self,
-        message: &Tmessage<'_>,
-        tag: u16,
-        interrupts: &Interrupts,
-    ) -> Result<(), Flushed> {
+    fn wait_for_turn(&self, message: &Tmessage<'_>, running: &Running<'_>) -> Result<(), Failure> {
         let bytes = match message {
             // What ends something is not held up.
             Tmessage::Version(_) | Tmessage::Flush(_) | Tmessage::Clunk(_) => return Ok(()),
@@ -171,15 +161,14 @@ impl Throttle {
         if begin == now {
             return Ok(());
         }
-        let waiting = interrupts.begin(tag);
         loop {
             let left = begin.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Ok(());
             }
-            match waiting.wait(left) {
+            match running.wait(left) {
                 Wake::Retry => {}
-                Wake::Flushed => return Err(Flushed),
+                Wake::Flushed => return Err(Failure::Flushed),
                 Wake::Stopped => {
                     self.cut.set(true);
                     return Ok(());

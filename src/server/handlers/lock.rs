@@ -9,9 +9,9 @@ use protocol::{Rgetlock, Rlock, Tgetlock, Tlock, lock};
 
 use crate::server::Server;
 use crate::server::fid::OpenFile;
-use crate::server::interrupt::{Failure, Wake};
 use crate::server::locks::{Owner, Range, open_for_locks};
 use crate::server::placement::Cost;
+use crate::server::requests::{Failure, Running, Wake};
 
 /// How long a lock that is waited for is left alone before it is tried again. A release by this
 /// session's guest is noticed at once; nothing tells of one by the host.
@@ -26,7 +26,7 @@ impl Server {
     /// BLOCKED, after which a client asks again. Errors: EBADF if the fid is not open, EINVAL,
     /// ENOLCK where the host does not allow it or the guest has as many as it may, ENAMETOOLONG for a
     /// client of more than 255 bytes, those of fcntl(2).
-    pub(super) fn lock(&self, m: Tlock<'_>, tag: u16) -> Result<Rlock, Failure> {
+    pub(super) fn lock(&self, m: Tlock<'_>, running: &Running<'_>) -> Result<Rlock, Failure> {
         let open = self.session.fids.get(m.fid)?.open_file()?;
         if m.flags & !(lock::BLOCK | lock::RECLAIM) != 0 {
             return Err(Errno::EINVAL.into());
@@ -47,7 +47,6 @@ impl Server {
             return Err(Errno::ENAMETOOLONG.into());
         }
         let owner = self.lock_owner(&open, m.client_id, m.proc_id)?;
-        let waiting = self.session.interrupts.begin(tag);
         let mut pause = FIRST_PAUSE;
         loop {
             match self.set_lock(&owner, range) {
@@ -66,7 +65,11 @@ impl Server {
                 Err(Errno::EBADF) => break Err(Errno::ENOLCK.into()),
                 Err(error) => break Err(error.into()),
             }
-            match waiting.wait(pause) {
+            match self
+                .session
+                .lock_waiters
+                .wait(open.inode.key().id, running, pause)
+            {
                 Wake::Retry => pause = (pause * 2).min(LAST_PAUSE),
                 Wake::Flushed => break Err(Failure::Flushed),
                 Wake::Stopped => {
@@ -93,11 +96,11 @@ impl Server {
     fn set_lock(&self, owner: &Owner, range: Range) -> Result<(), Errno> {
         self.session.locks.allow(owner, &range)?;
         let description = owner.description();
-        self.blocking_on(owner.device(), || Owner::set(description, &range))?;
+        self.blocking_on(owner.inode().device, || Owner::set(description, &range))?;
         owner.note(range);
         // Bytes may have become free, also by a write lock that is a read lock now.
         if range.kind != libc::F_WRLCK {
-            self.session.interrupts.retry();
+            self.session.lock_waiters.wake(owner.inode());
         }
         Ok(())
     }

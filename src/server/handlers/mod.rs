@@ -18,7 +18,7 @@ use protocol::{Rmessage, Tmessage};
 
 use super::Server;
 use super::exchange::Exchange;
-use super::interrupt::{Failure, Flushed};
+use super::requests::{Failure, Running};
 
 impl Server {
     /// Hands a message to its handler and answers with what it returns.
@@ -26,48 +26,55 @@ impl Server {
         &self,
         exchange: Exchange,
         message: &Tmessage<'_>,
+        running: &Running<'_>,
         scratch: &mut Vec<u8>,
     ) {
-        let throttle = &self.throttle;
-        if let Err(Flushed) = throttle.wait(message, exchange.tag(), &self.session.interrupts) {
-            return exchange.cancel();
-        }
         // Text of a reply that is not part of the request.
         let mut text = Vec::new();
-        let reply = match *message {
-            Tmessage::Version(m) => self.version(m).map(Rmessage::Version),
-            Tmessage::Auth(m) => self.auth(m).map(Rmessage::Auth),
-            Tmessage::Attach(m) => self.attach(m).map(Rmessage::Attach),
-            Tmessage::Flush(m) => self.flush(m, exchange.tag()).map(Rmessage::Flush),
-            Tmessage::Walk(m) => self.walk(m).map(Rmessage::Walk),
-            Tmessage::Clunk(m) => self.clunk(m).map(Rmessage::Clunk),
-            Tmessage::Lopen(m) => self.lopen(m).map(Rmessage::Lopen),
-            Tmessage::Lcreate(m) => self.lcreate(m).map(Rmessage::Lcreate),
-            Tmessage::Read(m) => self.read(m, &exchange).map(Rmessage::Read),
-            Tmessage::Write(m) => self.write(m, &exchange).map(Rmessage::Write),
-            Tmessage::Fsync(m) => self.fsync(m).map(Rmessage::Fsync),
-            Tmessage::Readdir(m) => self.readdir(m, &exchange).map(Rmessage::Readdir),
-            Tmessage::Mkdir(m) => self.mkdir(m).map(Rmessage::Mkdir),
-            Tmessage::Mknod(m) => self.mknod(m).map(Rmessage::Mknod),
-            Tmessage::Symlink(m) => self.symlink(m).map(Rmessage::Symlink),
-            Tmessage::Readlink(m) => self.readlink(m, &mut text).map(Rmessage::Readlink),
-            Tmessage::Link(m) => self.link(m).map(Rmessage::Link),
-            Tmessage::Rename(m) => self.rename(m).map(Rmessage::Rename),
-            Tmessage::Renameat(m) => self.renameat(m).map(Rmessage::Renameat),
-            Tmessage::Unlinkat(m) => self.unlinkat(m).map(Rmessage::Unlinkat),
-            Tmessage::Remove(m) => self.remove(m).map(Rmessage::Remove),
-            Tmessage::Getattr(m) => self.getattr(m).map(Rmessage::Getattr),
-            Tmessage::Setattr(m) => self.setattr(m).map(Rmessage::Setattr),
-            Tmessage::Statfs(m) => self.statfs(m).map(Rmessage::Statfs),
-            Tmessage::Xattrwalk(m) => self.xattrwalk(m).map(Rmessage::Xattrwalk),
-            Tmessage::Xattrcreate(m) => self.xattrcreate(m).map(Rmessage::Xattrcreate),
-            Tmessage::Lock(m) => match self.lock(m, exchange.tag()) {
-                Ok(reply) => Ok(Rmessage::Lock(reply)),
-                Err(Failure::Errno(errno)) => Err(errno),
-                Err(Failure::Flushed) => return exchange.cancel(),
-            },
-            Tmessage::Getlock(m) => self.getlock(m, &mut text).map(Rmessage::Getlock),
-        };
-        exchange.answer(&reply, scratch);
+        match self.reply(&exchange, message, running, &mut text) {
+            Ok(reply) => exchange.answer(&Ok(reply), scratch),
+            Err(Failure::Errno(errno)) => exchange.answer(&Err(errno), scratch),
+            Err(Failure::Flushed) => exchange.cancel(),
+        }
+    }
+
+    fn reply<'a>(
+        &self,
+        exchange: &Exchange,
+        message: &Tmessage<'a>,
+        running: &Running<'_>,
+        text: &'a mut Vec<u8>,
+    ) -> Result<Rmessage<'a>, Failure> {
+        self.throttle.wait(message, running)?;
+        Ok(match *message {
+            Tmessage::Version(m) => Rmessage::Version(self.version(m)?),
+            Tmessage::Auth(m) => Rmessage::Auth(self.auth(m)?),
+            Tmessage::Attach(m) => Rmessage::Attach(self.attach(m)?),
+            Tmessage::Flush(m) => Rmessage::Flush(self.flush(m, running.tag())?),
+            Tmessage::Walk(m) => Rmessage::Walk(self.walk(m)?),
+            Tmessage::Clunk(m) => Rmessage::Clunk(self.clunk(m)?),
+            Tmessage::Lopen(m) => Rmessage::Lopen(self.lopen(m)?),
+            Tmessage::Lcreate(m) => Rmessage::Lcreate(self.lcreate(m)?),
+            Tmessage::Read(m) => Rmessage::Read(self.read(m, exchange)?),
+            Tmessage::Write(m) => Rmessage::Write(self.write(m, exchange)?),
+            Tmessage::Fsync(m) => Rmessage::Fsync(self.fsync(m)?),
+            Tmessage::Readdir(m) => Rmessage::Readdir(self.readdir(m, exchange)?),
+            Tmessage::Mkdir(m) => Rmessage::Mkdir(self.mkdir(m)?),
+            Tmessage::Mknod(m) => Rmessage::Mknod(self.mknod(m)?),
+            Tmessage::Symlink(m) => Rmessage::Symlink(self.symlink(m)?),
+            Tmessage::Readlink(m) => Rmessage::Readlink(self.readlink(m, text)?),
+            Tmessage::Link(m) => Rmessage::Link(self.link(m)?),
+            Tmessage::Rename(m) => Rmessage::Rename(self.rename(m)?),
+            Tmessage::Renameat(m) => Rmessage::Renameat(self.renameat(m)?),
+            Tmessage::Unlinkat(m) => Rmessage::Unlinkat(self.unlinkat(m)?),
+            Tmessage::Remove(m) => Rmessage::Remove(self.remove(m)?),
+            Tmessage::Getattr(m) => Rmessage::Getattr(self.getattr(m)?),
+            Tmessage::Setattr(m) => Rmessage::Setattr(self.setattr(m)?),
+            Tmessage::Statfs(m) => Rmessage::Statfs(self.statfs(m)?),
+            Tmessage::Xattrwalk(m) => Rmessage::Xattrwalk(self.xattrwalk(m)?),
+            Tmessage::Xattrcreate(m) => Rmessage::Xattrcreate(self.xattrcreate(m)?),
+            Tmessage::Lock(m) => Rmessage::Lock(self.lock(m, running)?),
+            Tmessage::Getlock(m) => Rmessage::Getlock(self.getlock(m, text)?),
+        })
     }
 }

@@ -55,7 +55,7 @@ impl Server {
         self.room()?;
         let export = &self.export;
         let user = export.identity().ids().uids.to_host(m.n_uname)?;
-        let stopping = self.session.interrupts.stopping();
+        let stopping = self.session.requests.stopping();
         let find = |lookup| export.directory_below(m.aname, stopping, lookup);
         let top = export.root().id().device;
         let (root, stat) = self.with_descriptors(|| {
@@ -79,11 +79,10 @@ impl Server {
     }
 
     /// Tflush never fails and answers after the request it is about: one that waits for a lock is
-    /// ended without a reply, any other is let end.
+    /// ended without a reply, any other is allowed to finish.
     pub(super) fn flush(&self, m: Tflush, own_tag: u16) -> Result<Rflush, Errno> {
         if m.oldtag != own_tag {
-            let _flushing = self.session.interrupts.flush(m.oldtag);
-            self.session.tags.wait_for(m.oldtag);
+            self.session.requests.flush(m.oldtag);
         }
         Ok(Rflush {})
     }

@@ -79,7 +79,7 @@ impl Server {
         let other = identity.is_other(user);
         let export = &self.export;
         let mut walked = Walked::default();
-        let way = &mut WayUp::new(root, self.session.interrupts.stopping());
+        let way = &mut WayUp::new(root, self.session.requests.stopping());
         // A walk that came to nothing for want of a descriptor is tried again.
         self.with_descriptors(|| {
             let medium = match walked.files.last() {

@@ -412,7 +412,7 @@ impl Client {
         let mut frame = std::mem::take(&mut self.frame);
         frame.clear();
         let placed = match message.encode(tag, &mut frame) {
-            Ok(()) => self.place_message(tag, message, &mut frame, payload),
+            Ok(_) => self.place_message(tag, message, &mut frame, payload),
             Err(error) => Err(error.into()),
         };
         self.frame = frame;

@@ -1,0 +1,250 @@
+//! The requests under way, one record each: the tag, what the request waits in, and why it is to
+//! end early, by Tflush, by a new session, or because the device stops.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use coroutine::WaitQueue;
+use nix::errno::Errno;
+
+/// Why a request has no reply of its kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// It is answered with an error.
+    Errno(Errno),
+    /// It was flushed while it waited: it gets no reply, for its Rflush is the answer. Not an
+    /// errno: a file system of the host may return any number as one.
+    Flushed,
+}
+
+impl From<Errno> for Failure {
+    fn from(errno: Errno) -> Failure {
+        Failure::Errno(errno)
+    }
+}
+
+/// Why a wait ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wake {
+    /// What is waited for may be there now.
+    Retry,
+    /// The guest does not want the answer any more.
+    Flushed,
+    /// The session or the ring ends: answer at once.
+    Stopped,
+}
+
+/// All requests of a session, by the guest's tags.
+pub struct Requests {
+    /// Indexed by tag: the place of the record in `records` plus one, 0 for a tag that is free. An
+    /// eighth of a mebibyte of which only the pages in use exist.
+    tags: RefCell<Box<[u16]>>,
+    /// As many as were ever under way at once; they are used again.
+    records: RefCell<Vec<Rc<Record>>>,
+    free: RefCell<Vec<u16>>,
+    /// How many wait for the end of all requests.
+    stopping: AtomicUsize,
+}
+
+/// A request that is under way.
+#[derive(Default)]
+pub struct Record {
+    /// Tells the request apart from a later one with the same record.
+    number: Cell<u64>,
+    /// Why it is to end, once that is known. It may not wait yet.
+    end: Cell<Option<Wake>>,
+    /// It waits here.
+    waiting: WaitQueue,
+    /// Those that flush it wait here for its end.
+    flushing: WaitQueue,
+}
+
+/// A request that is under way, until this is dropped.
+pub struct Running<'a> {
+    requests: &'a Requests,
+    record: Rc<Record>,
+    tag: u16,
+}
+
+/// As long as it lives, no request waits.
+pub struct Stopping<'a>(&'a Requests);
+
+impl Requests {
+    /// No request is under way.
+    pub fn new() -> Requests {
+        Requests {
+            tags: RefCell::new(vec![0; usize::from(u16::MAX) + 1].into_boxed_slice()),
+            records: RefCell::default(),
+            free: RefCell::default(),
+            stopping: AtomicUsize::new(0),
+        }
+    }
+
+    /// A request with this tag begins. Errors: EINVAL if the tag is in use.
+    pub fn begin(&self, tag: u16) -> Result<Running<'_>, Errno> {
+        let slot = &mut self.tags.borrow_mut()[usize::from(tag)];
+        if *slot != 0 {
+            return Err(Errno::EINVAL);
+        }
+        let free = self.free.borrow_mut().pop();
+        *slot = free.map_or_else(|| self.another(), Ok)?;
+        let record = self.records.borrow()[usize::from(*slot) - 1].clone();
+        Ok(Running {
+            requests: self,
+            record,
+            tag,
+        })
+    }
+
+    /// One more record. Errors: EINVAL if every tag but one has its own: that one is NOTAG, which
+    /// only Tversion has.
+    #[cold]
+    fn another(&self) -> Result<u16, Errno> {
+        let mut records = self.records.borrow_mut();
+        let place = u16::try_from(records.len() + 1).map_err(|_| Errno::EINVAL)?;
+        records.push(Rc::default());
+        Ok(place)
+    }
+
+    fn get(&self, tag: u16) -> Option<Rc<Record>> {
+        let place = self.tags.borrow()[usize::from(tag)].checked_sub(1)?;
+        Some(self.records.borrow()[usize::from(place)].clone())
+    }
+
+    /// Ends the wait of the request `tag` that is under way, if there is one and it waits or is going
+    /// to. Returns when it has been answered.
+    pub fn flush(&self, tag: u16) {
+        let Some(record) = self.get(tag) else { return };
+        let number = record.number.get();
+        record.end(Wake::Flushed);
+        while record.number.get() == number {
+            record.flushing.wait();
+        }
+    }
+
+    /// Ends all waits, and those that would begin until the value returned is dropped.
+    pub fn stop(&self) -> Stopping<'_> {
+        self.stopping.fetch_add(1, Ordering::Relaxed);
+        self.records
+            .borrow()
+            .iter()
+            .for_each(|record| record.end(Wake::Stopped));
+        Stopping(self)
+    }
+
+    /// How many wait for the end of all requests: what a worker looks at between the calls of one
+    /// that makes many.
+    pub fn stopping(&self) -> &AtomicUsize {
+        &self.stopping
+    }
+}
+
+impl Record {
+    fn end(&self, why: Wake) {
+        if self.end.get().is_none() {
+            self.end.set(Some(why));
+        }
+        self.waiting.wake_all();
+    }
+
+    /// What it waits for may be there now.
+    pub fn retry(&self) {
+        self.waiting.wake_all();
+    }
+}
+
+impl Running<'_> {
+    /// The guest's tag.
+    pub fn tag(&self) -> u16 {
+        self.tag
+    }
+
+    /// What others need to have its wait end.
+    pub fn record(&self) -> &Rc<Record> {
+        &self.record
+    }
+
+    /// Waits for `time` at the most, or not at all if the request is to end.
+    pub fn wait(&self, time: Duration) -> Wake {
+        let record = &self.record;
+        if self.requests.stopping.load(Ordering::Relaxed) > 0 {
+            record.end(Wake::Stopped);
+        }
+        if record.end.get().is_none() {
+            record.waiting.wait_timeout(time);
+        }
+        record.end.get().unwrap_or(Wake::Retry)
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        let slot = &mut self.requests.tags.borrow_mut()[usize::from(self.tag)];
+        self.requests.free.borrow_mut().push(std::mem::take(slot));
+        self.record.end.set(None);
+        self.record.number.set(self.record.number.get() + 1);
+        self.record.flushing.wake_all();
+    }
+}
+
+impl Drop for Stopping<'_> {
+    fn drop(&mut self) {
+        self.0.stopping.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tag_is_free_again_with_the_end_of_its_request() {
+        let requests = Requests::new();
+        let running = requests.begin(7).unwrap();
+        assert_eq!(requests.begin(7).err(), Some(Errno::EINVAL));
+        assert!(requests.begin(8).is_ok());
+        drop(running);
+        assert!(requests.begin(7).is_ok());
+        // One for each that was under way at once.
+        assert_eq!(requests.records.borrow().len(), 2);
+    }
+
+    #[test]
+    fn a_flush_ends_also_the_wait_that_is_not_begun() {
+        let requests = Rc::new(Requests::new());
+        let running = requests.begin(1).unwrap();
+        let flushed = Rc::new(Cell::new(false));
+        let (others, told) = (requests.clone(), flushed.clone());
+        coroutine::spawn(move || {
+            others.flush(1);
+            told.set(true);
+        })
+        .unwrap();
+        assert!(!flushed.get());
+        assert_eq!(running.wait(Duration::MAX), Wake::Flushed);
+        // Neither a second reason nor a second wait changes that.
+        drop(requests.stop());
+        assert_eq!(running.wait(Duration::MAX), Wake::Flushed);
+        drop(running);
+        // The next with the record is another request.
+        let running = requests.begin(1).unwrap();
+        coroutine::run_ready();
+        assert!(flushed.get());
+        assert_eq!(running.record.end.get(), None);
+    }
+
+    #[test]
+    fn a_stop_ends_what_begins_before_it_is_over() {
+        let requests = Requests::new();
+        let before = requests.begin(1).unwrap();
+        let stopping = requests.stop();
+        let during = requests.begin(2).unwrap();
+        assert_eq!(before.wait(Duration::MAX), Wake::Stopped);
+        assert_eq!(during.wait(Duration::MAX), Wake::Stopped);
+        drop(stopping);
+        let after = requests.begin(3).unwrap();
+        assert_eq!(after.record.end.get(), None);
+    }
+}

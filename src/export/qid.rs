@@ -1,6 +1,8 @@
 //! From the host's inodes to the protocol's qids.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 
 use clap::ValueEnum;
 use foldhash::fast::RandomState;
@@ -9,11 +11,12 @@ use protocol::{Qid, QidKind};
 
 use super::node::{FileKind, InodeId, Stat};
 
-/// Bits of `qid.path` that hold an inode number; the device's index is above them.
+/// Bits of `qid.path` that hold an inode number; the file system's index is above them.
 const INODE_BITS: u32 = 48;
-/// Marks a path that was given out from the table because the inode number or the number of
-/// devices is too large to be folded together.
-const FROM_TABLE: u64 = 1 << 63;
+/// How many file systems have an index. The numbers of all that are ever mounted are many more.
+const FILE_SYSTEMS: usize = 1 << (63 - INODE_BITS);
+/// Marks a path that is a hash, because inode number and index do not fit.
+const HASHED: u64 = 1 << 63;
 
 /// What to do about more than one file system below the share, where the numbers of inodes may
 /// repeat. The names are those of QEMU's option.
@@ -30,12 +33,15 @@ pub enum Multidevs {
 /// Gives every inode of the export a `qid.path` of its own, over all file systems below it. The
 /// share's own file system has index 0: there the path is the inode number, and stays the same
 /// over a restart of the daemon.
+///
+/// Of an inode nothing is kept: a guest may see any number of them. Its path follows from the index of
+/// its file system and its number, without a doubt where the number has 48 bits, as on local disks. Else,
+/// and on file systems that came too late for an index, it is a hash of 63 bits of both.
 #[derive(Debug)]
 pub struct Qids {
     policy: Multidevs,
     root: (u32, u32),
     devices: HashMap<(u32, u32), u64, RandomState>,
-    table: HashMap<InodeId, u64, RandomState>,
 }
 
 impl Qids {
@@ -45,7 +51,6 @@ impl Qids {
             policy,
             root: root.device,
             devices: HashMap::from_iter([(root.device, 0)]),
-            table: HashMap::default(),
         }
     }
 
@@ -59,7 +64,7 @@ impl Qids {
             Multidevs::Remap => Ok(()),
             Multidevs::Forbid => Err(Errno::ENODEV),
             Multidevs::Warn => {
-                if self.devices.insert(id.device, 0).is_none() {
+                if self.is_first_of(id.device) {
                     log::warn!(
                         "there is more than one file system below the share: the guest may take \
                          different files for the same; --multidevs remap tells them apart"
@@ -79,21 +84,32 @@ impl Qids {
         }
     }
 
-    /// The `qid.path` of an inode. Two inodes never share one while the daemon runs.
-    /// (They may with [`Multidevs::Warn`].)
+    /// The `qid.path` of an inode. Two inodes never share one while the daemon runs, but for hashes,
+    /// with a chance of 1 in 2^63 for each two. (They may with [`Multidevs::Warn`].)
     pub fn path(&mut self, id: InodeId) -> u64 {
+        let fits = id.inode < 1 << INODE_BITS;
         // The share's own file system has index 0.
-        let own = id.device == self.root && id.inode < 1 << INODE_BITS;
-        if own || self.policy == Multidevs::Warn {
+        if fits && id.device == self.root || self.policy == Multidevs::Warn {
             return id.inode;
         }
-        let next = self.devices.len() as u64;
-        let device = *self.devices.entry(id.device).or_insert(next);
-        if id.inode < 1 << INODE_BITS && device < 1 << (63 - INODE_BITS) {
-            return device << INODE_BITS | id.inode;
+        self.is_first_of(id.device);
+        match self.devices.get(&id.device) {
+            Some(index) if fits => index << INODE_BITS | id.inode,
+            // The same in each run: no secret depends on it, and nobody chooses inode numbers.
+            _ => HASHED | BuildHasherDefault::<DefaultHasher>::default().hash_one(id),
         }
-        let next = self.table.len() as u64;
-        *self.table.entry(id).or_insert(FROM_TABLE | next)
+    }
+
+    /// Whether a file system is seen for the first time. It gets an index, if there is one left.
+    fn is_first_of(&mut self, device: (u32, u32)) -> bool {
+        let index = self.devices.len();
+        match self.devices.entry(device) {
+            Entry::Vacant(entry) if index < FILE_SYSTEMS => {
+                entry.insert(index as u64);
+                true
+            }
+            _ => false,
+        }
     }
 }
 
@@ -166,5 +182,36 @@ mod tests {
                 assert_eq!(qids.path(id(minor, inode)), path);
             }
         }
+    }
+
+    #[test]
+    fn file_systems_that_come_late_have_paths_of_their_own_and_cost_nothing() {
+        let mut qids = Qids::new(id(0, 2), Multidevs::Remap);
+        let mut seen = std::collections::HashSet::new();
+        for minor in 0..2 * FILE_SYSTEMS as u32 {
+            for inode in [2, u64::from(minor)] {
+                qids.path(id(minor, inode));
+            }
+            let path = qids.path(id(minor, 256));
+            assert!(seen.insert(path), "{path:#x} was given twice");
+        }
+        for minor in 0..2 * FILE_SYSTEMS as u32 {
+            assert!(!seen.insert(qids.path(id(minor, 256))));
+        }
+        assert_eq!(qids.devices.len(), FILE_SYSTEMS);
+    }
+
+    #[test]
+    fn a_look_at_many_files_keeps_nothing_of_them() {
+        let mut qids = Qids::new(id(0, 2), Multidevs::Remap);
+        for inode in 0..100_000 {
+            qids.path(id(1, inode << 40));
+        }
+        let Qids {
+            policy: _,
+            root: _,
+            devices,
+        } = qids;
+        assert_eq!(devices.len(), 2);
     }
 }

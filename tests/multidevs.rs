@@ -4,10 +4,12 @@ mod common;
 
 use std::collections::HashSet;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use common::{BINARY, Guest, NO_ID, refused};
 use nix::errno::Errno;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, unshare};
 use nix::unistd::geteuid;
 use protocol::{getattr, open};
 use stub_guest::daemon::Launch;
@@ -146,4 +148,73 @@ fn warned_of_once_numbers_repeat() {
     let log = guest.daemon.stderr();
     // One line for each file system.
     assert_eq!(log.matches("--multidevs remap").count(), 2, "{log}");
+}
+
+/// Gives the thread mounts of its own, of which those below `share` are seen by whoever copies them.
+fn own_mounts(share: &Path) -> Result<(), Errno> {
+    let none = None::<&str>;
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    mount(none, "/", none, MsFlags::MS_PRIVATE | MsFlags::MS_REC, none)?;
+    mount(Some(share), share, none, MsFlags::MS_BIND, none)?;
+    mount(none, share, none, MsFlags::MS_SHARED, none)
+}
+
+fn is_unmounted_when_nothing_is_known_of_it(sandbox: &str, handles: &str) {
+    let share = tempfile::tempdir().unwrap();
+    let below = share.path().join("below");
+    fs::create_dir(&below).unwrap();
+    if let Err(error) = own_mounts(share.path()) {
+        eprintln!("skipped: no mounts of its own: {error}");
+        return;
+    }
+    // Few descriptors, so that inodes give theirs up.
+    let launch = Launch::new(BINARY)
+        .share(share.path())
+        .arg("--rlimit-nofile=64")
+        .arg(format!("--sandbox={sandbox}"))
+        .arg(format!("--inode-file-handles={handles}"));
+    let mut guest = Guest::on(launch);
+    let unmount = || umount2(&below, MntFlags::empty());
+    // The second may have the number of the first.
+    for _ in 0..2 {
+        mount(
+            Some("none"),
+            &below,
+            Some("tmpfs"),
+            MsFlags::empty(),
+            None::<&str>,
+        )
+        .unwrap();
+        let mut fids = Vec::new();
+        for file in 0..100 {
+            fs::write(below.join(file.to_string()), "content").unwrap();
+            fids.push(guest.walk(&format!("below/{file}")));
+        }
+        let opened = guest.open("below/7", open::RDONLY);
+        for fid in fids {
+            guest.client.lopen(fid, open::RDONLY).unwrap();
+            assert_eq!(guest.client.read(fid, 0, 10).unwrap(), b"content");
+            guest.client.clunk(fid).unwrap();
+        }
+        assert_eq!(unmount(), Err(Errno::EBUSY));
+        guest.client.clunk(opened).unwrap();
+        assert_eq!(unmount(), Ok(()), "{sandbox}, {handles}");
+    }
+    drop(guest);
+    umount2(share.path(), MntFlags::MNT_DETACH).unwrap();
+}
+
+#[test]
+fn the_host_unmounts_what_the_guest_has_left() {
+    if !geteuid().is_root() {
+        eprintln!("skipped: only root may mount file systems");
+        return;
+    }
+    for sandbox in ["none", "namespace"] {
+        for handles in ["never", "prefer", "mandatory"] {
+            let test = || is_unmounted_when_nothing_is_known_of_it(sandbox, handles);
+            // The mounts are the thread's.
+            std::thread::scope(|scope| scope.spawn(test).join().unwrap());
+        }
+    }
 }

@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use clap::ValueEnum;
 use nix::errno::Errno;
@@ -38,18 +38,26 @@ const FUSE: FsType = FsType(0x6573_5546);
 /// How an inode without a descriptor is found again.
 #[derive(Debug)]
 pub enum Trace {
-    /// By the kernel's handle.
-    Handle(FileHandle),
-    /// By a name in the directory that is known for it.
-    Name,
+    /// By the kernel's handle, on this mount.
+    Handle(FileHandle, Arc<Mount>),
+    /// By a name in the directory that is known for it. The mount has no handles, if they are used.
+    Name(Option<Arc<Mount>>),
+}
+
+/// What is known of a mount. It lives by the traces on it, for its descriptor keeps the host from
+/// unmounting. Whoever drops the last one closes it: no server is asked, for nothing was read by it.
+#[derive(Debug)]
+pub struct Mount {
+    /// What open_by_handle_at(2) asks for; None where it is refused.
+    descriptor: Option<OwnedFd>,
 }
 
 /// What traces are made and followed with. Called on workers.
 #[derive(Debug)]
 pub struct Traces {
-    /// A descriptor on each mount, which open_by_handle_at(2) asks for; None where it is refused.
-    /// Nothing at all if handles are not to be used.
-    mounts: Option<Mutex<HashMap<u64, Option<Arc<OwnedFd>>>>>,
+    /// Each mount on which there are traces; some have ended. Nothing at all if handles are not to
+    /// be used.
+    mounts: Option<Mutex<HashMap<u64, Weak<Mount>>>>,
     by_name: AtomicBool,
     /// Nothing is found by its name.
     mandatory: bool,
@@ -118,8 +126,11 @@ impl Traces {
         if stat.0.stx_nlink == 0 {
             return None;
         }
-        if let Some(handle) = self.handle(node, place.map(|(directory, _)| directory)) {
-            return Some(Trace::Handle(handle));
+        let mount = self.mount(node, place.map(|(directory, _)| directory));
+        if let Some(mount) = mount.as_ref().filter(|mount| mount.descriptor.is_some())
+            && let Ok(handle) = sys::name_to_handle(node.as_fd())
+        {
+            return Some(Trace::Handle(handle, mount.clone()));
         }
         if self.mandatory {
             return None;
@@ -127,7 +138,7 @@ impl Traces {
         let (directory, name) = place?;
         // No descriptor is taken: there may be none left.
         let found = directory.child_key(name).ok()?;
-        (found == *node.key()).then_some(Trace::Name)
+        (found == *node.key()).then_some(Trace::Name(mount))
     }
 
     /// Follows a trace to the inode that was `key`. Errors: ESTALE if it is gone, or is not
@@ -139,12 +150,12 @@ impl Traces {
         place: Option<(&Node, &Name)>,
     ) -> Result<Node, Errno> {
         let found = match (trace, place) {
-            (Trace::Handle(handle), _) => {
-                let mount = self.mount(key.mount).ok_or(Errno::ESTALE)?;
+            (Trace::Handle(handle, mount), _) => {
+                let mount = mount.descriptor.as_ref().ok_or(Errno::ESTALE)?;
                 sys::open_by_handle(mount.as_fd(), handle, OFlag::O_PATH | OFlag::O_CLOEXEC)
                     .and_then(Node::new)
             }
-            (Trace::Name, Some((directory, name))) => {
+            (Trace::Name(_), Some((directory, name))) => {
                 // What is mounted there by now is not asked: it would be another.
                 let there = directory.key();
                 let crosses = there.mount == 0
@@ -155,7 +166,7 @@ impl Traces {
                 };
                 directory.child(name, lookup)
             }
-            (Trace::Name, None) => return Err(Errno::ESTALE),
+            (Trace::Name(_), None) => return Err(Errno::ESTALE),
         };
         match found {
             // A handle leads to the mount that it is opened on, so only the inode is compared.
@@ -167,52 +178,39 @@ impl Traces {
         }
     }
 
-    fn handle(&self, node: &Node, above: Option<&Node>) -> Option<FileHandle> {
+    /// The mount that `node` is on, if handles are to be used and it can be told whether they work there.
+    fn mount(&self, node: &Node, above: Option<&Node>) -> Option<Arc<Mount>> {
         let mounts = self.mounts.as_ref()?;
-        let mount = node.key().mount;
-        let known = mounts
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(&mount)
-            .cloned();
-        if let Some(None) = known {
-            return None;
-        }
-        let handle = sys::name_to_handle(node.as_fd());
-        if let Some(Some(_)) = known {
-            return handle.ok();
+        let mounts = || mounts.lock().unwrap_or_else(PoisonError::into_inner);
+        let id = node.key().mount;
+        let known = mounts().get(&id).and_then(Weak::upgrade);
+        if known.is_some() {
+            return known;
         }
         // The first one of this mount: see whether the way back works. Only a directory may be kept
         // open for it: a file that is removed would go on to fill the disk. A later one will tell.
         let directory = std::iter::once(node)
             .chain(above)
-            .find(|node| node.kind() == FileKind::Directory && node.key().mount == mount)?;
+            .find(|node| node.kind() == FileKind::Directory && node.key().mount == id)?;
         let descriptor = directory.reopen(OFlag::O_RDONLY).ok()?;
-        let way_back = handle.and_then(|handle| {
-            let same = Traces::leads_back(descriptor.as_fd(), &handle, node)?;
-            Ok(same.then_some(handle))
-        });
-        let handle = match way_back {
-            Ok(handle) => handle,
+        let works = sys::name_to_handle(node.as_fd())
+            .and_then(|handle| Traces::leads_back(descriptor.as_fd(), &handle, node));
+        let works = match works {
+            Ok(works) => works,
             // Says nothing of the mount.
             Err(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM) => return None,
-            Err(_) => None,
+            Err(_) => false,
         };
-        if handle.is_none() && !self.mandatory {
+        if !works && !self.mandatory {
             self.by_name.store(true, Ordering::Relaxed);
         }
-        let descriptor = handle.is_some().then(|| Arc::new(descriptor));
-        mounts
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(mount, descriptor);
-        handle
-    }
-
-    fn mount(&self, id: u64) -> Option<Arc<OwnedFd>> {
-        let mounts = self.mounts.as_ref()?;
-        let mounts = mounts.lock().unwrap_or_else(PoisonError::into_inner);
-        mounts.get(&id).cloned().flatten()
+        let mount = Arc::new(Mount {
+            descriptor: works.then_some(descriptor),
+        });
+        let mut mounts = mounts();
+        mounts.retain(|_, mount| mount.strong_count() > 0);
+        mounts.insert(id, Arc::downgrade(&mount));
+        Some(mount)
     }
 }
 
@@ -245,8 +243,8 @@ mod tests {
         let traces = Traces::new(FileHandles::Prefer);
         let top = pin(dir.path());
         let trace = traces.of(&file, Some((&top, &name("file"))));
-        let Some(trace @ Trace::Handle(_)) = trace else {
-            assert!(matches!(trace, Some(Trace::Name)));
+        let Some(trace @ Trace::Handle(..)) = trace else {
+            assert!(matches!(trace, Some(Trace::Name(_))));
             stub_guest::skipped("this user, or this file system, has no file handles");
             return;
         };

@@ -530,7 +530,7 @@ impl Server {
                 break;
             };
             let mut name = None;
-            if let Trace::Name = *trace
+            if let Trace::Name(_) = *trace
                 && let Some(place) = inode.place()
             {
                 name = Name::for_new(&place.name).ok();

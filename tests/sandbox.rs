@@ -19,6 +19,7 @@ use std::process::{Command, ExitCode, Stdio};
 use std::rc::Rc;
 
 use clap::ValueEnum;
+use nix::sys::signal::SigSet;
 use nix::sys::socket::{MsgFlags, send};
 use vhost_user_9p::export::{FileHandles, open_share};
 use vhost_user_9p::sandbox::capabilities::{self, Rights};
@@ -268,8 +269,10 @@ fn enter_and_probe(attempt: Attempt<'_>, share: &Path, mut target: Target) -> u8
         file_handles: handles != FileHandles::Never,
     };
     match sandbox::enter(Some(mode), open_share(share).unwrap(), handles) {
-        Ok(Role::Daemon(inside)) => target.share = Some(inside.share),
-        Ok(Role::Supervisor(daemon)) => return sandbox::supervise(daemon).unwrap() as u8,
+        Ok(Role::Alone(inside) | Role::Daemon(inside)) => target.share = Some(inside.share),
+        Ok(Role::Supervisor(daemon)) => {
+            return sandbox::supervise(daemon, SigSet::empty()).unwrap() as u8;
+        }
         Err(error) => {
             eprintln!("{error}");
             return NO_SANDBOX;

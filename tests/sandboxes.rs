@@ -5,9 +5,11 @@ mod common;
 use std::collections::BTreeSet;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 
 use common::{BINARY, Guest, NO_ID};
+use nix::sys::signal::Signal;
 use protocol::open;
 use stub_guest::daemon::Launch;
 
@@ -140,6 +142,99 @@ fn paths(mode: &str) {
     let launch = Launch::new(BINARY).arg(format!("--sandbox={mode}"));
     let mut guest = Guest::on(launch.share("/").arg("--readonly"));
     assert_eq!(listing_of_guest(&mut guest), listing(Path::new("/")));
+}
+
+/// How a daemon ends.
+#[derive(Clone, Copy, Debug)]
+enum End {
+    Signal(Signal),
+    FrontEnd,
+}
+
+/// At each normal end the socket's file goes, and nothing is said of it.
+fn socket_goes(mode: &str) {
+    if start(mode, "never").is_none() {
+        return;
+    }
+    let ends = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].map(End::Signal);
+    for end in ends.into_iter().chain([End::FrontEnd]) {
+        let mut launch = Launch::new(BINARY)
+            .by_path()
+            .arg(format!("--sandbox={mode}"))
+            // Whoever starts the daemon may not care for its children.
+            .prelude("exec env --ignore-signal=CHLD \"$0\" \"$@\"");
+        if let End::FrontEnd = end {
+            launch = launch.arg("--once");
+        }
+        let mut daemon = launch.start().unwrap();
+        let (client, _) = daemon.mount().unwrap();
+        match end {
+            End::Signal(signal) => daemon.signal(signal).unwrap(),
+            End::FrontEnd => drop(client),
+        }
+        let status = daemon.wait().unwrap();
+        assert!(status.success(), "{end:?}: {status}, {}", daemon.stderr());
+        assert!(!daemon.socket().exists(), "{end:?}");
+        assert!(!daemon.stderr().contains("warn"), "{}", daemon.stderr());
+    }
+}
+
+/// A socket that another process has put in its place stays.
+fn foreign_socket_stays(mode: &str) {
+    if start(mode, "never").is_none() {
+        return;
+    }
+    let launch = Launch::new(BINARY).by_path();
+    let mut daemon = launch.arg(format!("--sandbox={mode}")).start().unwrap();
+    daemon.mount().unwrap();
+    // Made before the other goes: its inode has another number.
+    let other = daemon.outside().join("other");
+    let _successor = UnixListener::bind(&other).unwrap();
+    std::fs::rename(&other, daemon.socket()).unwrap();
+    assert!(daemon.terminate().unwrap().success());
+    assert!(daemon.socket().exists());
+    assert!(!daemon.stderr().contains("warn"), "{}", daemon.stderr());
+}
+
+/// What is ignored when the daemon is started stays ignored.
+#[test]
+fn nohup_is_respected() {
+    for mode in ["none", "namespace", "chroot", "landlock"] {
+        if start(mode, "never").is_none() {
+            continue;
+        }
+        let launch = Launch::new(BINARY).prelude("trap '' HUP");
+        let mut daemon = launch.arg(format!("--sandbox={mode}")).start().unwrap();
+        let (mut client, root) = daemon.mount().unwrap();
+        daemon.signal(Signal::SIGHUP).unwrap();
+        client.read_dir(root, "").unwrap();
+        drop(client);
+        daemon.mount().unwrap();
+    }
+}
+
+#[test]
+fn socket_none() {
+    socket_goes("none");
+    foreign_socket_stays("none");
+}
+
+#[test]
+fn socket_landlock() {
+    socket_goes("landlock");
+    foreign_socket_stays("landlock");
+}
+
+#[test]
+fn socket_chroot() {
+    socket_goes("chroot");
+    foreign_socket_stays("chroot");
+}
+
+#[test]
+fn socket_namespace() {
+    socket_goes("namespace");
+    foreign_socket_stays("namespace");
 }
 
 #[test]

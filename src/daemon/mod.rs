@@ -166,8 +166,8 @@ impl Poller for Reactor {
     }
 }
 
-/// Serves front-ends, one after the other, until SIGTERM or SIGINT, or with `--once` until the
-/// first has left.
+/// Serves front-ends, one after the other, until SIGTERM, SIGINT or SIGHUP, or with `--once` until
+/// the first has left.
 pub fn run(options: &Options) -> Result<(), Error> {
     // Once and before anything else: what its path leads to changes with the working directory, the root
     // and the mounts.
@@ -180,8 +180,8 @@ pub fn run(options: &Options) -> Result<(), Error> {
         return Err(Error::Modcaps);
     }
     let descriptors = descriptor_budget(set_limit(options.rlimit_nofile)?);
-    ignore_file_size_signal()?;
-    let signals = stop_signals()?;
+    let stop = stop_signals()?;
+    let signals = SignalFd::with_flags(&stop, SfdFlags::SFD_CLOEXEC).map_err(host("signals"))?;
 
     let handles = options.file_handles();
     let ids = options
@@ -192,18 +192,27 @@ pub fn run(options: &Options) -> Result<(), Error> {
         Permissions::Host => Some(Users::of_host().map_err(host("the list of its users"))?),
     };
     // What is reached by a path of the host, before the sandbox is entered.
-    let socket = match (&options.socket, options.fd) {
-        (_, Some(fd)) => Socket::inherited(fd)?,
-        (Some(path), None) => Socket::bind(path, options.socket_group.as_deref())?,
+    let (socket, mut file) = match (&options.socket, options.fd) {
+        (_, Some(fd)) => (Socket::inherited(fd)?, None),
+        (Some(path), None) => {
+            let (socket, file) = Socket::bind(path, options.socket_group.as_deref())?;
+            (socket, Some(file))
+        }
         (None, None) => unreachable!("the command line has one of them"),
     };
     // The guest has applied its programs' umask; a second one would take more away. Nothing but the
     // guest's files is made from here on.
     umask(Mode::empty());
     let Inside { share, landlock } = match sandbox::enter(options.sandbox, share, handles)? {
-        Role::Daemon(inside) => inside,
-        // Keeps the socket's file, which only this process can remove.
-        Role::Supervisor(daemon) => return supervise(daemon),
+        Role::Alone(inside) => inside,
+        Role::Daemon(inside) => {
+            // Only the process outside is sure to reach it.
+            if let Some(file) = file.take() {
+                file.leave();
+            }
+            inside
+        }
+        Role::Supervisor(daemon) => return supervise(daemon, stop),
     };
     let handles = match landlock {
         false => handles,
@@ -443,7 +452,7 @@ impl Daemon {
         let Socket::Listening(listener) = &self.socket else {
             return Ok(());
         };
-        match listener.accept() {
+        match socket::accept(listener) {
             Ok(None) => Ok(()),
             Ok(Some(stream)) => {
                 // One front-end at a time; the next one waits in the socket's queue.
@@ -511,24 +520,36 @@ fn config_space(tag: &str) -> Vec<u8> {
 
 /// Blocks the signals that end the daemon, in this thread and all that it starts, so that they
 /// come as events and never in the middle of something.
-fn stop_signals() -> Result<SignalFd, Error> {
-    let mut mask = SigSet::empty();
-    mask.add(Signal::SIGTERM);
-    mask.add(Signal::SIGINT);
-    mask.thread_block().map_err(host("signals"))?;
-    SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC).map_err(host("signals"))
+fn stop_signals() -> Result<SigSet, Error> {
+    // A write beyond RLIMIT_FSIZE is to fail with EFBIG, as the guest expects, not to kill.
+    set_ignored(Signal::SIGXFSZ, true)?;
+    // Whoever starts the daemon may ignore it; then nobody would be told of its end in the sandbox.
+    set_ignored(Signal::SIGCHLD, false)?;
+    let mut stop = SigSet::empty();
+    stop.add(Signal::SIGTERM);
+    stop.add(Signal::SIGINT);
+    // Ignored under nohup, and then it is to stay so. What is blocked comes all the same.
+    if !set_ignored(Signal::SIGHUP, true)? {
+        stop.add(Signal::SIGHUP);
+    }
+    stop.thread_block().map_err(host("signals"))?;
+    Ok(stop)
 }
 
-/// A write beyond RLIMIT_FSIZE is to fail with EFBIG, as the guest expects, not to kill.
-fn ignore_file_size_signal() -> Result<(), Error> {
-    // SAFETY: ignoring a signal installs no handler.
-    unsafe { signal(Signal::SIGXFSZ, SigHandler::SigIgn) }.map_err(host("signals"))?;
-    Ok(())
+/// Ignores a signal, or lets it do what it does by default. Returns whether it was ignored before.
+fn set_ignored(number: Signal, ignored: bool) -> Result<bool, Error> {
+    let action = match ignored {
+        true => SigHandler::SigIgn,
+        false => SigHandler::SigDfl,
+    };
+    // SAFETY: neither of them installs a handler.
+    let before = unsafe { signal(number, action) }.map_err(host("signals"))?;
+    Ok(matches!(before, SigHandler::SigIgn))
 }
 
 /// Waits for the daemon in its sandbox.
-fn supervise(daemon: Pid) -> Result<(), Error> {
-    match sandbox::supervise(daemon).map_err(host("to wait for the daemon"))? {
+fn supervise(daemon: Pid, stop: SigSet) -> Result<(), Error> {
+    match sandbox::supervise(daemon, stop).map_err(host("to wait for the daemon"))? {
         0 => Ok(()),
         // A status has 8 bits.
         status => Err(Error::Daemon(status as u8)),

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -62,21 +62,15 @@ pub enum Error {
 #[derive(Debug)]
 pub enum Socket {
     /// One after the other connects here.
-    Listening(Listener),
+    Listening(UnixListener),
     /// The one front-end there is; taken when it is served.
     Connected(Option<UnixStream>),
 }
 
-/// A listening socket, and the file to remove in the end if it is ours.
+/// The file of a socket that was made here. Dropping it removes the file, unless something else is there
+/// by then.
 #[derive(Debug)]
-pub struct Listener {
-    listener: UnixListener,
-    /// Removed with the listener.
-    _file: Option<SocketFile>,
-}
-
-#[derive(Debug)]
-struct SocketFile {
+pub struct SocketFile {
     path: PathBuf,
     id: (u64, u64),
 }
@@ -84,7 +78,7 @@ struct SocketFile {
 impl Socket {
     /// Listens on `path`, where this user alone may connect, and with `group` (a name or a number) its
     /// members too. A socket that nobody listens on any more is replaced.
-    pub fn bind(path: &Path, group: Option<&str>) -> Result<Socket, Error> {
+    pub fn bind(path: &Path, group: Option<&str>) -> Result<(Socket, SocketFile), Error> {
         let failed = |error| Error::Bind {
             path: path.into(),
             error,
@@ -112,9 +106,7 @@ impl Socket {
                 error,
             })?;
         }
-        Ok(Socket::Listening(
-            Listener::new(listener, Some(file)).map_err(failed)?,
-        ))
+        Ok((Socket::listening(listener).map_err(failed)?, file))
     }
 
     /// Takes over a descriptor that the process was started with.
@@ -134,46 +126,34 @@ impl Socket {
         };
         fcntl(&fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map_err(|error| failed(error.into()))?;
         if listens {
-            let listener = Listener::new(fd.into(), None).map_err(failed)?;
-            Ok(Socket::Listening(listener))
+            Socket::listening(fd.into()).map_err(failed)
         } else {
             let stream = UnixStream::from(fd);
             stream.set_nonblocking(false).map_err(failed)?;
             Ok(Socket::Connected(Some(stream)))
         }
     }
-}
 
-impl Listener {
-    fn new(listener: UnixListener, file: Option<SocketFile>) -> io::Result<Listener> {
+    fn listening(listener: UnixListener) -> io::Result<Socket> {
         // The loop accepts when there is somebody, who may be gone again by then.
         listener.set_nonblocking(true)?;
-        Ok(Listener {
-            listener,
-            _file: file,
-        })
-    }
-
-    /// The next front-end, if it is still there.
-    pub fn accept(&self) -> io::Result<Option<UnixStream>> {
-        match self.listener.accept() {
-            Ok((stream, _)) => {
-                stream.set_nonblocking(false)?;
-                Ok(Some(stream))
-            }
-            Err(error) => match error.kind() {
-                io::ErrorKind::WouldBlock
-                | io::ErrorKind::Interrupted
-                | io::ErrorKind::ConnectionAborted => Ok(None),
-                _ => Err(error),
-            },
-        }
+        Ok(Socket::Listening(listener))
     }
 }
 
-impl AsFd for Listener {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.listener.as_fd()
+/// The next front-end, if it is still there.
+pub fn accept(listener: &UnixListener) -> io::Result<Option<UnixStream>> {
+    match listener.accept() {
+        Ok((stream, _)) => {
+            stream.set_nonblocking(false)?;
+            Ok(Some(stream))
+        }
+        Err(error) => match error.kind() {
+            io::ErrorKind::WouldBlock
+            | io::ErrorKind::Interrupted
+            | io::ErrorKind::ConnectionAborted => Ok(None),
+            _ => Err(error),
+        },
     }
 }
 
@@ -199,6 +179,11 @@ fn gid_of(group: &str) -> Result<Gid, Error> {
 }
 
 impl SocketFile {
+    /// Leaves the file to the process that has it, too.
+    pub fn leave(self) {
+        std::mem::forget(self);
+    }
+
     /// Lets the members of a group connect. First it is given to them and then opened: in between
     /// it is open to fewer, never to more. Errors: those of open(2), fchownat(2) and fchmodat(2);
     /// ESTALE if something else is there by now.

@@ -121,13 +121,10 @@ fn die_with(parent: Pid) -> Entered {
     }
 }
 
-/// Waits for the daemon and passes on what it is told to it. Returns the exit status that the
-/// daemon ended with.
-pub fn supervise(daemon: Pid) -> Result<i32, Errno> {
-    let mut signals = SigSet::empty();
-    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGCHLD] {
-        signals.add(signal);
-    }
+/// Waits for the daemon and passes these signals on to it. SIGCHLD must not be ignored. Returns the exit
+/// status that the daemon ended with.
+pub fn supervise(daemon: Pid, mut signals: SigSet) -> Result<i32, Errno> {
+    signals.add(Signal::SIGCHLD);
     signals.thread_block()?;
     loop {
         match waitpid(daemon, Some(WaitPidFlag::WNOHANG))? {

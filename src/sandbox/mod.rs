@@ -34,7 +34,8 @@ use crate::export::{FileHandles, errno_of};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Sandbox {
     /// The share is its whole file system, and it has namespaces of its own: no network, no other
-    /// processes. A second process waits outside and passes signals and the exit status on
+    /// processes. A second process waits outside, as with chroot and landlock, passes signals and the
+    /// exit status on, and removes the socket
     Namespace,
     /// The share is its root directory, and inside of it the rules of Landlock hold, if the kernel has
     /// them and file handles are not asked for. Only for root
@@ -72,9 +73,11 @@ impl Error {
 /// What is to be done in this process from now on.
 #[derive(Debug)]
 pub enum Role {
-    /// To serve.
+    /// To serve, with nobody outside: this is the process that was started.
+    Alone(Inside),
+    /// To serve, as the child of the process that was started.
     Daemon(Inside),
-    /// To wait for the daemon, which is this child.
+    /// To wait for the daemon, which is this child, and to do then what it cannot do from inside.
     Supervisor(Pid),
 }
 
@@ -104,7 +107,7 @@ pub fn enter(wish: Option<Sandbox>, share: OwnedFd, handles: FileHandles) -> Res
 }
 
 fn outside(share: OwnedFd) -> Role {
-    Role::Daemon(Inside {
+    Role::Alone(Inside {
         share,
         landlock: false,
     })

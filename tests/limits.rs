@@ -546,3 +546,47 @@ fn a_request_that_is_held_up_can_be_flushed_and_delays_no_stop() {
         b"content"
     );
 }
+
+/// Without memory for a coroutine's stack a request is answered with ENOMEM, and nothing that a stop
+/// would wait for is left.
+#[test]
+fn no_memory_for_a_request() {
+    let mut daemon = Launch::new(BINARY).start().unwrap();
+    let mut client = daemon.client().unwrap();
+    let before = limit_address_space(daemon.pid(), 1);
+    refused(client.version(8192, "9P2000.L"), Errno::ENOMEM);
+    refused(client.version(8192, "9P2000.L"), Errno::ENOMEM);
+    limit_address_space(daemon.pid(), before);
+    let base = client.front_end().stop().unwrap();
+    client.front_end().start(base).unwrap();
+    let root = client.mount(&Attach::default()).unwrap();
+    client.getattr(root, getattr::BASIC).unwrap();
+}
+
+/// Sets the limit of a process's address space, and returns the limit before.
+fn limit_address_space(pid: u32, limit: libc::rlim_t) -> libc::rlim_t {
+    let pid = pid as libc::pid_t;
+    let mut limits = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: of the two structures the calls read one and write the other.
+    unsafe {
+        assert_eq!(
+            libc::prlimit(pid, libc::RLIMIT_AS, std::ptr::null(), &raw mut limits),
+            0
+        );
+        let before = limits.rlim_cur;
+        limits.rlim_cur = limit;
+        assert_eq!(
+            libc::prlimit(
+                pid,
+                libc::RLIMIT_AS,
+                &raw const limits,
+                std::ptr::null_mut()
+            ),
+            0
+        );
+        before
+    }
+}

@@ -18,6 +18,7 @@
 
 use std::any::Any;
 use std::cell::Cell;
+use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::ptr::{self, NonNull};
 use std::thread::panicking;
@@ -105,6 +106,32 @@ pub(crate) mod flags {
 pub struct Id {
     core: usize,
     generation: u64,
+}
+
+/// There is no stack to [`spawn`](crate::spawn) a coroutine on. Gives the closure back, with all
+/// that it owns.
+#[derive(thiserror::Error)]
+#[error("{error}")]
+pub struct SpawnError<F> {
+    /// What the coroutine would have run.
+    pub closure: F,
+    /// Why there is no stack.
+    pub error: StackError,
+}
+
+impl<F> fmt::Debug for SpawnError<F> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("SpawnError")
+            .field("error", &self.error)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<F> From<SpawnError<F>> for StackError {
+    fn from(failed: SpawnError<F>) -> StackError {
+        failed.error
+    }
 }
 
 /// What a cancelled coroutine unwinds with.
@@ -336,9 +363,14 @@ where
 
 /// Makes a coroutine without an owner, and enters it.
 #[inline]
-pub(crate) fn spawn<F: FnOnce() + 'static>(f: F) -> Result<(), StackError> {
-    take()?.begin_detached(f);
-    Ok(())
+pub(crate) fn spawn<F: FnOnce() + 'static>(f: F) -> Result<(), SpawnError<F>> {
+    match take() {
+        Ok(core) => {
+            core.begin_detached(f);
+            Ok(())
+        }
+        Err(error) => Err(SpawnError { closure: f, error }),
+    }
 }
 
 /// A core that is unused.

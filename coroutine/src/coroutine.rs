@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::marker::PhantomData;
 use std::ptr::NonNull;
 
-use crate::core::{self, Core, Id, flags};
+use crate::core::{self, Core, Id, SpawnError, flags};
 use crate::stack::StackError;
 
 /// A coroutine and the right to enter it.
@@ -418,12 +418,12 @@ impl<In, Out, Return> SendCoroutine<In, Out, Return> {
 /// One that yields otherwise is never continued, and keeps its stack.
 ///
 /// # Errors
-/// [`StackError`] if there is no stack for it; then `f` has been dropped.
+/// [`SpawnError`] if there is no stack for it; `f` is in there.
 ///
 /// # Panics
 /// With what the coroutine panics with, if it does before it first waits; later panics reach who
 /// continues it.
 #[inline]
-pub fn spawn(f: impl FnOnce() + 'static) -> Result<(), StackError> {
+pub fn spawn<F: FnOnce() + 'static>(f: F) -> Result<(), SpawnError<F>> {
     core::spawn(f)
 }

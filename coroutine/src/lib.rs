@@ -119,7 +119,7 @@ mod trace;
 #[cfg(target_os = "linux")]
 mod workers;
 
-pub use crate::core::{Id, current, entered, in_coroutine, yield_inline, yield_now};
+pub use crate::core::{Id, SpawnError, current, entered, in_coroutine, yield_inline, yield_now};
 pub use coroutine::{Coroutine, SendCoroutine, Step, Yielder, spawn};
 pub use lock::{
     Mutex, MutexGuard, Permit, ReadGuard, RwLock, Semaphore, WaitQueue, WriteGuard, run_ready,

@@ -4,7 +4,9 @@
 #[allow(dead_code, reason = "not every test needs all of it")]
 mod common;
 
+use std::cell::Cell;
 use std::hint::black_box;
+use std::rc::Rc;
 
 use coroutine::{
     Coroutine, MIN_STACK_SIZE, StackError, counters, reserve, set_stack_size, spawn, trim,
@@ -140,6 +142,15 @@ fn without_memory_there_is_an_error() {
             .to_string()
             .contains("no memory for a coroutine's stack")
     );
+    // `spawn` gives the closure back.
+    let owned = String::from("owned by the closure");
+    let said = Rc::new(Cell::new(None));
+    let says = said.clone();
+    let failed = spawn(move || says.set(Some(owned))).unwrap_err();
+    assert_eq!(failed.error, StackError::Memory(libc::ENOMEM));
+    assert_eq!(failed.to_string(), error.to_string());
+    (failed.closure)();
+    assert_eq!(said.take().as_deref(), Some("owned by the closure"));
     // Those that there are go on, and their stacks can be had again.
     for coroutine in &mut all {
         assert!(coroutine.enter());

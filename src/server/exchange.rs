@@ -118,6 +118,14 @@ impl Exchange {
         self.send(reply, scratch);
     }
 
+    /// Answers a request that was not received with an error.
+    pub fn refuse(mut self, errno: Errno) {
+        let mut scratch = Vec::new();
+        // Only the tag is needed.
+        let _ = self.receive(&mut scratch, 0);
+        self.answer(&Err(errno), &mut scratch);
+    }
+
     /// Ends a request that was flushed: without a reply, which the guest knows by the length 0.
     pub fn cancel(mut self) {
         if let Some(request) = self.request.take() {

@@ -662,24 +662,20 @@ impl Server {
             }
             far => far.is_some() && far == device,
         });
-        let (Some(device), Some(server)) = (device, self.this.upgrade()) else {
+        let (Some(device), Some(server)) = (device, InFlight::of(self)) else {
             return;
         };
         inodes.relieving_far.borrow_mut().push(device);
         let relieving = RelievingFar(server.session.inodes.clone(), device);
-        // A stop waits for it as for a request.
-        self.in_flight.set(self.in_flight.get() + 1);
         let spawned = coroutine::spawn(move || {
-            let _flying = InFlight(&server.in_flight);
             let _relieving = relieving;
             let given_up = AssertUnwindSafe(|| server.give_up(&idle, Some(device)));
             if catch_unwind(given_up).is_err() {
                 log::error!("descriptors are not given up by a fault of this program");
             }
         });
-        if let Err(error) = spawned {
-            log::warn!("no coroutine to give descriptors up: {error}");
-            drop(InFlight(&self.in_flight));
+        if let Err(failed) = spawned {
+            log::warn!("no coroutine to give descriptors up: {failed}");
         }
     }
 

@@ -19,6 +19,7 @@ pub mod throttle;
 mod waiters;
 
 use std::cell::{Cell, RefCell};
+use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::{Rc, Weak};
 use std::time::Instant;
@@ -58,7 +59,6 @@ pub struct Server {
     throttle: Throttle,
     session: Session,
     /// The request that its coroutine is about to take over.
-    arriving: Cell<Option<Request>>,
     /// Requests between pop and push.
     in_flight: Cell<usize>,
     /// Buffers that requests have used and the next ones will.
@@ -127,7 +127,6 @@ impl Server {
             far: Semaphore::new(far_workers(workers.max_threads())),
             workers,
             session,
-            arriving: Cell::new(None),
             in_flight: Cell::new(0),
             scratch: RefCell::default(),
         })
@@ -362,34 +361,23 @@ impl Server {
 
 impl Handler for Server {
     fn handle(&self, request: Request) {
-        let Some(server) = self.this.upgrade() else {
+        let Some(server) = InFlight::of(self) else {
             return;
         };
-        // Not given to the closure, for it would be gone if there is no stack for a coroutine to be
-        // had. One that is made begins at once.
-        self.arriving.set(Some(request));
-        self.in_flight.set(self.in_flight.get() + 1);
-        let spawned = coroutine::spawn(move || {
-            let _flying = InFlight(&server.in_flight);
-            let Some(request) = server.arriving.take() else {
-                return;
-            };
+        let serve = move || {
+            // Called by the loop itself, for lack of a stack.
+            if !coroutine::in_coroutine() {
+                return Exchange::new(request).refuse(Errno::ENOMEM);
+            }
             // A fault of ours costs the guest one request, which its exchange answers with EIO
             // while the stack unwinds, not the daemon.
             if catch_unwind(AssertUnwindSafe(|| server.serve(request))).is_err() {
                 log::error!("a request failed by a fault of this program");
             }
-        });
-        if let Err(error) = spawned {
-            log::warn!("no coroutine for a request: {error}");
-            let _flying = InFlight(&self.in_flight);
-            if let Some(request) = self.arriving.take() {
-                let mut exchange = Exchange::new(request);
-                let mut head = Vec::new();
-                // Only the tag is wanted.
-                let _ = exchange.receive(&mut head, 0);
-                exchange.answer(&Err(Errno::ENOMEM), &mut Vec::new());
-            }
+        };
+        if let Err(failed) = coroutine::spawn(serve) {
+            log::warn!("no coroutine for a request: {failed}");
+            (failed.closure)();
         }
     }
 
@@ -420,11 +408,28 @@ fn far_workers(all: usize) -> usize {
     all - (all / 4).max(1).min(all - 1)
 }
 
-/// Counts a request out when it has ended, however it did.
-struct InFlight<'a>(&'a Cell<usize>);
+/// The server, for something that a stop waits for: counted in until this is dropped.
+struct InFlight(Rc<Server>);
 
-impl Drop for InFlight<'_> {
+impl InFlight {
+    /// `None` if the server is being dropped.
+    fn of(server: &Server) -> Option<InFlight> {
+        let server = server.this.upgrade()?;
+        server.in_flight.set(server.in_flight.get() + 1);
+        Some(InFlight(server))
+    }
+}
+
+impl Deref for InFlight {
+    type Target = Server;
+
+    fn deref(&self) -> &Server {
+        &self.0
+    }
+}
+
+impl Drop for InFlight {
     fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
+        self.in_flight.set(self.in_flight.get() - 1);
     }
 }

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use vhost::vhost_user::message::VhostUserMemoryRegion;
-use virtio_queue::{Queue, QueueT};
+use virtio_queue::{Queue, QueueState, QueueT};
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
 
 use crate::buffers::Segments;
@@ -171,7 +171,15 @@ fn check(steps: &[Step], start: u16, event_idx: bool) {
         available: USER + AVAILABLE,
         used: USER + USED,
     };
-    let mut ours = SplitRing::new(SIZE, &addresses, left.ours.clone(), start, event_idx).unwrap();
+    let state = QueueState {
+        max_size: SIZE,
+        size: SIZE,
+        next_avail: start,
+        event_idx_enabled: event_idx,
+        ready: true,
+        ..QueueState::default()
+    };
+    let mut ours = SplitRing::new(state, &addresses, left.ours.clone()).unwrap();
     let memory = &right.memory;
     let mut theirs = Queue::new(SIZE).unwrap();
     theirs

@@ -5,10 +5,8 @@
 //! is understood, its half ends before that buffer, and the request alone fails. Drivers make such
 //! buffers of memory that they forgot to share: User-mode Linux of its page of zeros.
 
-use virtio_bindings::bindings::virtio_ring::{
-    VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE,
-};
-use vm_memory::{ByteValued, VolatileMemory, VolatileSlice};
+use virtio_queue::desc::split::Descriptor;
+use vm_memory::{VolatileMemory, VolatileSlice};
 
 use crate::buffers::Segments;
 use crate::memory::Memory;
@@ -19,7 +17,7 @@ use crate::prefetch;
 /// QEMU and the kernel take up to 1024, the most that one system call can have.
 const MAX_INDIRECT: u32 = 1024;
 /// Bytes of a descriptor.
-pub(crate) const DESCRIPTOR_SIZE: u32 = size_of::<Descriptor>() as u32;
+const DESCRIPTOR_SIZE: u32 = size_of::<Descriptor>() as u32;
 
 /// What is wrong with a descriptor chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -47,19 +45,6 @@ pub enum ChainError {
     #[error("a chain of more than 4 GiB")]
     TooLong,
 }
-
-/// A descriptor as it lies in memory, little-endian.
-#[derive(Clone, Copy, Default)]
-#[repr(C)]
-struct Descriptor {
-    address: u64,
-    len: u32,
-    flags: u16,
-    next: u16,
-}
-
-// SAFETY: plain integers without padding.
-unsafe impl ByteValued for Descriptor {}
 
 /// Where descriptors are.
 enum Table<'a> {
@@ -105,8 +90,8 @@ fn scattered(memory: &Memory, table: u64, index: u16) -> Result<Descriptor, Chai
 /// descriptor again.
 pub(crate) fn prefetch_table(memory: &Memory, table: VolatileSlice<'_>, head: u16) {
     if let Ok(first) = Table::Mapped(table).descriptor(memory, head)
-        && u32::from(u16::from_le(first.flags)) & VRING_DESC_F_INDIRECT != 0
-        && let Some(start) = memory.contiguous(u64::from_le(first.address), 1)
+        && first.refers_to_indirect_table()
+        && let Some(start) = memory.contiguous(first.addr().0, 1)
     {
         prefetch::for_reading(start.as_ptr());
     }
@@ -132,13 +117,12 @@ pub(crate) fn walk(
     loop {
         left = left.checked_sub(1).ok_or(ChainError::Loop)?;
         let descriptor = table.descriptor(memory, index)?;
-        let address = u64::from_le(descriptor.address);
-        let has = |flag: u32| u32::from(u16::from_le(descriptor.flags)) & flag != 0;
-        if has(VRING_DESC_F_INDIRECT) {
-            if indirect || has(VRING_DESC_F_NEXT) {
+        let address = descriptor.addr().0;
+        if descriptor.refers_to_indirect_table() {
+            if indirect || descriptor.has_next() {
                 return Err(ChainError::Nested);
             }
-            let bytes = u32::from_le(descriptor.len);
+            let bytes = descriptor.len();
             let len = bytes / DESCRIPTOR_SIZE;
             if bytes % DESCRIPTOR_SIZE != 0 || !(1..=MAX_INDIRECT).contains(&len) {
                 return Err(ChainError::Table(bytes));
@@ -152,20 +136,20 @@ pub(crate) fn walk(
             left = len;
             continue;
         }
-        let segments = if has(VRING_DESC_F_WRITE) {
+        let segments = if descriptor.is_write_only() {
             &mut *writable
         } else if writable.is_unused() {
             &mut *readable
         } else {
             return Err(ChainError::Order);
         };
-        segments.push(memory, address, u32::from_le(descriptor.len));
+        segments.push(memory, address, descriptor.len());
         if u32::try_from(segments.len()).is_err() {
             return Err(ChainError::TooLong);
         }
-        if !has(VRING_DESC_F_NEXT) {
+        if !descriptor.has_next() {
             return Ok(());
         }
-        index = u16::from_le(descriptor.next);
+        index = descriptor.next();
     }
 }

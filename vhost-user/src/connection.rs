@@ -54,17 +54,14 @@ impl Connection {
         handler: Rc<dyn Handler>,
         poller: Rc<dyn Poller>,
     ) -> Result<Connection, Error> {
-        let size = config.max_queue_size;
-        if !size.is_power_of_two() {
-            return Err(Error::QueueSize(size));
-        }
         let ring = Rc::new(Ring::new());
         let device = Device::new(
             config.clone(),
             handler.clone(),
             poller.clone(),
             ring.clone(),
-        );
+        )
+        .map_err(|_| Error::QueueSize(config.max_queue_size))?;
         // The crate wants an Arc of something shared; all of it stays on this thread.
         #[allow(clippy::arc_with_non_send_sync)]
         let device = Arc::new(Mutex::new(device));

@@ -22,6 +22,7 @@ use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::bindings::virtio_ring::{
     VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
 };
+use virtio_queue::{Queue, QueueT};
 
 use crate::memory::{MAX_SLOTS, Memory};
 use crate::ring::Ring;
@@ -41,10 +42,11 @@ pub(crate) struct Device {
     ring: Rc<Ring>,
     memory: Rc<Memory>,
     features: u64,
-    /// What the front-end has said of the ring.
-    size: Option<u16>,
+    /// What the front-end has said of the ring: its size, and the next request to be taken. Ready
+    /// unless the size that was said last is none.
+    queue: Queue,
+    /// Where the ring is; found in the guest's memory when it starts.
     addresses: Option<Addresses>,
-    base: u16,
     kick: Option<Kick>,
     /// Whether the loop watches the kick.
     watched: bool,
@@ -78,28 +80,29 @@ fn only_ring(index: impl Into<u32>) -> Result<()> {
 }
 
 impl Device {
+    /// Errors: the largest ring is of a size that no ring can have.
     pub(crate) fn new(
         config: DeviceConfig,
         handler: Rc<dyn Handler>,
         poller: Rc<dyn Poller>,
         ring: Rc<Ring>,
-    ) -> Device {
-        let size = Some(config.max_queue_size);
-        Device {
+    ) -> std::result::Result<Device, virtio_queue::Error> {
+        let mut queue = Queue::new(config.max_queue_size)?;
+        queue.set_ready(true);
+        Ok(Device {
             config,
             handler,
             poller,
             ring,
             memory: Rc::default(),
             features: 0,
-            size,
+            queue,
             addresses: None,
-            base: 0,
             kick: None,
             watched: false,
             enabled: false,
             started: false,
-        }
+        })
     }
 
     fn offered(&self) -> u64 {
@@ -123,16 +126,14 @@ impl Device {
 
     /// Starts the ring if everything is there.
     fn start(&mut self) -> Result<()> {
-        let (Some(kick), Some(size), Some(addresses)) = (&self.kick, self.size, &self.addresses)
-        else {
+        let (Some(kick), Some(addresses)) = (&self.kick, &self.addresses) else {
             return Ok(());
         };
-        if !self.enabled || self.started {
+        if !self.queue.ready() || !self.enabled || self.started {
             return Ok(());
         }
-        let event_idx = self.features & EVENT_IDX != 0;
         self.ring
-            .start(size, addresses, self.memory.clone(), self.base, event_idx)
+            .start(self.queue.state(), addresses, self.memory.clone())
             .map_err(failed)?;
         if let Err(error) = self.poller.watch(kick.as_fd(), Source::Kick) {
             self.ring.stop();
@@ -154,7 +155,7 @@ impl Device {
 
     /// Takes nothing out of the ring any more, and remembers where it was.
     fn halt(&mut self) {
-        self.base = self.ring.stop();
+        self.queue.set_next_avail(self.ring.stop());
         self.unwatch();
         self.started = false;
     }
@@ -196,9 +197,9 @@ impl Device {
         self.kick = None;
         self.enabled = false;
         self.features = 0;
-        self.size = Some(self.config.max_queue_size);
+        self.queue.reset();
+        self.queue.set_ready(true);
         self.addresses = None;
-        self.base = 0;
     }
 
     fn has_protocol_features(&self) -> bool {
@@ -245,6 +246,7 @@ impl VhostUserBackendReqHandlerMut for Device {
         }
         let had_protocol_features = self.has_protocol_features();
         self.features = features;
+        self.queue.set_event_idx(features & EVENT_IDX != 0);
         // Without them there is no message to enable a ring.
         if !self.has_protocol_features() {
             self.enabled = true;
@@ -309,14 +311,14 @@ impl VhostUserBackendReqHandlerMut for Device {
         only_ring(index)?;
         self.stopped()?;
         // A front-end that does not ask whether its size was taken must not have another one used.
-        self.size = u16::try_from(size)
-            .ok()
-            .filter(|&size| size.is_power_of_two() && size <= self.config.max_queue_size);
-        match self.size {
-            Some(_) => Ok(()),
-            None => Err(refuse(
+        let taken = u16::try_from(size).is_ok_and(|size| self.queue.try_set_size(size).is_ok());
+        self.queue.set_ready(taken);
+        if taken {
+            Ok(())
+        } else {
+            Err(refuse(
                 "a ring's size must be a power of two, and not too large",
-            )),
+            ))
         }
     }
 
@@ -346,7 +348,8 @@ impl VhostUserBackendReqHandlerMut for Device {
     fn set_vring_base(&mut self, index: u32, base: u32) -> Result<()> {
         only_ring(index)?;
         self.stopped()?;
-        self.base = u16::try_from(base).map_err(|_| refuse("a base beyond 16 bits"))?;
+        let base = u16::try_from(base).map_err(|_| refuse("a base beyond 16 bits"))?;
+        self.queue.set_next_avail(base);
         Ok(())
     }
 
@@ -355,7 +358,10 @@ impl VhostUserBackendReqHandlerMut for Device {
         self.stop();
         // The ring starts anew with the next kick descriptor.
         self.kick = None;
-        Ok(VhostUserVringState::new(index, self.base.into()))
+        Ok(VhostUserVringState::new(
+            index,
+            self.queue.next_avail().into(),
+        ))
     }
 
     fn set_vring_kick(&mut self, index: u8, file: Option<File>) -> Result<()> {

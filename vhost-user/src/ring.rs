@@ -4,6 +4,9 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
+use virtio_queue::QueueState;
+use virtio_queue::desc::split::Descriptor;
+
 use crate::chain::{self, ChainError};
 use crate::memory::Memory;
 use crate::prefetch;
@@ -43,9 +46,12 @@ pub enum RingError {
     /// A part of the ring is not in the guest's memory, in one region.
     #[error("a part of the ring, at {0:#x}, is not in the guest's memory")]
     Address(u64),
-    /// A part of the ring is where none may be.
-    #[error("a part of the ring, at {0:#x}, is not aligned")]
+    /// A part of the ring is aligned for the guest, but not in its file.
+    #[error("a part of the ring, at {0:#x}, is not aligned in its memory region")]
     Alignment(u64),
+    /// The ring has a size or an address that no ring can have.
+    #[error("{0}")]
+    Queue(#[source] virtio_queue::Error),
 }
 
 /// The ring and what is under way in it. Shared with the requests, which come back to it.
@@ -113,17 +119,15 @@ impl Ring {
         self.split.borrow().is_some()
     }
 
-    /// Makes the ring usable: `size` descriptors at `addresses`, of which `base` is the next to be
-    /// taken. Errors: the ring is not in the guest's memory, or not aligned.
+    /// Makes the ring that `queue` describes usable, at `addresses`. Errors: as for
+    /// [`SplitRing::new`].
     pub(crate) fn start(
         &self,
-        size: u16,
+        queue: QueueState,
         addresses: &Addresses,
         memory: Rc<Memory>,
-        base: u16,
-        event_idx: bool,
     ) -> Result<(), RingError> {
-        let split = SplitRing::new(size, addresses, memory, base, event_idx)?;
+        let split = SplitRing::new(queue, addresses, memory)?;
         self.split.replace(Some(split));
         Ok(())
     }
@@ -269,7 +273,7 @@ impl Ring {
 /// What the requests begin with.
 fn prefetch_beginnings(split: &SplitRing, heads: &[u16]) {
     let (memory, table) = (split.memory(), split.descriptors());
-    let size = chain::DESCRIPTOR_SIZE as usize;
+    let size = size_of::<Descriptor>();
     let start = table.ptr_guard();
     // A hint, which may lead outside.
     for &head in heads {

@@ -16,9 +16,10 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 use std::sync::atomic::{AtomicU16, AtomicU32, fence};
 
 use virtio_bindings::bindings::virtio_ring::{VRING_AVAIL_F_NO_INTERRUPT, VRING_USED_F_NO_NOTIFY};
+use virtio_queue::desc::split::{Descriptor, VirtqUsedElem};
+use virtio_queue::{Queue, QueueState};
 use vm_memory::VolatileSlice;
 
-use crate::chain::DESCRIPTOR_SIZE;
 use crate::memory::Memory;
 use crate::ring::RingError;
 
@@ -35,7 +36,7 @@ const HEADER: usize = 4;
 const FLAGS: usize = 0;
 const INDEX: usize = 2;
 const HEAD_SIZE: usize = 2;
-const USED_SIZE: usize = 8;
+const USED_SIZE: usize = size_of::<VirtqUsedElem>();
 const EVENT_SIZE: usize = 2;
 /// After so many the driver is told of what is done, so that it can go on while this side does.
 const PUBLISH_AFTER: u16 = 16;
@@ -50,14 +51,14 @@ struct Part {
 }
 
 impl Part {
-    /// The `len` bytes that the front-end has at `user`.
-    fn find(memory: &Memory, user: u64, len: usize, align: usize) -> Result<Part, RingError> {
-        let guest = memory.guest_address(user).ok_or(RingError::Address(user))?;
+    /// The `len` bytes at the guest's physical address `address`.
+    fn find(memory: &Memory, address: u64, len: usize, align: usize) -> Result<Part, RingError> {
         let start = memory
-            .contiguous(guest, len)
-            .ok_or(RingError::Address(user))?;
-        if !guest.is_multiple_of(align as u64) || !start.addr().get().is_multiple_of(align) {
-            return Err(RingError::Alignment(user));
+            .contiguous(address, len)
+            .ok_or(RingError::Address(address))?;
+        // A region need not begin at a multiple of the alignment.
+        if !start.addr().get().is_multiple_of(align) {
+            return Err(RingError::Alignment(address));
         }
         Ok(Part { start, len })
     }
@@ -82,48 +83,40 @@ impl Part {
 
 /// A ring in use.
 pub(crate) struct SplitRing {
-    size: u16,
+    /// Its size, whether EVENT_IDX was agreed on, the next to be taken and the next to be given back.
+    queue: QueueState,
     descriptors: Part,
     available: Part,
     used: Part,
     /// What the parts are in.
     memory: Rc<Memory>,
-    /// The next to be taken, and up to where the driver is known to have made some available.
-    next_available: u16,
+    /// Up to where the driver is known to have made requests available.
     seen_available: u16,
-    /// The next to be given back, up to where the driver can see it, and up to where it was
-    /// notified.
-    next_used: u16,
+    /// Up to where the driver can see what was given back, and up to where it was notified.
     published: u16,
     notified: u16,
-    event_idx: bool,
 }
 
 impl SplitRing {
-    /// The ring of `size` descriptors, a power of two, at `addresses`, of which `base` is the next to be taken.
-    /// Errors: a part is not in `memory`, or not aligned.
+    /// The ring that `queue` describes, at `addresses`: those that the queue has do not matter. Errors: the
+    /// queue is of no valid size, a part is not in `memory`, or not aligned.
     pub(crate) fn new(
-        size: u16,
+        queue: QueueState,
         addresses: &Addresses,
         memory: Rc<Memory>,
-        base: u16,
-        event_idx: bool,
     ) -> Result<SplitRing, RingError> {
-        debug_assert!(size.is_power_of_two());
-        let [descriptors, available, used] = place(size, addresses, &memory)?;
-        let next_used = u16::from_le(used.u16(INDEX).load(Acquire));
+        let (mut queue, [descriptors, available, used]) = place(queue, addresses, &memory)?;
+        // What was given back stands in the ring itself.
+        queue.next_used = u16::from_le(used.u16(INDEX).load(Acquire));
         Ok(SplitRing {
-            size,
+            queue,
             descriptors,
             available,
             used,
             memory,
-            next_available: base,
-            seen_available: base,
-            next_used,
-            published: next_used,
-            notified: next_used,
-            event_idx,
+            seen_available: queue.next_avail,
+            published: queue.next_used,
+            notified: queue.next_used,
         })
     }
 
@@ -133,14 +126,14 @@ impl SplitRing {
         addresses: &Addresses,
         memory: Rc<Memory>,
     ) -> Result<(), RingError> {
-        let [descriptors, available, used] = place(self.size, addresses, &memory)?;
+        let (queue, [descriptors, available, used]) = place(self.queue, addresses, &memory)?;
         (self.descriptors, self.available, self.used) = (descriptors, available, used);
-        self.memory = memory;
+        (self.queue, self.memory) = (queue, memory);
         Ok(())
     }
 
     pub(crate) fn size(&self) -> u16 {
-        self.size
+        self.queue.size
     }
 
     /// What the ring is in, and the addresses in its descriptors lead to.
@@ -157,31 +150,31 @@ impl SplitRing {
 
     /// The index of the next request to be taken.
     pub(crate) fn next_available(&self) -> u16 {
-        self.next_available
+        self.queue.next_avail
     }
 
     /// Whether there is a next request, or the ring is broken.
     pub(crate) fn has_requests(&self) -> bool {
-        self.seen_available != self.next_available
-            || u16::from_le(self.available.u16(INDEX).load(Relaxed)) != self.next_available
+        self.seen_available != self.queue.next_avail
+            || u16::from_le(self.available.u16(INDEX).load(Relaxed)) != self.queue.next_avail
     }
 
     /// The first descriptors of the next requests, as many as there are and have room in `heads`.
     /// Each is read once and not checked, and is still to be [taken](SplitRing::take). Errors: the
     /// driver has made more available than there can be.
     pub(crate) fn available<'a>(&mut self, heads: &'a mut [u16]) -> Result<&'a [u16], RingError> {
-        if self.seen_available == self.next_available {
+        if self.seen_available == self.queue.next_avail {
             let index = u16::from_le(self.available.u16(INDEX).load(Acquire));
-            let count = index.wrapping_sub(self.next_available);
-            if count > self.size {
-                return Err(RingError::Runaway(count, self.size));
+            let count = index.wrapping_sub(self.queue.next_avail);
+            if count > self.queue.size {
+                return Err(RingError::Runaway(count, self.queue.size));
             }
             self.seen_available = index;
         }
-        let count = self.seen_available.wrapping_sub(self.next_available);
+        let count = self.seen_available.wrapping_sub(self.queue.next_avail);
         let count = heads.len().min(count.into());
         for (head, index) in heads[..count].iter_mut().zip(0..) {
-            *head = self.head(self.next_available.wrapping_add(index));
+            *head = self.head(self.queue.next_avail.wrapping_add(index));
         }
         Ok(&heads[..count])
     }
@@ -189,7 +182,7 @@ impl SplitRing {
     /// Where what has this running number is in a ring.
     fn entry(&self, index: u16) -> usize {
         // The size is a power of two. Its remainder would take a division, four for each request.
-        usize::from(index & (self.size - 1))
+        usize::from(index & (self.queue.size - 1))
     }
 
     fn head(&self, index: u16) -> u16 {
@@ -199,26 +192,28 @@ impl SplitRing {
 
     /// Takes the next of the requests that were found.
     pub(crate) fn take(&mut self) {
-        self.next_available = self.next_available.wrapping_add(1);
+        self.queue.next_avail = self.queue.next_avail.wrapping_add(1);
     }
 
     /// Gives a request back, `len` bytes written. The driver sees it after
     /// [`SplitRing::publish`] at the latest.
     pub(crate) fn push(&mut self, head: u16, len: u32) {
-        let place = HEADER + USED_SIZE * self.entry(self.next_used);
+        let place = HEADER + USED_SIZE * self.entry(self.queue.next_used);
         self.used.u32(place).store(u32::from(head).to_le(), Relaxed);
         self.used.u32(place + 4).store(len.to_le(), Relaxed);
-        self.next_used = self.next_used.wrapping_add(1);
-        if self.next_used.wrapping_sub(self.published) >= PUBLISH_AFTER {
+        self.queue.next_used = self.queue.next_used.wrapping_add(1);
+        if self.queue.next_used.wrapping_sub(self.published) >= PUBLISH_AFTER {
             self.publish();
         }
     }
 
     /// Lets the driver see what was given back.
     pub(crate) fn publish(&mut self) {
-        if self.published != self.next_used {
-            self.used.u16(INDEX).store(self.next_used.to_le(), Release);
-            self.published = self.next_used;
+        if self.published != self.queue.next_used {
+            self.used
+                .u16(INDEX)
+                .store(self.queue.next_used.to_le(), Release);
+            self.published = self.queue.next_used;
         }
     }
 
@@ -226,11 +221,11 @@ impl SplitRing {
     pub(crate) fn wants_notification(&mut self) -> bool {
         // What was published is visible before the driver's wish is read.
         fence(SeqCst);
-        if !self.event_idx {
+        if !self.queue.event_idx_enabled {
             let flags = u16::from_le(self.available.u16(FLAGS).load(Relaxed));
             return u32::from(flags) & VRING_AVAIL_F_NO_INTERRUPT == 0;
         }
-        let place = HEADER + HEAD_SIZE * usize::from(self.size);
+        let place = HEADER + HEAD_SIZE * usize::from(self.queue.size);
         let event = u16::from_le(self.available.u16(place).load(Relaxed));
         let old = std::mem::replace(&mut self.notified, self.published);
         // vring_need_event of the specification: whether `event` is among those since `old`.
@@ -240,7 +235,7 @@ impl SplitRing {
     /// Asks the driver not to notify.
     pub(crate) fn disable_kicks(&self) {
         // With EVENT_IDX it notifies once, and then not before it is asked again.
-        if !self.event_idx {
+        if !self.queue.event_idx_enabled {
             let flags = (VRING_USED_F_NO_NOTIFY as u16).to_le();
             self.used.u16(FLAGS).store(flags, Relaxed);
         }
@@ -248,9 +243,9 @@ impl SplitRing {
 
     /// Asks the driver to notify of the next request. True if there is one already.
     pub(crate) fn enable_kicks(&self) -> bool {
-        if self.event_idx {
-            let place = HEADER + USED_SIZE * usize::from(self.size);
-            let next = self.next_available.to_le();
+        if self.queue.event_idx_enabled {
+            let place = HEADER + USED_SIZE * usize::from(self.queue.size);
+            let next = self.queue.next_avail.to_le();
             self.used.u16(place).store(next, Relaxed);
         } else {
             self.used.u16(FLAGS).store(0, Relaxed);
@@ -261,15 +256,35 @@ impl SplitRing {
     }
 }
 
-/// Finds descriptors, available and used ring.
-fn place(size: u16, addresses: &Addresses, memory: &Memory) -> Result<[Part; 3], RingError> {
-    let count = usize::from(size);
-    let descriptors = count * DESCRIPTOR_SIZE as usize;
+/// Finds the queue at these addresses of the front-end, and its descriptors, available and used ring.
+/// `Queue` checks its size and the alignment in the guest, but is not asked whether it `is_valid`: it
+/// would let a part lie across regions, and write an error of its own into the log.
+fn place(
+    queue: QueueState,
+    addresses: &Addresses,
+    memory: &Memory,
+) -> Result<(QueueState, [Part; 3]), RingError> {
+    let guest = |user| memory.guest_address(user).ok_or(RingError::Address(user));
+    let queue = QueueState {
+        desc_table: guest(addresses.descriptors)?,
+        avail_ring: guest(addresses.available)?,
+        used_ring: guest(addresses.used)?,
+        ..queue
+    };
+    let queue = Queue::try_from(queue).map_err(RingError::Queue)?.state();
+    let count = usize::from(queue.size);
+    let descriptors = count * size_of::<Descriptor>();
     let available = HEADER + count * HEAD_SIZE + EVENT_SIZE;
     let used = HEADER + count * USED_SIZE + EVENT_SIZE;
-    Ok([
-        Part::find(memory, addresses.descriptors, descriptors, 16)?,
-        Part::find(memory, addresses.available, available, 2)?,
-        Part::find(memory, addresses.used, used, 4)?,
-    ])
+    let parts = [
+        Part::find(
+            memory,
+            queue.desc_table,
+            descriptors,
+            align_of::<Descriptor>(),
+        )?,
+        Part::find(memory, queue.avail_ring, available, align_of::<AtomicU16>())?,
+        Part::find(memory, queue.used_ring, used, align_of::<AtomicU32>())?,
+    ];
+    Ok((queue, parts))
 }

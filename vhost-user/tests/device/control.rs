@@ -5,6 +5,7 @@ use std::os::unix::net::UnixStream;
 
 use crate::event_loop::End;
 use crate::front_end::{FrontEnd, Refused, feature, protocol_feature, request};
+use crate::guest_memory::Region;
 use crate::machine::{
     CONFIG_SPACE, FEATURES, MAX_QUEUE_SIZE, Machine, PROTOCOL_FEATURES, config, u32s, u64s,
 };
@@ -235,6 +236,36 @@ fn a_ring_that_ends_beyond_memory_does_not_start() {
         assert_eq!(machine.enable(true), Err(Refused), "{parts:x?}");
         machine.enable(false).unwrap();
     }
+}
+
+#[test]
+fn a_ring_that_is_not_aligned_does_not_start() {
+    let mut machine = Machine::new();
+    machine.negotiate(FEATURES);
+    // Aligned in the front-end and in the guest, not in the file; and all but in the guest.
+    for (guest, user) in [(0x10_0001, 0x10_0001), (0x20_0001, 0x20_0000)] {
+        let region = Region::new(guest, user, 0x1_0000);
+        machine.memory.regions.push(region);
+    }
+    machine.set_mem_table().unwrap();
+    machine.set_up_ring(0).unwrap();
+    machine.set_own_fds();
+    let place = machine.memory.user_address(crate::machine::MEMORY);
+    for parts in [
+        [0x10_0010, place, place],
+        [place, 0x10_0010, place],
+        [place, place, 0x10_0010],
+        [0x20_0010, place, place],
+        [place, 0x20_0010, place],
+        [place, place, 0x20_0010],
+    ] {
+        let payload = [u32s(&[0, 0]), u64s(&parts), u64s(&[0])].concat();
+        machine.set(request::SET_VRING_ADDR, &payload, &[]).unwrap();
+        assert_eq!(machine.enable(true), Err(Refused), "{parts:x?}");
+        machine.enable(false).unwrap();
+    }
+    machine.start(0);
+    machine.exercise();
 }
 
 #[test]

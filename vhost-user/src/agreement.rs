@@ -12,7 +12,7 @@ use virtio_queue::{Queue, QueueState, QueueT};
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
 
 use crate::buffers::Segments;
-use crate::chain::walk;
+use crate::chain::Chain;
 use crate::memory::Memory;
 use crate::split::{Addresses, SplitRing};
 
@@ -138,20 +138,13 @@ type Buffers = (Vec<(u64, usize)>, Vec<(u64, usize)>);
 fn our_buffers(ring: &SplitRing, head: u16) -> Buffers {
     let memory = ring.memory();
     let base = memory.contiguous(0, MEMORY).unwrap().addr().get();
-    let (mut readable, mut writable) = (Segments::new(), Segments::new());
-    walk(
-        memory,
-        ring.descriptors(),
-        head,
-        &mut readable,
-        &mut writable,
-    )
-    .unwrap();
-    let places = |segments: Segments| {
+    let mut chain = Chain::new();
+    chain.walk(memory, ring.descriptors(), head).unwrap();
+    let places = |segments: &Segments| {
         let place = |piece: libc::iovec| ((piece.iov_base.addr() - base) as u64, piece.iov_len);
         segments.pieces(0, segments.len()).map(place).collect()
     };
-    (places(readable), places(writable))
+    (places(&chain.readable().0), places(&chain.writable().0))
 }
 
 fn check(steps: &[Step], start: u16, event_idx: bool) {
@@ -179,7 +172,7 @@ fn check(steps: &[Step], start: u16, event_idx: bool) {
         ready: true,
         ..QueueState::default()
     };
-    let mut ours = SplitRing::new(state, &addresses, left.ours.clone()).unwrap();
+    let mut ours = SplitRing::new(state, &addresses, &left.ours).unwrap();
     let memory = &right.memory;
     let mut theirs = Queue::new(SIZE).unwrap();
     theirs

@@ -23,8 +23,8 @@ const NOTHING: iovec = iovec {
 
 /// Segments of guest memory that are mapped into this process.
 ///
-/// Invariant: every segment lies in a mapping, readable and writable, that the
-/// [`Request`](crate::Request) holds whose half this is. A half is only ever lent out by it.
+/// Invariant: every segment is mapped, readable and writable, until [`clear`](Segments::clear), by the
+/// contract of [`push`](Segments::push).
 pub(crate) struct Segments {
     list: Vec<iovec>,
     len: usize,
@@ -32,11 +32,12 @@ pub(crate) struct Segments {
     cut: bool,
 }
 
-// SAFETY: the pointers lead into mappings that live as long as the request, whichever thread uses
-// them. No Rust reference to the bytes behind them is ever made: they are copied with volatile
-// accesses or given to the kernel, as the guest writes to them at the same time anyway.
+// SAFETY: the segments are mapped whichever thread uses them. No Rust reference to their bytes is ever
+// made: they are copied with volatile accesses or given to the kernel, as the guest writes to them at
+// the same time anyway.
 unsafe impl Send for Segments {}
-// SAFETY: as above; the list itself is not changed through a shared reference.
+// SAFETY: through a shared reference the list does not change, and the bytes that it leads to are only
+// accessed as the guest accesses them at the same time: with volatile accesses, or by the kernel.
 unsafe impl Sync for Segments {}
 
 impl Segments {
@@ -65,10 +66,13 @@ impl Segments {
         self.len == 0 && !self.cut
     }
 
-    /// Appends `len` bytes of `memory`, which the request is to hold, from the guest's physical
-    /// address `address` on. If not all of them are memory the list is cut: it ends before them, as
-    /// what comes behind would be in a wrong place.
-    pub(crate) fn push(&mut self, memory: &Memory, address: u64, len: u32) {
+    /// Appends `len` bytes of `memory` from the guest's physical address `address` on. If not all of
+    /// them are memory the list is cut: it ends before them, as what comes behind would be in a wrong
+    /// place.
+    ///
+    /// # Safety
+    /// `memory` must live until these segments are [cleared](Segments::clear) or never used again.
+    pub(crate) unsafe fn push(&mut self, memory: &Memory, address: u64, len: u32) {
         if len == 0 || self.cut {
             return;
         }
@@ -98,7 +102,7 @@ impl Segments {
     }
 
     /// Hints that the first bytes, up to `len`, will be used, as far as they are in one piece.
-    pub(crate) fn prefetch(&self, len: usize, hint: fn(*const u8)) {
+    fn prefetch(&self, len: usize, hint: fn(*const u8)) {
         let Some(first) = self.list.first() else {
             return;
         };
@@ -135,14 +139,15 @@ impl Segments {
             && at + len <= first.iov_len
         {
             let start = first.iov_base.cast::<u8>().wrapping_add(at);
-            // SAFETY: within the first segment, of which the same holds as below.
+            // SAFETY: within the first segment, which is mapped while `self` is borrowed; the slice does
+            // not leave this call.
             copy(unsafe { VolatileSlice::new(start, len) }, 0);
             return len;
         }
         let mut done = 0;
         for piece in self.pieces(at, len) {
-            // SAFETY: the piece lies within a segment, which is mapped while `self` is lent, and the
-            // slice does not leave this call.
+            // SAFETY: within a segment, which is mapped while `self` is borrowed; the slice does not
+            // leave this call.
             let slice = unsafe { VolatileSlice::new(piece.iov_base.cast(), piece.iov_len) };
             copy(slice, done);
             done += piece.iov_len;
@@ -176,8 +181,9 @@ impl Segments {
             &many[..]
         };
         loop {
-            // SAFETY: the pieces lie within segments, which are mapped readable and writable while
-            // `self` is lent; preadv2 and pwritev2 access nothing else.
+            // SAFETY: `call` is preadv2 or pwritev2. It accesses `pieces`, which is a slice, and what
+            // they lead to: parts of segments, which are mapped readable and writable while `self` is
+            // borrowed.
             let result = unsafe {
                 call(
                     fd.as_raw_fd(),
@@ -202,6 +208,11 @@ impl Segments {
 pub struct Readable(pub(crate) Segments);
 
 impl Readable {
+    /// Hints that the first `len` bytes will be read.
+    pub(crate) fn prefetch(&self, len: usize) {
+        self.0.prefetch(len, prefetch::for_reading);
+    }
+
     /// Whether the driver has named an address outside of its memory. What is here ends before it.
     pub fn is_cut(&self) -> bool {
         self.0.cut
@@ -245,6 +256,11 @@ impl Readable {
 pub struct Writable(pub(crate) Segments);
 
 impl Writable {
+    /// Hints that the first `len` bytes will be written.
+    pub(crate) fn prefetch(&self, len: usize) {
+        self.0.prefetch(len, prefetch::for_writing);
+    }
+
     /// Whether the driver has named an address outside of its memory. What is here ends before it.
     pub fn is_cut(&self) -> bool {
         self.0.cut

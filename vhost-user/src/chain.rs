@@ -5,10 +5,13 @@
 //! is understood, its half ends before that buffer, and the request alone fails. Drivers make such
 //! buffers of memory that they forgot to share: User-mode Linux of its page of zeros.
 
+use std::rc::Rc;
+
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::{VolatileMemory, VolatileSlice};
 
-use crate::buffers::Segments;
+use crate::buffers::{Readable, Segments, Writable};
+use crate::error::ChainError;
 use crate::memory::Memory;
 use crate::prefetch;
 
@@ -19,31 +22,110 @@ const MAX_INDIRECT: u32 = 1024;
 /// Bytes of a descriptor.
 const DESCRIPTOR_SIZE: u32 = size_of::<Descriptor>() as u32;
 
-/// What is wrong with a descriptor chain.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum ChainError {
-    /// A next descriptor that does not exist.
-    #[error("descriptor {0} is outside of its table")]
-    Index(u16),
-    /// The chain is longer than its table: it leads back to itself.
-    #[error("a chain that does not end")]
-    Loop,
-    /// An indirect table where there is no memory.
-    #[error("an indirect table at {0:#x}, which is not in the guest's memory")]
-    Address(u64),
-    /// Readable memory behind writable.
-    #[error("a readable descriptor behind a writable one")]
-    Order,
-    /// An indirect table within an indirect table, or followed by more.
-    #[error("a nested or continued indirect table")]
-    Nested,
-    /// An indirect table whose length is none.
-    #[error("an indirect table of {0} bytes")]
-    Table(u32),
-    /// More than 4 GiB in one direction.
-    #[error("a chain of more than 4 GiB")]
-    TooLong,
+/// The memory of a request. The ring keeps those that are done for the next ones.
+pub(crate) struct Chain {
+    head: u16,
+    /// Keeps mapped what the halves lead to.
+    memory: Option<Rc<Memory>>,
+    readable: Readable,
+    writable: Writable,
+}
+
+/// Several, in the boxes in which they are handed on.
+#[allow(clippy::vec_box)]
+pub(crate) type Chains = Vec<Box<Chain>>;
+
+impl Chain {
+    pub(crate) fn new() -> Chain {
+        Chain {
+            head: 0,
+            memory: None,
+            readable: Readable(Segments::new()),
+            writable: Writable(Segments::new()),
+        }
+    }
+
+    /// The descriptor that it begins with.
+    pub(crate) fn head(&self) -> u16 {
+        self.head
+    }
+
+    pub(crate) fn readable(&self) -> &Readable {
+        &self.readable
+    }
+
+    pub(crate) fn writable(&self) -> &Writable {
+        &self.writable
+    }
+
+    /// Empties the chain and lets go of the guest's memory.
+    pub(crate) fn clear(&mut self) {
+        self.readable.0.clear();
+        self.writable.0.clear();
+        self.memory = None;
+    }
+
+    /// Collects the readable and the writable memory of the chain that begins with descriptor `head`
+    /// of the ring's `table`. A half that leads outside of `memory` is cut there, and the descriptors
+    /// behind are checked all the same.
+    ///
+    /// Taken although it is unusual, as other devices do: descriptors of no length, wherever they point
+    /// to; a chain that goes on in an indirect table; a table that was not agreed on.
+    pub(crate) fn walk(
+        &mut self,
+        memory: &Rc<Memory>,
+        table: VolatileSlice<'_>,
+        head: u16,
+    ) -> Result<(), ChainError> {
+        self.clear();
+        self.head = head;
+        let memory = &**self.memory.insert(memory.clone());
+        let (readable, writable) = (&mut self.readable.0, &mut self.writable.0);
+        let mut table = Table::Mapped(table);
+        let mut indirect = false;
+        let mut index = head;
+        let mut left = table.len();
+        loop {
+            left = left.checked_sub(1).ok_or(ChainError::Loop)?;
+            let descriptor = table.descriptor(memory, index)?;
+            let address = descriptor.addr().0;
+            if descriptor.refers_to_indirect_table() {
+                if indirect || descriptor.has_next() {
+                    return Err(ChainError::Nested);
+                }
+                let bytes = descriptor.len();
+                let len = bytes / DESCRIPTOR_SIZE;
+                if bytes % DESCRIPTOR_SIZE != 0 || !(1..=MAX_INDIRECT).contains(&len) {
+                    return Err(ChainError::Table(bytes));
+                }
+                table = match memory.slice(address, bytes as usize) {
+                    Some(slice) => Table::Mapped(slice),
+                    None => Table::Scattered { address, len },
+                };
+                indirect = true;
+                index = 0;
+                left = len;
+                continue;
+            }
+            let segments = if descriptor.is_write_only() {
+                &mut *writable
+            } else if writable.is_unused() {
+                &mut *readable
+            } else {
+                return Err(ChainError::Order);
+            };
+            // SAFETY: `self.memory` is what the segments lead to; only `clear` lets go of it, and that
+            // empties them first.
+            unsafe { segments.push(memory, address, descriptor.len()) };
+            if u32::try_from(segments.len()).is_err() {
+                return Err(ChainError::TooLong);
+            }
+            if !descriptor.has_next() {
+                return Ok(());
+            }
+            index = descriptor.next();
+        }
+    }
 }
 
 /// Where descriptors are.
@@ -86,70 +168,13 @@ fn scattered(memory: &Memory, table: u64, index: u16) -> Result<Descriptor, Chai
         .map_err(|_| ChainError::Address(address))
 }
 
-/// Fetches the indirect table of a chain, if it has one. Nothing is believed: [`walk`] reads the
-/// descriptor again.
+/// Fetches the indirect table of a chain, if it has one. Nothing is believed: [`Chain::walk`]
+/// reads the descriptor again.
 pub(crate) fn prefetch_table(memory: &Memory, table: VolatileSlice<'_>, head: u16) {
     if let Ok(first) = Table::Mapped(table).descriptor(memory, head)
         && first.refers_to_indirect_table()
         && let Some(start) = memory.contiguous(first.addr().0, 1)
     {
         prefetch::for_reading(start.as_ptr());
-    }
-}
-
-/// Collects the readable and the writable memory of the chain that begins with descriptor `head`
-/// of the ring's `table`. A half that leads outside of `memory` is cut there, and the descriptors
-/// behind are looked at all the same.
-///
-/// Taken although it is unusual, as other devices do: descriptors of no length, wherever they point
-/// to; a chain that goes on in an indirect table; a table that was not agreed on.
-pub(crate) fn walk(
-    memory: &Memory,
-    table: VolatileSlice<'_>,
-    head: u16,
-    readable: &mut Segments,
-    writable: &mut Segments,
-) -> Result<(), ChainError> {
-    let mut table = Table::Mapped(table);
-    let mut indirect = false;
-    let mut index = head;
-    let mut left = table.len();
-    loop {
-        left = left.checked_sub(1).ok_or(ChainError::Loop)?;
-        let descriptor = table.descriptor(memory, index)?;
-        let address = descriptor.addr().0;
-        if descriptor.refers_to_indirect_table() {
-            if indirect || descriptor.has_next() {
-                return Err(ChainError::Nested);
-            }
-            let bytes = descriptor.len();
-            let len = bytes / DESCRIPTOR_SIZE;
-            if bytes % DESCRIPTOR_SIZE != 0 || !(1..=MAX_INDIRECT).contains(&len) {
-                return Err(ChainError::Table(bytes));
-            }
-            table = match memory.slice(address, bytes as usize) {
-                Some(slice) => Table::Mapped(slice),
-                None => Table::Scattered { address, len },
-            };
-            indirect = true;
-            index = 0;
-            left = len;
-            continue;
-        }
-        let segments = if descriptor.is_write_only() {
-            &mut *writable
-        } else if writable.is_unused() {
-            &mut *readable
-        } else {
-            return Err(ChainError::Order);
-        };
-        segments.push(memory, address, descriptor.len());
-        if u32::try_from(segments.len()).is_err() {
-            return Err(ChainError::TooLong);
-        }
-        if !descriptor.has_next() {
-            return Ok(());
-        }
-        index = descriptor.next();
     }
 }

@@ -8,11 +8,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vhost::vhost_user::{BackendReqHandler, Error as ProtocolError};
 
+use crate::chain::Chains;
 use crate::device::Device;
+use crate::error::{Error, RingError};
+use crate::interface::{DeviceConfig, Handler, Poller, Source};
+use crate::log_limiter::LogLimiter;
 use crate::request::Request;
-use crate::ring::{Ring, RingError};
-use crate::tally::Tally;
-use crate::{DeviceConfig, Error, Handler, Poller, Source};
+use crate::ring::Ring;
 
 /// How many requests are taken in one turn of the loop: a driver that posts without end must not
 /// keep other things from happening.
@@ -39,9 +41,9 @@ pub struct Connection {
     socket: OwnedFd,
     /// Whether the driver's kick is to be taken back.
     kicked: Cell<bool>,
-    refusals: Tally,
+    refusals: LogLimiter,
     /// Empty; kept for its memory.
-    batch: Cell<Vec<Request>>,
+    batch: Cell<Chains>,
 }
 
 impl Connection {
@@ -79,7 +81,7 @@ impl Connection {
             poller,
             socket,
             kicked: Cell::new(false),
-            refusals: Tally::default(),
+            refusals: LogLimiter::default(),
             batch: Cell::default(),
         })
     }
@@ -138,9 +140,9 @@ impl Connection {
             let result = self.ring.pop(&mut batch);
             let count = batch.len();
             // What was taken before the ring broke is answered.
-            batch
-                .drain(..)
-                .for_each(|request| self.handler.handle(request));
+            for chain in batch.drain(..) {
+                self.handler.handle(Request::new(self.ring.clone(), chain));
+            }
             left = left.saturating_sub(count);
             if result.is_err() || count == 0 || left == 0 || !self.handler.takes() {
                 break result;

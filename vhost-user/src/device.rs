@@ -24,11 +24,11 @@ use virtio_bindings::bindings::virtio_ring::{
 };
 use virtio_queue::{Queue, QueueT};
 
+use crate::interface::{DeviceConfig, Handler, Poller, Source};
 use crate::memory::{MAX_SLOTS, Memory};
 use crate::ring::Ring;
 use crate::signal::{Call, Kick};
 use crate::split::Addresses;
-use crate::{DeviceConfig, Handler, Poller, Source};
 
 /// How much of the configuration space can be read at least (vhost-user: VHOST_USER_CONFIG_SIZE).
 const MIN_CONFIG: usize = 256;
@@ -133,7 +133,7 @@ impl Device {
             return Ok(());
         }
         self.ring
-            .start(self.queue.state(), addresses, self.memory.clone())
+            .start(self.queue.state(), addresses, &self.memory)
             .map_err(failed)?;
         if let Err(error) = self.poller.watch(kick.as_fd(), Source::Kick) {
             self.ring.stop();
@@ -175,9 +175,7 @@ impl Device {
     fn replace_memory(&mut self, memory: Memory) -> Result<()> {
         self.memory = Rc::new(memory);
         self.ring.notify();
-        let placed = self
-            .ring
-            .set_memory(self.memory.clone(), self.addresses.as_ref());
+        let placed = self.ring.set_memory(&self.memory, self.addresses.as_ref());
         if let Err(error) = placed {
             self.halt();
             return Err(failed(error));

@@ -153,7 +153,8 @@ impl Memory {
     /// The same, to be accessed from here.
     pub(crate) fn slice(&self, address: u64, len: usize) -> Option<VolatileSlice<'_>> {
         let start = self.contiguous(address, len)?;
-        // SAFETY: mapped, readable and writable, as long as `self` lives.
+        // SAFETY: `contiguous` found these `len` bytes in a region, whose mapping `self` holds, and `self` is
+        // borrowed as long as the slice lives.
         Some(unsafe { VolatileSlice::new(start.as_ptr(), len) })
     }
 

@@ -12,12 +12,12 @@ pub(crate) const LINE: usize = 64;
 /// A hint that `place` will be read.
 #[inline]
 pub(crate) fn for_reading(place: *const u8) {
-    // SAFETY: a hint, which no address makes fail.
+    // SAFETY: prefetcht0 fails at no address, and changes nothing.
     #[cfg(target_arch = "x86_64")]
     unsafe {
         asm!("prefetcht0 [{}]", in(reg) place, options(nostack, preserves_flags, readonly));
     }
-    // SAFETY: as above.
+    // SAFETY: prfm fails at no address, and changes nothing.
     #[cfg(target_arch = "aarch64")]
     unsafe {
         asm!("prfm pldl1keep, [{}]", in(reg) place, options(nostack, preserves_flags, readonly));
@@ -29,12 +29,12 @@ pub(crate) fn for_reading(place: *const u8) {
 /// A hint that `place` will be written.
 #[inline]
 pub(crate) fn for_writing(place: *const u8) {
-    // SAFETY: a hint, which no address makes fail; a processor without it does nothing.
+    // SAFETY: prefetchw fails at no address, and changes nothing; a processor without it does nothing.
     #[cfg(target_arch = "x86_64")]
     unsafe {
         asm!("prefetchw [{}]", in(reg) place, options(nostack, preserves_flags, readonly));
     }
-    // SAFETY: as above.
+    // SAFETY: prfm fails at no address, and changes nothing.
     #[cfg(target_arch = "aarch64")]
     unsafe {
         asm!("prfm pstl1keep, [{}]", in(reg) place, options(nostack, preserves_flags, readonly));

@@ -2,8 +2,8 @@
 
 use std::rc::Rc;
 
-use crate::buffers::{Readable, Segments, Writable};
-use crate::memory::Memory;
+use crate::buffers::{Readable, Writable};
+use crate::chain::Chain;
 use crate::ring::Ring;
 
 /// A descriptor chain that the driver has made available. Whoever has it is the only one to
@@ -29,33 +29,6 @@ pub struct Request {
     chain: Option<Box<Chain>>,
 }
 
-/// What a request consists of. The ring keeps those that are done for the next ones.
-pub(crate) struct Chain {
-    pub(crate) head: u16,
-    /// Keeps mapped what the halves lead to.
-    pub(crate) memory: Option<Rc<Memory>>,
-    pub(crate) readable: Readable,
-    pub(crate) writable: Writable,
-}
-
-impl Chain {
-    pub(crate) fn new() -> Chain {
-        Chain {
-            head: 0,
-            memory: None,
-            readable: Readable(Segments::new()),
-            writable: Writable(Segments::new()),
-        }
-    }
-
-    /// Lets go of the guest's memory.
-    pub(crate) fn clear(&mut self) {
-        self.readable.0.clear();
-        self.writable.0.clear();
-        self.memory = None;
-    }
-}
-
 impl Request {
     pub(crate) fn new(ring: Rc<Ring>, chain: Box<Chain>) -> Request {
         Request {
@@ -72,12 +45,12 @@ impl Request {
 
     /// What the driver has written.
     pub fn readable(&self) -> &Readable {
-        &self.chain().readable
+        self.chain().readable()
     }
 
     /// Where the answer goes.
     pub fn writable(&self) -> &Writable {
-        &self.chain().writable
+        self.chain().writable()
     }
 
     /// Gives the chain back to the driver, `used` bytes of its writable memory written: no more than
@@ -90,7 +63,7 @@ impl Request {
 
     fn push(&mut self, used: u32) {
         if let Some(chain) = self.chain.take() {
-            let used = used.min(u32::try_from(chain.writable.len()).unwrap_or(u32::MAX));
+            let used = used.min(u32::try_from(chain.writable().len()).unwrap_or(u32::MAX));
             self.ring.push(chain, used);
         }
     }

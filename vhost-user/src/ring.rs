@@ -7,13 +7,13 @@ use std::rc::Rc;
 use virtio_queue::QueueState;
 use virtio_queue::desc::split::Descriptor;
 
-use crate::chain::{self, ChainError};
+use crate::chain::{self, Chain, Chains};
+use crate::error::RingError;
+use crate::log_limiter::LogLimiter;
 use crate::memory::Memory;
 use crate::prefetch;
-use crate::request::{Chain, Request};
 use crate::signal::Call;
 use crate::split::{Addresses, SplitRing};
-use crate::tally::Tally;
 
 /// How many requests are taken at once, if there are so many: to fetch what they begin with takes
 /// little longer than for one.
@@ -26,33 +26,6 @@ const SPARE_CHAINS: usize = 128;
 /// After so many bytes the driver is notified without waiting for the end of the turn: it can work
 /// on them while this side goes on, and a notification costs much less than they did.
 const NOTIFY_AFTER: usize = 128 * 1024;
-
-/// How a driver breaks its ring.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum RingError {
-    /// More is available than the ring has.
-    #[error("{0} requests are available in a ring of {1}")]
-    Runaway(u16, u16),
-    /// More is under way than the ring has.
-    #[error("more requests than the ring has descriptors")]
-    TooMany,
-    /// A chain begins outside of the ring.
-    #[error("a chain begins at descriptor {0}, outside of the ring")]
-    Head(u16),
-    /// A chain is malformed.
-    #[error(transparent)]
-    Chain(#[from] ChainError),
-    /// A part of the ring is not in the guest's memory, in one region.
-    #[error("a part of the ring, at {0:#x}, is not in the guest's memory")]
-    Address(u64),
-    /// A part of the ring is aligned for the guest, but not in its file.
-    #[error("a part of the ring, at {0:#x}, is not aligned in its memory region")]
-    Alignment(u64),
-    /// The ring has a size or an address that no ring can have.
-    #[error("{0}")]
-    Queue(#[source] virtio_queue::Error),
-}
 
 /// The ring and what is under way in it. Shared with the requests, which come back to it.
 pub(crate) struct Ring {
@@ -68,10 +41,8 @@ pub(crate) struct Ring {
     /// fro with it.
     pushed: Cell<bool>,
     bytes: Cell<usize>,
-    // What is handed on is the box.
-    #[allow(clippy::vec_box)]
-    spare: RefCell<Vec<Box<Chain>>>,
-    breaks: Tally,
+    spare: RefCell<Chains>,
+    breaks: LogLimiter,
 }
 
 impl Ring {
@@ -85,7 +56,7 @@ impl Ring {
             pushed: Cell::new(false),
             bytes: Cell::new(0),
             spare: RefCell::default(),
-            breaks: Tally::default(),
+            breaks: LogLimiter::default(),
         }
     }
 
@@ -93,7 +64,7 @@ impl Ring {
     /// is at `addresses`, is not in it, and must be stopped.
     pub(crate) fn set_memory(
         &self,
-        memory: Rc<Memory>,
+        memory: &Rc<Memory>,
         addresses: Option<&Addresses>,
     ) -> Result<(), RingError> {
         match (addresses, &mut *self.split.borrow_mut()) {
@@ -125,7 +96,7 @@ impl Ring {
         &self,
         queue: QueueState,
         addresses: &Addresses,
-        memory: Rc<Memory>,
+        memory: &Rc<Memory>,
     ) -> Result<(), RingError> {
         let split = SplitRing::new(queue, addresses, memory)?;
         self.split.replace(Some(split));
@@ -152,16 +123,16 @@ impl Ring {
         }
     }
 
-    /// Takes the next requests, a batch at the most, and puts them behind those in `into`; none if
-    /// none is available. Errors: how the driver has broken the ring. What came before is taken.
-    pub(crate) fn pop(self: &Rc<Ring>, into: &mut Vec<Request>) -> Result<(), RingError> {
+    /// Takes the next requests, a batch at the most, and appends their chains to `into`; none if none
+    /// is available. Errors: how the driver has broken the ring. What came before is taken.
+    pub(crate) fn pop(&self, into: &mut Chains) -> Result<(), RingError> {
         let mut split = self.split.borrow_mut();
         let Some(split) = &mut *split else {
             return Ok(());
         };
         let mut heads = [0; BATCH];
         let heads = split.available(&mut heads)?;
-        // One alone is read at once.
+        // A single request is read at once.
         if heads.len() > 1 {
             prefetch_beginnings(split, heads);
         }
@@ -171,7 +142,7 @@ impl Ring {
         Ok(())
     }
 
-    fn pop_one(self: &Rc<Ring>, split: &mut SplitRing, head: u16) -> Result<Request, RingError> {
+    fn pop_one(&self, split: &mut SplitRing, head: u16) -> Result<Box<Chain>, RingError> {
         if head >= split.size() {
             return Err(RingError::Head(head));
         }
@@ -180,24 +151,20 @@ impl Ring {
         }
         let spare = self.spare.borrow_mut().pop();
         let mut chain = spare.unwrap_or_else(|| Box::new(Chain::new()));
-        let (memory, table) = (split.memory(), split.descriptors());
-        let (readable, writable) = (&mut chain.readable.0, &mut chain.writable.0);
-        chain::walk(memory, table, head, readable, writable)?;
-        readable.prefetch(REQUEST, prefetch::for_reading);
-        writable.prefetch(REPLY, prefetch::for_writing);
-        chain.head = head;
-        chain.memory = Some(memory.clone());
+        chain.walk(split.memory(), split.descriptors(), head)?;
+        chain.readable().prefetch(REQUEST);
+        chain.writable().prefetch(REPLY);
         // Only now: a chain that was not understood was not taken.
         split.take();
         self.in_flight.set(self.in_flight.get() + 1);
-        Ok(Request::new(self.clone(), chain))
+        Ok(chain)
     }
 
     /// Gives a chain back to the driver. After the ring has been stopped nothing is written.
     pub(crate) fn push(&self, mut chain: Box<Chain>, used: u32) {
         self.in_flight.set(self.in_flight.get() - 1);
-        let head = chain.head;
-        let bytes = self.bytes.get() + chain.readable.len() + used as usize;
+        let head = chain.head();
+        let bytes = self.bytes.get() + chain.readable().len() + used as usize;
         chain.clear();
         let mut spare = self.spare.borrow_mut();
         if spare.len() < SPARE_CHAINS {

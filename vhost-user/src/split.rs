@@ -20,8 +20,8 @@ use virtio_queue::desc::split::{Descriptor, VirtqUsedElem};
 use virtio_queue::{Queue, QueueState};
 use vm_memory::VolatileSlice;
 
+use crate::error::RingError;
 use crate::memory::Memory;
-use crate::ring::RingError;
 
 /// Where the front-end has put the ring, in its own addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,18 +41,23 @@ const EVENT_SIZE: usize = 2;
 /// After so many the driver is told of what is done, so that it can go on while this side does.
 const PUBLISH_AFTER: u16 = 16;
 
-/// One part of the ring.
-///
-/// Invariant: `start` leads to `len` bytes that are mapped, readable and writable, as long as the
-/// memory lives that stands beside it in [`SplitRing`].
+/// One part of the ring: `len` bytes from `start` on, which lie in `memory` and so are mapped, readable
+/// and writable, as long as the part lives.
 struct Part {
     start: NonNull<u8>,
     len: usize,
+    memory: Rc<Memory>,
 }
 
 impl Part {
-    /// The `len` bytes at the guest's physical address `address`.
-    fn find(memory: &Memory, address: u64, len: usize, align: usize) -> Result<Part, RingError> {
+    /// The `len` bytes at the guest's physical address `address`. Errors: they are not in one region, or
+    /// not aligned.
+    fn find(
+        memory: &Rc<Memory>,
+        address: u64,
+        len: usize,
+        align: usize,
+    ) -> Result<Part, RingError> {
         let start = memory
             .contiguous(address, len)
             .ok_or(RingError::Address(address))?;
@@ -60,15 +65,23 @@ impl Part {
         if !start.addr().get().is_multiple_of(align) {
             return Err(RingError::Alignment(address));
         }
-        Ok(Part { start, len })
+        let memory = memory.clone();
+        Ok(Part { start, len, memory })
+    }
+
+    fn slice(&self) -> VolatileSlice<'_> {
+        // SAFETY: `start` and `len` are what `contiguous` found in `memory`, which keeps them mapped as
+        // long as `self` is borrowed.
+        unsafe { VolatileSlice::new(self.start.as_ptr(), self.len) }
     }
 
     fn u16(&self, at: usize) -> &AtomicU16 {
         assert!(at + size_of::<u16>() <= self.len);
         let place = self.start.as_ptr().wrapping_add(at).cast::<u16>();
         assert!(place.is_aligned());
-        // SAFETY: in bounds, which the invariant speaks of, and aligned; the memory is shared with
-        // the guest, whose accesses are to be taken for atomic ones.
+        // SAFETY: aligned and within the `len` bytes, by the assertions; `memory` keeps them mapped as
+        // long as `self` is borrowed. The guest writes there at the same time: its accesses count as
+        // atomic ones, and this process makes no others.
         unsafe { AtomicU16::from_ptr(place) }
     }
 
@@ -76,7 +89,9 @@ impl Part {
         assert!(at + size_of::<u32>() <= self.len);
         let place = self.start.as_ptr().wrapping_add(at).cast::<u32>();
         assert!(place.is_aligned());
-        // SAFETY: as above.
+        // SAFETY: aligned and within the `len` bytes, by the assertions; `memory` keeps them mapped as
+        // long as `self` is borrowed. The guest reads there at the same time: its accesses count as
+        // atomic ones, and this process makes no others.
         unsafe { AtomicU32::from_ptr(place) }
     }
 }
@@ -88,8 +103,6 @@ pub(crate) struct SplitRing {
     descriptors: Part,
     available: Part,
     used: Part,
-    /// What the parts are in.
-    memory: Rc<Memory>,
     /// Up to where the driver is known to have made requests available.
     seen_available: u16,
     /// Up to where the driver can see what was given back, and up to where it was notified.
@@ -103,9 +116,9 @@ impl SplitRing {
     pub(crate) fn new(
         queue: QueueState,
         addresses: &Addresses,
-        memory: Rc<Memory>,
+        memory: &Rc<Memory>,
     ) -> Result<SplitRing, RingError> {
-        let (mut queue, [descriptors, available, used]) = place(queue, addresses, &memory)?;
+        let (mut queue, [descriptors, available, used]) = place(queue, addresses, memory)?;
         // What was given back stands in the ring itself.
         queue.next_used = u16::from_le(used.u16(INDEX).load(Acquire));
         Ok(SplitRing {
@@ -113,7 +126,6 @@ impl SplitRing {
             descriptors,
             available,
             used,
-            memory,
             seen_available: queue.next_avail,
             published: queue.next_used,
             notified: queue.next_used,
@@ -124,11 +136,11 @@ impl SplitRing {
     pub(crate) fn move_to(
         &mut self,
         addresses: &Addresses,
-        memory: Rc<Memory>,
+        memory: &Rc<Memory>,
     ) -> Result<(), RingError> {
-        let (queue, [descriptors, available, used]) = place(self.queue, addresses, &memory)?;
+        let (queue, [descriptors, available, used]) = place(self.queue, addresses, memory)?;
+        self.queue = queue;
         (self.descriptors, self.available, self.used) = (descriptors, available, used);
-        (self.queue, self.memory) = (queue, memory);
         Ok(())
     }
 
@@ -138,14 +150,12 @@ impl SplitRing {
 
     /// What the ring is in, and the addresses in its descriptors lead to.
     pub(crate) fn memory(&self) -> &Rc<Memory> {
-        &self.memory
+        &self.descriptors.memory
     }
 
     /// The descriptor table.
     pub(crate) fn descriptors(&self) -> VolatileSlice<'_> {
-        let Part { start, len } = self.descriptors;
-        // SAFETY: by the part's invariant, for as long as `self` holds the memory.
-        unsafe { VolatileSlice::new(start.as_ptr(), len) }
+        self.descriptors.slice()
     }
 
     /// The index of the next request to be taken.
@@ -262,7 +272,7 @@ impl SplitRing {
 fn place(
     queue: QueueState,
     addresses: &Addresses,
-    memory: &Memory,
+    memory: &Rc<Memory>,
 ) -> Result<(QueueState, [Part; 3]), RingError> {
     let guest = |user| memory.guest_address(user).ok_or(RingError::Address(user));
     let queue = QueueState {

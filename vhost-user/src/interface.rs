@@ -1,0 +1,59 @@
+//! What the user of this crate brings along: the device's description, its handler and the event loop.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+
+use crate::request::Request;
+
+/// What the device is.
+#[derive(Clone, Debug)]
+pub struct DeviceConfig {
+    /// The device's own virtio feature bits. VERSION_1, INDIRECT_DESC, EVENT_IDX and the protocol's
+    /// own bit are added.
+    pub features: u64,
+    /// The configuration space. The driver reads zeroes beyond its end.
+    pub config_space: Vec<u8>,
+    /// The largest ring that is accepted; a power of two, at most 32768.
+    pub max_queue_size: u16,
+}
+
+/// What the device does.
+pub trait Handler {
+    /// Takes a request over. It must be completed once, now or later; one that is dropped is
+    /// completed with length 0.
+    fn handle(&self, request: Request);
+
+    /// Whether the handler accepts requests now. Otherwise they stay in the ring, and the loop must
+    /// call again once it accepts them.
+    fn takes(&self) -> bool {
+        true
+    }
+
+    /// Returns when every request taken over has been completed: the memory or the ring that they
+    /// use goes away next. Called before the ring is stopped, disabled or reset, before memory is
+    /// replaced or removed, and when the connection ends.
+    fn drain(&self);
+
+    /// The driver has gone, or starts anew: forget its state.
+    fn reset(&self);
+}
+
+/// What a watched descriptor is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The front-end's messages.
+    Control,
+    /// The driver's notifications.
+    Kick,
+}
+
+/// The event loop. Each of its turns calls [`Connection::ready`](crate::Connection::ready) for each
+/// readable descriptor, then [`Connection::take_requests`](crate::Connection::take_requests) and
+/// finally [`Connection::notify`](crate::Connection::notify). Before it blocks it asks
+/// [`Connection::prepare_sleep`](crate::Connection::prepare_sleep).
+pub trait Poller {
+    /// Starts to watch whether `fd` is readable. Errors: those of the loop.
+    fn watch(&self, fd: BorrowedFd<'_>, source: Source) -> io::Result<()>;
+    /// Stops watching `fd`, which is still open and was watched.
+    fn unwatch(&self, fd: BorrowedFd<'_>);
+}

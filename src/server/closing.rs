@@ -179,7 +179,7 @@ impl Left {
         }
     }
 
-    /// What its close asks of a file system that is not far.
+    /// What its close asks of a file system that is not remote.
     fn cost(&self) -> Cost {
         match &self.what {
             What::File(Handle::File(file)) => {
@@ -277,13 +277,14 @@ impl Server {
     fn close_on(&self, device: Device, list: &mut [Left]) {
         let is_lock = |left: &&Left| matches!(left.what, What::Locks(_));
         let locks = list.iter().filter(is_lock).count();
-        let is_near = self.placement.medium(device) != Medium::Far;
+        let on = self.placement.file_system(device);
+        let is_remote = on.medium() == Medium::Remote;
         let mut cost = match locks > MANY_LOCKS {
             true => Cost::Wait,
             false => Cost::Held,
         };
-        // What is far goes to a worker whatever it costs, and is not asked here.
-        for left in list.iter().filter(|_| is_near) {
+        // What is remote goes to a worker whatever it costs, and is not asked here.
+        for left in list.iter().filter(|_| !is_remote) {
             cost = match (cost, left.cost()) {
                 (Cost::Wait, _) | (_, Cost::Wait) => Cost::Wait,
                 (Cost::Change, _) | (_, Cost::Change) => Cost::Change,
@@ -291,7 +292,7 @@ impl Server {
             };
         }
         let closed: Vec<Closed> = list.iter_mut().filter_map(Left::take).collect();
-        self.call(device, cost, move || drop(closed));
+        self.placement.call(&on, cost, move || drop(closed));
         if locks > 0 {
             self.session.lock_waiters.wake_all();
         }

@@ -2,7 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
 use foldhash::fast::RandomState;
@@ -70,6 +70,15 @@ pub enum Handle {
     File(File),
     /// A directory and its position.
     Directory(DirectoryStream),
+}
+
+impl AsFd for Handle {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Handle::File(file) => file.fd.as_fd(),
+            Handle::Directory(stream) => stream.as_fd(),
+        }
+    }
 }
 
 /// An open regular file.

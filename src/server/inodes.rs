@@ -17,9 +17,10 @@ use coroutine::WaitQueue;
 use foldhash::fast::RandomState;
 use nix::errno::Errno;
 
+use super::call::Actor;
 use super::closing::{Closable, Closing, Leaving, is_large};
 use super::fid::OpenFile;
-use super::placement::{Cost, Device, Medium};
+use super::placement::{Cost, Device, Site};
 use super::{InFlight, Server};
 use crate::export::handle::Trace;
 use crate::export::{InodeKey, Lookup, Name, Node};
@@ -101,8 +102,8 @@ pub struct Inodes {
     /// none the last time.
     crowd: Cell<usize>,
     relieving: Cell<bool>,
-    /// The file systems in something else's hands of which some are being given up.
-    relieving_far: RefCell<Vec<Device>>,
+    /// The remote file systems of which some are being given up.
+    evicting_remote: RefCell<Vec<Device>>,
     /// Woken at the end of both.
     relieved: WaitQueue,
 }
@@ -111,7 +112,7 @@ pub struct Inodes {
 struct Relieving<'a>(&'a Inodes);
 
 /// As long as it lives, descriptors on this file system are given up; others need not wait for that.
-struct RelievingFar(Rc<Inodes>, Device);
+struct EvictingRemote(Rc<Inodes>, Device);
 
 /// Counts one descriptor of an open file.
 #[derive(Debug)]
@@ -252,7 +253,7 @@ impl Inodes {
             budget,
             crowd: Cell::new(budget),
             relieving: Cell::new(false),
-            relieving_far: RefCell::default(),
+            evicting_remote: RefCell::default(),
             relieved: WaitQueue::new(),
         })
     }
@@ -418,11 +419,11 @@ impl Drop for Relieving<'_> {
     }
 }
 
-impl Drop for RelievingFar {
+impl Drop for EvictingRemote {
     fn drop(&mut self) {
-        let RelievingFar(inodes, device) = self;
+        let EvictingRemote(inodes, device) = self;
         inodes
-            .relieving_far
+            .evicting_remote
             .borrow_mut()
             .retain(|other| other != device);
         inodes.relieved.wake_all();
@@ -461,8 +462,9 @@ impl Server {
         }
         let keeps = self.room().is_ok();
         let (device, fd) = (open.inode.key().id.device, open.handle.as_fd());
-        let (node, _) =
-            self.with_descriptors(|| self.call(device, Cost::Held, || Node::of_open_file(fd)))?;
+        let (node, _) = self.with_descriptors(|| {
+            self.call(device, Cost::Held, Actor::Daemon, || Node::of_open_file(fd))
+        })?;
         Ok(self.found_again(&open.inode, node, keeps))
     }
 
@@ -521,10 +523,10 @@ impl Server {
         // From the inode up to the first that needs no directory to be found.
         let mut chain = Vec::new();
         let mut top = None;
-        let mut far = false;
+        let mut remote = false;
         let mut next = Some(inode.clone());
         while let Some(inode) = next.take() {
-            far |= self.placement.medium(inode.key.id.device) == Medium::Far;
+            remote |= self.placement.is_remote(inode.key.id.device);
             let Some(trace) = inode.trace() else {
                 top = inode.peek();
                 break;
@@ -553,10 +555,11 @@ impl Server {
             }
             found.ok_or(Errno::ESTALE)
         };
-        match far {
-            true => self.blocking_far(follow),
-            false => self.blocking(follow),
-        }
+        let site = match remote {
+            true => Site::Remote,
+            false => Site::Worker,
+        };
+        self.placement.call_at(site, follow)
     }
 
     /// The pinned file of an inode, for a moment: if it has given its descriptor up, that is not
@@ -573,8 +576,8 @@ impl Server {
     pub(super) fn relieve(&self) {
         let inodes = &self.session.inodes;
         // Whoever comes while this is being done has nothing to wait for.
-        if inodes.crowded() && !inodes.relieving.get() && self.give_up_near(1) == 0 {
-            self.give_up_far();
+        if inodes.crowded() && !inodes.relieving.get() && self.evict_local(1) == 0 {
+            self.evict_remote();
         }
     }
 
@@ -597,27 +600,27 @@ impl Server {
 
     /// Whether it is worth to try again: some were given up, by this request or another meanwhile.
     fn give_up_descriptors(&self) -> bool {
-        /// How often it is looked whether there is something near to give up by now, while what is far
+        /// How often it is looked whether there is something local to give up by now, while a remote file system
         /// is asked.
         const LOOK_AGAIN: Duration = Duration::from_millis(100);
         /// Batches.
         const ALL: usize = 8;
         let inodes = &self.session.inodes;
         let before = inodes.descriptors();
-        let mut asked_far = false;
+        let mut asked_remote = false;
         loop {
             if inodes.relieving.get() {
                 inodes.relieved.wait();
                 return true;
             }
-            if self.give_up_near(ALL) > 0 {
+            if self.evict_local(ALL) > 0 {
                 return true;
             }
-            if !asked_far {
-                self.give_up_far();
-                asked_far = true;
+            if !asked_remote {
+                self.evict_remote();
+                asked_remote = true;
             }
-            if inodes.relieving_far.borrow().is_empty() {
+            if inodes.evicting_remote.borrow().is_empty() {
                 return inodes.descriptors() < before;
             }
             inodes.relieved.wait_timeout(LOOK_AGAIN);
@@ -635,13 +638,13 @@ impl Server {
 
     /// Gives up a batch of what is on file systems that do answer, and says how many. Others wait for
     /// the end. At the most so many batches are looked at.
-    fn give_up_near(&self, batches: usize) -> usize {
+    fn evict_local(&self, batches: usize) -> usize {
         let inodes = &self.session.inodes;
         inodes.relieving.set(true);
         let _relieving = Relieving(inodes);
-        let near = |inode: &Inode| self.far_device(inode).is_none();
+        let local = |inode: &Inode| self.remote_device(inode).is_none();
         for _ in 0..batches {
-            let idle = self.idle(near);
+            let idle = self.idle(local);
             let given_up = self.give_up(&idle, None);
             if given_up > 0 || idle.is_empty() {
                 return given_up;
@@ -652,21 +655,23 @@ impl Server {
 
     /// Begins to give up what is on a file system that may never answer: not in the way of any
     /// request, and of no other file system.
-    fn give_up_far(&self) {
+    fn evict_remote(&self) {
         let inodes = &self.session.inodes;
         let mut device = None;
-        let idle = self.idle(|inode| match self.far_device(inode) {
-            Some(far) if device.is_none() && !inodes.relieving_far.borrow().contains(&far) => {
-                device = Some(far);
+        let idle = self.idle(|inode| match self.remote_device(inode) {
+            Some(remote)
+                if device.is_none() && !inodes.evicting_remote.borrow().contains(&remote) =>
+            {
+                device = Some(remote);
                 true
             }
-            far => far.is_some() && far == device,
+            remote => remote.is_some() && remote == device,
         });
         let (Some(device), Some(server)) = (device, InFlight::of(self)) else {
             return;
         };
-        inodes.relieving_far.borrow_mut().push(device);
-        let relieving = RelievingFar(server.session.inodes.clone(), device);
+        inodes.evicting_remote.borrow_mut().push(device);
+        let relieving = EvictingRemote(server.session.inodes.clone(), device);
         let spawned = coroutine::spawn(move || {
             let _relieving = relieving;
             let given_up = AssertUnwindSafe(|| server.give_up(&idle, Some(device)));
@@ -694,23 +699,23 @@ impl Server {
         idle
     }
 
-    /// The file system in something else's hands that has to be asked before the inode can be given
+    /// The remote file system that has to be asked before the inode can be given
     /// up: its own, or one of a directory by which it is found.
-    fn far_device(&self, inode: &Inode) -> Option<Device> {
-        /// What is deeper below what was given up is taken for far.
+    fn remote_device(&self, inode: &Inode) -> Option<Device> {
+        /// What is deeper below what was given up is taken for remote.
         const DEPTH: usize = 64;
-        let far = |inode: &Inode| {
+        let remote = |inode: &Inode| {
             let device = inode.key.id.device;
-            (self.placement.medium(device) == Medium::Far).then_some(device)
+            self.placement.is_remote(device).then_some(device)
         };
-        let device = far(inode);
+        let device = remote(inode);
         if device.is_some() {
             return device;
         }
         let mut next = inode.above();
         for _ in 0..DEPTH {
             let above = next?;
-            let device = far(&above);
+            let device = remote(&above);
             if device.is_some() {
                 return device;
             }
@@ -722,9 +727,9 @@ impl Server {
         Some(inode.key.id.device)
     }
 
-    /// Gives these up, which a file system has to be asked about, `far` if it may never answer.
+    /// Gives these up, which a file system has to be asked about, `remote` if it may block indefinitely.
     /// Returns how many could be.
-    fn give_up(&self, idle: &[Rc<Inode>], far: Option<Device>) -> usize {
+    fn give_up(&self, idle: &[Rc<Inode>], remote: Option<Device>) -> usize {
         let inodes = &self.session.inodes;
         let traces = self.export.traces();
         let nodes: Vec<_> = idle.iter().map(|inode| inode.peek()).collect();
@@ -754,10 +759,10 @@ impl Server {
                 .map(|(node, place)| traces.of((*node)?, *place))
                 .collect()
         };
-        let found = match far {
+        let found = match remote {
             _ if idle.is_empty() => Vec::new(),
-            None => self.blocking(find),
-            Some(_) => self.blocking_far(find),
+            None => self.placement.call_at(Site::Worker, find),
+            Some(_) => self.placement.call_at(Site::Remote, find),
         };
         drop(files);
         drop(places);

@@ -3,8 +3,9 @@
 //! A request comes in at [`Server::handle`](vhost_user::Handler::handle), runs as a coroutine
 //! through `Server::serve`, is dispatched to the handler named after its message in `handlers`,
 //! and goes out through its `Exchange`. Handlers read like blocking code; a system call is one
-//! closure, given to `Server::call`, which makes it here or on a worker as `placement` says.
+//! closure, given to `Server::call` (`call`), which makes it here or on a worker as `placement` says.
 
+mod call;
 mod closing;
 mod exchange;
 mod fid;
@@ -24,9 +25,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::{Rc, Weak};
 use std::time::Instant;
 
-use coroutine::{RwLock, Semaphore, Workers};
+use coroutine::{RwLock, Workers};
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
 use protocol::{Qid, Tmessage};
 use vhost_user::{Handler, Request};
 
@@ -37,7 +37,7 @@ use held::Held;
 use inodes::{Inode, Inodes, Place};
 use limits::{Bound, Limits};
 use locks::Locks;
-use placement::{Cost, Device, Medium, Placement};
+use placement::{Device, Medium, Placement, Site};
 use requests::Requests;
 use throttle::{Rates, Throttle};
 use waiters::LockWaiters;
@@ -52,9 +52,6 @@ pub const MIN_MSIZE: u32 = 4096;
 pub struct Server {
     this: Weak<Server>,
     export: Export,
-    workers: Workers,
-    /// How many workers may wait for file systems that are far.
-    far: Semaphore,
     placement: Placement,
     throttle: Throttle,
     session: Session,
@@ -118,14 +115,12 @@ impl Server {
             lock_waiters: LockWaiters::default(),
         };
         let root = export.root();
-        let placement = Placement::new(root.id().device, Medium::of(root));
+        let placement = Placement::new(workers, root.id().device, Medium::of(root));
         Rc::new_cyclic(|this| Server {
             this: this.clone(),
             placement,
             throttle: Throttle::new(rates),
             export,
-            far: Semaphore::new(far_workers(workers.max_threads())),
-            workers,
             session,
             in_flight: Cell::new(0),
             scratch: RefCell::default(),
@@ -134,143 +129,12 @@ impl Server {
 
     /// The pool that the loop has to serve with completions.
     pub fn workers(&self) -> &Workers {
-        &self.workers
+        self.placement.workers()
     }
 
     /// Until when no request is taken, if that is so.
     pub fn held_until(&self) -> Option<Instant> {
         self.throttle.held_until()
-    }
-
-    /// Makes a call on a file of `device` here if it will not have to wait, else on a worker.
-    fn call<T: Send>(&self, device: (u32, u32), cost: Cost, call: impl FnOnce() -> T + Send) -> T {
-        match self.placement.here(device, cost, call) {
-            Ok(value) => value,
-            Err(call) => self.blocking_on(device, call),
-        }
-    }
-
-    /// Runs what may block on a worker, while other requests go on. Not for what may reach a file
-    /// system that is in something else's hands.
-    fn blocking<T: Send>(&self, call: impl FnOnce() -> T + Send) -> T {
-        self.workers.offload(call)
-    }
-
-    /// Runs what may block on a file of `device`.
-    fn blocking_on<T: Send>(&self, device: (u32, u32), call: impl FnOnce() -> T + Send) -> T {
-        match self.placement.medium(device) {
-            Medium::Memory | Medium::Disk => self.blocking(call),
-            Medium::Far => self.blocking_far(call),
-        }
-    }
-
-    /// Runs what may block for as long as another host, a program or nobody knows who likes: not on
-    /// the last workers, which the other file systems need.
-    fn blocking_far<T: Send>(&self, call: impl FnOnce() -> T + Send) -> T {
-        let _permit = self.far.acquire();
-        self.workers.offload(call)
-    }
-
-    /// Makes a call on `node` that the fid's user must be permitted to make. Another's rights are
-    /// taken on by a worker only.
-    fn acting<T: Send>(
-        &self,
-        fid: &Fid,
-        node: &Node,
-        cost: Cost,
-        call: impl FnOnce() -> Result<T, Errno> + Send,
-    ) -> Result<T, Errno> {
-        let (identity, user) = (self.export.identity(), fid.user);
-        let device = node.id().device;
-        if identity.is_other(user) {
-            return self.blocking_on(device, || identity.acting(user, call));
-        }
-        self.call(device, self.cost(cost), call)
-    }
-
-    /// Makes a call that opens a file of `device`, with a flag that it is given. Whoever has a lease on
-    /// the file is not waited for at first (`O_NONBLOCK`: EAGAIN), and then as what is far is.
-    fn opening<T: Send>(
-        &self,
-        device: (u32, u32),
-        cost: Cost,
-        mut open: impl FnMut(OFlag) -> Result<T, Errno> + Send,
-    ) -> Result<T, Errno> {
-        if self.placement.medium(device) != Medium::Far {
-            match self.call(device, cost, || open(OFlag::O_NONBLOCK)) {
-                Err(Errno::EAGAIN) => {}
-                result => return result,
-            }
-        }
-        self.blocking_far(|| open(OFlag::empty()))
-    }
-
-    /// [`Server::opening`] of `node`, which the fid's user must be permitted to open.
-    fn acting_opening<T: Send>(
-        &self,
-        fid: &Fid,
-        node: &Node,
-        cost: Cost,
-        mut open: impl FnMut(OFlag) -> Result<T, Errno> + Send,
-    ) -> Result<T, Errno> {
-        let (identity, user) = (self.export.identity(), fid.user);
-        let cost = match identity.is_other(user) {
-            true => Cost::Wait,
-            false => self.cost(cost),
-        };
-        self.opening(node.id().device, cost, |more| {
-            identity.acting(user, || open(more))
-        })
-    }
-
-    /// [`Server::opening`] of what is in `directory`, or is made there for `owner`.
-    fn creating_opening<T: Send>(
-        &self,
-        owner: Owner,
-        directory: &Node,
-        open: impl FnMut(OFlag) -> Result<T, Errno> + Send,
-    ) -> Result<T, Errno> {
-        let cost = match self.export.identity().takes_on(owner) {
-            true => Cost::Wait,
-            false => self.cost(Cost::Change),
-        };
-        self.opening(directory.id().device, cost, open)
-    }
-
-    /// Makes a call that makes a file in `directory` for `owner`. Another's ids are taken on by a
-    /// worker only.
-    fn creating<T: Send>(
-        &self,
-        owner: Owner,
-        directory: &Node,
-        call: impl FnOnce() -> Result<T, Errno> + Send,
-    ) -> Result<T, Errno> {
-        let device = directory.id().device;
-        if self.export.identity().takes_on(owner) {
-            return self.blocking_on(device, call);
-        }
-        self.call(device, self.cost(Cost::Change), call)
-    }
-
-    /// What an operation costs that takes one call unless the security model adds to it.
-    fn cost(&self, plain: Cost) -> Cost {
-        match plain {
-            // Other files have to be read, under locks that a worker may have.
-            Cost::Held | Cost::Read if !self.export.stat_is_immediate() => Cost::Wait,
-            Cost::Change if self.export.is_mapped() => Cost::Wait,
-            cost => cost,
-        }
-    }
-
-    /// What the file is for the guest now: here if the kernel knows, else a worker finds out.
-    fn stat(&self, file: &Held, into: &mut Stat) -> Result<(), Errno> {
-        let (export, file) = (&self.export, file.located());
-        let device = file.node.id().device;
-        if export.stat_is_immediate() {
-            self.call(device, Cost::Held, || export.stat(file, into))
-        } else {
-            self.with_descriptors(|| self.blocking_on(device, || export.stat(file, into)))
-        }
     }
 
     /// The qid of the file that `stat` describes.
@@ -285,8 +149,9 @@ impl Server {
         self.session.qids.borrow_mut().check(node.id())?;
         if device != from && !self.placement.is_root(device) {
             let traces = self.export.traces();
-            let (medium, found_again) =
-                self.blocking_far(|| (Medium::of(&node), traces.check(&node)));
+            let (medium, found_again) = self
+                .placement
+                .call_at(Site::Remote, || (Medium::of(&node), traces.check(&node)));
             self.placement.learn(device, medium);
             found_again?;
         }
@@ -388,7 +253,7 @@ impl Handler for Server {
     fn drain(&self) {
         let _stopping = self.session.requests.stop();
         while self.in_flight.get() > 0 {
-            if coroutine::run_ready() + self.workers.wait_completed() == 0 {
+            if coroutine::run_ready() + self.workers().wait_completed() == 0 {
                 log::error!("{} requests wait for nothing", self.in_flight.get());
                 return;
             }
@@ -400,12 +265,6 @@ impl Handler for Server {
         self.session.fids.clear().for_each(|fid| self.let_go(fid));
         self.close_left();
     }
-}
-
-/// How many of all workers may wait for file systems that are far: a quarter, and one at least where
-/// there are two, is for the others.
-fn far_workers(all: usize) -> usize {
-    all - (all / 4).max(1).min(all - 1)
 }
 
 /// The server, for something that a stop waits for: counted in until this is dropped.

@@ -7,11 +7,12 @@
 //! |---|---|---|---|---|
 //! | memory (tmpfs) | here | here, paced | here, paced | worker |
 //! | local disk (ext4, xfs, ...) | here | worker | here, paced | worker |
-//! | network, FUSE, unknown | worker | worker | worker | worker |
+//! | remote: network, FUSE, unknown | worker | worker | worker | worker |
 //!
-//! What is far may never answer, and then keeps the worker: the last quarter of the workers is left
-//! to the other file systems (`Server::blocking_far`). Behind a mount is a file system of which nothing is
-//! known yet, so only who may wait so long crosses one (`Lookup::Local`).
+//! A remote file system may block for ever, and then keeps the worker: so only some of the workers
+//! are for these ([`Site::Remote`]), and the last quarter is left to the other file systems. Behind a
+//! mount is a file system of which nothing is known yet, so only who may wait so long crosses one
+//! (`Lookup::Local`).
 //!
 //! *Paced* means that calls which took long after all, because the journal was full, memory was
 //! swapped out or large files were freed, send the next ones to workers for a while, and for twice
@@ -20,12 +21,15 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::os::fd::AsFd;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use coroutine::{Semaphore, Workers};
 use foldhash::fast::RandomState;
 use nix::sys::statfs::fstatfs;
 
-/// The numbers of linux/magic.h, which fill 32 bits of a field whose type differs between C libraries.
+/// The numbers of linux/magic.h, which fill 32 bits of a field whose type differs between C
+/// libraries, and of file systems that are not in Linux.
 mod magic {
     pub const TMPFS: u32 = 0x0102_1994;
     pub const RAMFS: u32 = 0x8584_58f6;
@@ -34,6 +38,17 @@ mod magic {
     pub const XFS: u32 = 0x5846_5342;
     pub const BTRFS: u32 = 0x9123_683e;
     pub const F2FS: u32 = 0xf2f5_2010;
+    pub const BCACHEFS: u32 = 0xca45_1a4e;
+    pub const ZFS: u32 = 0x2fc1_2fc1;
+    pub const JFS: u32 = 0x3153_464a;
+    pub const NILFS: u32 = 0x3434;
+    pub const EROFS: u32 = 0xe0f5_e1e2;
+    pub const SQUASHFS: u32 = 0x7371_7368;
+    pub const ISOFS: u32 = 0x9660;
+    pub const UDF: u32 = 0x1501_3346;
+    pub const FAT: u32 = 0x4d44;
+    pub const EXFAT: u32 = 0x2011_bab0;
+    pub const NTFS3: u32 = 0x7366_746e;
 }
 
 /// Major and minor number of a file system's device.
@@ -68,14 +83,14 @@ pub enum Medium {
     Memory,
     /// A disk of this host.
     Disk,
-    /// Something else's hands: another host's, a program's, or nobody knows whose.
-    Far,
+    /// Network, FUSE or unknown: a call may block indefinitely.
+    Remote,
 }
 
 impl Medium {
-    /// The medium of an open file. May block. What cannot be asked is far.
+    /// The medium of an open file. May block. What cannot be asked is remote.
     pub fn of(file: impl AsFd) -> Medium {
-        fstatfs(file).map_or(Medium::Far, |statfs| {
+        fstatfs(file).map_or(Medium::Remote, |statfs| {
             Medium::of_type(statfs.filesystem_type().0 as u32)
         })
     }
@@ -83,19 +98,58 @@ impl Medium {
     fn of_type(kind: u32) -> Medium {
         match kind {
             magic::TMPFS | magic::RAMFS => Medium::Memory,
-            magic::EXT4 | magic::XFS | magic::BTRFS | magic::F2FS => Medium::Disk,
-            _ => Medium::Far,
+            // Inodes in use are in memory, changes go to a log or a transaction first, and the rest
+            // takes as long as a disk does. ZFS makes a writer wait when it has too much to write:
+            // the pace sees that.
+            magic::EXT4
+            | magic::XFS
+            | magic::BTRFS
+            | magic::F2FS
+            | magic::BCACHEFS
+            | magic::ZFS
+            | magic::JFS
+            | magic::NILFS
+            | magic::EROFS
+            | magic::SQUASHFS
+            | magic::ISOFS
+            | magic::UDF
+            | magic::FAT
+            | magic::EXFAT
+            | magic::NTFS3 => Medium::Disk,
+            // overlayfs and eCryptfs are as slow as what is below them, which may be a network's, and
+            // which they do not tell. Cluster file systems (OCFS2, GFS2) ask other hosts for each
+            // inode. Files of /proc and /sys run any driver's code.
+            _ => Medium::Remote,
         }
     }
 }
 
-/// What is known of the file systems of the share.
-pub struct Placement {
-    root: (Device, FileSystem),
-    others: RefCell<HashMap<Device, FileSystem, RandomState>>,
+/// Where a call is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Site {
+    /// Here, on the loop.
+    Here,
+    /// Here, and its time is taken.
+    Timed,
+    /// On a worker.
+    Worker,
+    /// On one of the workers that may wait indefinitely.
+    Remote,
 }
 
-struct FileSystem {
+/// Where calls are made, and what is known of the file systems of the share.
+pub struct Placement {
+    workers: Workers,
+    /// How many workers may wait for remote file systems.
+    remote: Semaphore,
+    root: (Device, Rc<FileSystem>),
+    others: RefCell<HashMap<Device, Rc<FileSystem>, RandomState>>,
+    /// Of which nothing is known.
+    unknown: Rc<FileSystem>,
+}
+
+/// What is known of a file system.
+pub struct FileSystem {
     medium: Medium,
     reads: Pace,
     changes: Pace,
@@ -104,12 +158,20 @@ struct FileSystem {
 }
 
 impl Placement {
-    /// For a share whose root is on `device`, which is `medium`.
-    pub fn new(device: Device, medium: Medium) -> Placement {
+    /// For a share whose root is on `device`, which is `medium`. Only `workers` block.
+    pub fn new(workers: Workers, device: Device, medium: Medium) -> Placement {
         Placement {
+            remote: Semaphore::new(remote_workers(workers.max_threads())),
+            workers,
             root: (device, FileSystem::new(medium)),
             others: RefCell::default(),
+            unknown: FileSystem::new(Medium::Remote),
         }
+    }
+
+    /// The pool that the loop has to serve with completions.
+    pub fn workers(&self) -> &Workers {
+        &self.workers
     }
 
     /// The guest has reached a file on `device` by crossing into it. A number may stand for another
@@ -129,65 +191,97 @@ impl Placement {
         self.root.0 == device
     }
 
-    /// What the files of `device` are in.
-    pub fn medium(&self, device: Device) -> Medium {
-        self.with(device, |known| known.medium)
-            .unwrap_or(Medium::Far)
+    /// The file system on `device`.
+    pub fn file_system(&self, device: Device) -> Rc<FileSystem> {
+        if self.is_root(device) {
+            return self.root.1.clone();
+        }
+        let others = self.others.borrow();
+        others.get(&device).unwrap_or(&self.unknown).clone()
     }
 
-    /// Makes the call if this is the place for it, else gives it back.
-    pub fn here<T, F: FnOnce() -> T>(&self, device: Device, cost: Cost, call: F) -> Result<T, F> {
-        let pace = |known: &FileSystem| match (known.medium, cost) {
-            (Medium::Memory | Medium::Disk, Cost::Held) => Some(None),
-            (Medium::Memory, Cost::Read) => known.reads.allows().then_some(Some(Cost::Read)),
-            (Medium::Memory | Medium::Disk, Cost::Change) => {
-                known.changes.allows().then_some(Some(Cost::Change))
-            }
-            _ => None,
-        };
-        match self.with(device, pace).flatten() {
-            None => Err(call),
-            Some(None) => Ok(call()),
-            Some(Some(cost)) => {
+    /// Whether a call on `device` may block indefinitely.
+    pub fn is_remote(&self, device: Device) -> bool {
+        self.file_system(device).medium == Medium::Remote
+    }
+
+    /// Makes a call of this cost on a file of `on` where it belongs.
+    pub fn call<T: Send>(&self, on: &FileSystem, cost: Cost, call: impl FnOnce() -> T + Send) -> T {
+        match on.site(cost) {
+            Site::Timed => {
                 let begin = Instant::now();
                 let result = call();
-                let took = begin.elapsed();
-                self.with(device, |known| match cost {
-                    Cost::Read => known.reads.took(took),
-                    _ => known.changes.took(took),
-                });
-                Ok(result)
+                on.took(cost, begin.elapsed());
+                result
+            }
+            site => self.call_at(site, call),
+        }
+    }
+
+    /// Makes a call at this site, and takes no time. On a worker other requests go on meanwhile.
+    pub fn call_at<T: Send>(&self, site: Site, call: impl FnOnce() -> T + Send) -> T {
+        match site {
+            Site::Here | Site::Timed => call(),
+            Site::Worker => self.workers.offload(call),
+            Site::Remote => {
+                let _permit = self.remote.acquire();
+                self.workers.offload(call)
             }
         }
-    }
-
-    /// Whether it is worth to ask for a transfer that does not wait.
-    pub fn tries_nowait(&self, device: Device, transfer: Transfer) -> bool {
-        self.with(device, |known| known.nowait[transfer as usize].get())
-            .unwrap_or(true)
-    }
-
-    /// The file system knows no transfer that does not wait (EOPNOTSUPP).
-    pub fn refuses_nowait(&self, device: Device, transfer: Transfer) {
-        self.with(device, |known| known.nowait[transfer as usize].set(false));
-    }
-
-    fn with<T>(&self, device: Device, f: impl FnOnce(&FileSystem) -> T) -> Option<T> {
-        if self.is_root(device) {
-            return Some(f(&self.root.1));
-        }
-        self.others.borrow().get(&device).map(f)
     }
 }
 
+/// How many of all workers may wait for remote file systems: a quarter, and one at least where
+/// there are two, is for the others.
+fn remote_workers(all: usize) -> usize {
+    all - (all / 4).max(1).min(all - 1)
+}
+
 impl FileSystem {
-    fn new(medium: Medium) -> FileSystem {
-        FileSystem {
+    fn new(medium: Medium) -> Rc<FileSystem> {
+        Rc::new(FileSystem {
             medium,
             reads: Pace::default(),
             changes: Pace::default(),
             nowait: [Cell::new(true), Cell::new(true)],
+        })
+    }
+
+    /// What its files are in.
+    pub fn medium(&self) -> Medium {
+        self.medium
+    }
+
+    /// Where to make a call of this cost: counts it for the pace.
+    pub fn site(&self, cost: Cost) -> Site {
+        let timed = |pace: &Pace| match pace.allows() {
+            true => Site::Timed,
+            false => Site::Worker,
+        };
+        match (self.medium, cost) {
+            (Medium::Remote, _) => Site::Remote,
+            (_, Cost::Held) => Site::Here,
+            (Medium::Memory, Cost::Read) => timed(&self.reads),
+            (_, Cost::Change) => timed(&self.changes),
+            (Medium::Disk, Cost::Read) | (_, Cost::Wait) => Site::Worker,
         }
+    }
+
+    fn took(&self, cost: Cost, time: Duration) {
+        match cost {
+            Cost::Read => self.reads.took(time),
+            _ => self.changes.took(time),
+        }
+    }
+
+    /// Whether it is worth to ask for a transfer that does not wait.
+    pub fn tries_nowait(&self, transfer: Transfer) -> bool {
+        self.nowait[transfer as usize].get()
+    }
+
+    /// It knows no transfer that does not wait (EOPNOTSUPP).
+    pub fn refuses_nowait(&self, transfer: Transfer) {
+        self.nowait[transfer as usize].set(false);
     }
 }
 
@@ -239,36 +333,31 @@ mod tests {
 
     use super::*;
 
-    const ROOT: Device = (8, 1);
+    const COSTS: [Cost; 4] = [Cost::Held, Cost::Read, Cost::Change, Cost::Wait];
 
-    fn is_here(placement: &Placement, device: Device, cost: Cost) -> bool {
-        placement.here(device, cost, || ()).is_ok()
+    #[test]
+    fn each_medium_has_its_sites() {
+        use Site::{Here, Remote, Timed, Worker};
+        let sites = |medium| COSTS.map(|cost| FileSystem::new(medium).site(cost));
+        assert_eq!(sites(Medium::Memory), [Here, Timed, Timed, Worker]);
+        assert_eq!(sites(Medium::Disk), [Here, Worker, Timed, Worker]);
+        assert_eq!(sites(Medium::Remote), [Remote; 4]);
     }
 
     #[test]
-    fn each_medium_has_its_places() {
-        let places = |medium| {
-            let placement = Placement::new(ROOT, medium);
-            [Cost::Held, Cost::Read, Cost::Change, Cost::Wait]
-                .map(|cost| is_here(&placement, ROOT, cost))
-        };
-        assert_eq!(places(Medium::Memory), [true, true, true, false]);
-        assert_eq!(places(Medium::Disk), [true, false, true, false]);
-        assert_eq!(places(Medium::Far), [false; 4]);
-    }
-
-    #[test]
-    fn what_nobody_knows_is_far() {
-        let placement = Placement::new(ROOT, Medium::Memory);
-        assert!(!is_here(&placement, (0, 45), Cost::Held));
+    fn what_nobody_knows_is_remote() {
+        let workers = Workers::new(1).unwrap();
+        let placement = Placement::new(workers, (8, 1), Medium::Memory);
+        assert!(!placement.is_remote((8, 1)));
+        assert!(placement.is_remote((0, 45)));
         placement.learn((0, 45), Medium::Disk);
-        assert!(is_here(&placement, (0, 45), Cost::Held));
+        assert!(!placement.is_remote((0, 45)));
         // The number has come to another file system.
-        placement.learn((0, 45), Medium::Far);
-        assert!(!is_here(&placement, (0, 45), Cost::Held));
+        placement.learn((0, 45), Medium::Remote);
+        assert!(placement.is_remote((0, 45)));
 
-        assert_eq!(Medium::of(File::open("/proc").unwrap()), Medium::Far);
-        assert_eq!(Medium::of_type(0x6573_5546), Medium::Far);
+        assert_eq!(Medium::of(File::open("/proc").unwrap()), Medium::Remote);
+        assert_eq!(Medium::of_type(0x6573_5546), Medium::Remote);
         assert_eq!(Medium::of_type(magic::TMPFS), Medium::Memory);
         assert_eq!(Medium::of_type(magic::XFS), Medium::Disk);
     }
@@ -298,22 +387,20 @@ mod tests {
 
     #[test]
     fn what_a_file_system_refuses_is_not_tried_again() {
-        let placement = Placement::new(ROOT, Medium::Disk);
-        placement.learn((8, 2), Medium::Memory);
-        placement.refuses_nowait(ROOT, Transfer::Write);
-        assert!(!placement.tries_nowait(ROOT, Transfer::Write));
-        assert!(placement.tries_nowait(ROOT, Transfer::Read));
-        assert!(placement.tries_nowait((8, 2), Transfer::Write));
+        let file_system = FileSystem::new(Medium::Disk);
+        file_system.refuses_nowait(Transfer::Write);
+        assert!(!file_system.tries_nowait(Transfer::Write));
+        assert!(file_system.tries_nowait(Transfer::Read));
     }
 
     #[test]
     fn changes_and_reads_have_each_their_pace() {
-        let placement = Placement::new(ROOT, Medium::Memory);
+        let file_system = FileSystem::new(Medium::Memory);
         for _ in 0..2 {
-            placement.with(ROOT, |known| known.changes.took(LONG));
+            file_system.took(Cost::Change, LONG);
         }
-        assert!(!is_here(&placement, ROOT, Cost::Change));
-        assert!(is_here(&placement, ROOT, Cost::Read));
-        assert!(is_here(&placement, ROOT, Cost::Held));
+        assert_eq!(file_system.site(Cost::Change), Site::Worker);
+        assert_eq!(file_system.site(Cost::Read), Site::Timed);
+        assert_eq!(file_system.site(Cost::Held), Site::Here);
     }
 }

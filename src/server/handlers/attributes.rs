@@ -11,6 +11,7 @@ use protocol::{Rgetattr, Rsetattr, Rstatfs, Tgetattr, Time, Tsetattr, Tstatfs, g
 use crate::export::name::NAME_MAX;
 use crate::export::{Change, Ids, Stat};
 use crate::server::Server;
+use crate::server::call::Actor;
 use crate::server::fid::Handle;
 use crate::server::placement::Cost;
 
@@ -70,9 +71,12 @@ impl Server {
         };
         let change = change(&m, self.export.identity().ids())?;
         let (export, located, user) = (&self.export, file.located(), fid.user);
-        self.acting_opening(&fid, located.node, Cost::Change, |more| {
-            export.set_attributes(located, writable, &change, user, more)
-        })?;
+        self.call_open(
+            located.node.id().device,
+            Cost::Change,
+            Actor::User(user),
+            |more| export.set_attributes(located, writable, &change, user, more),
+        )?;
         Ok(Rsetattr {})
     }
 
@@ -80,9 +84,9 @@ impl Server {
     pub(super) fn statfs(&self, m: Tstatfs) -> Result<Rstatfs, Errno> {
         let node = self.node(m.fid)?;
         let node = &*node;
-        let (statfs, unit) = self.call(node.id().device, Cost::Held, || {
+        let (statfs, unit) = self.call(node.id().device, Cost::Held, Actor::Daemon, || {
             // The C library's form knows the unit of the counts, and not the type.
-            Ok::<_, Errno>((fstatfs(node)?, fstatvfs(node)?.fragment_size()))
+            Ok((fstatfs(node)?, fstatvfs(node)?.fragment_size()))
         })?;
         let (major, minor) = node.id().device;
         Ok(Rstatfs {

@@ -8,6 +8,7 @@ use protocol::{Qid, Rmkdir, Rmknod, Rreadlink, Rsymlink, Tmkdir, Tmknod, Treadli
 
 use crate::export::{Name, NewFile};
 use crate::server::Server;
+use crate::server::call::Actor;
 use crate::server::placement::Cost;
 
 impl Server {
@@ -58,7 +59,7 @@ impl Server {
         let file = self.held(&*self.session.fids.get(m.fid)?)?;
         let (export, file) = (&self.export, file.located());
         let device = file.node.id().device;
-        *target = self.opening(device, self.cost(Cost::Read), |more| {
+        *target = self.call_open(device, self.cost(Cost::Read), Actor::Daemon, |more| {
             export.readlink(file, more)
         })?;
         Ok(Rreadlink { target })
@@ -74,9 +75,10 @@ impl Server {
         self.export.writable()?;
         let owner = self.owner(&fid, gid)?;
         let (export, directory) = (&self.export, directory.located());
+        let device = directory.node.id().device;
         // For want of a descriptor nothing is made, or what was made is taken away.
         let stat = self.with_descriptors(|| {
-            self.creating(owner, directory.node, || {
+            self.call(device, Cost::Change, Actor::For(owner), || {
                 export.make(directory, &name, file, owner)
             })
         })?;

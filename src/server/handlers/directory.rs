@@ -6,6 +6,7 @@ use protocol::{DirEntry, Qid, QidKind, Rreaddir, Treaddir};
 use crate::export::InodeId;
 use crate::export::directory::entries;
 use crate::server::Server;
+use crate::server::call::Actor;
 use crate::server::exchange::Exchange;
 use crate::server::fid::Handle;
 use crate::server::placement::Cost;
@@ -31,7 +32,7 @@ impl Server {
         let length = {
             let (export, records) = (&self.export, &mut records);
             let device = open.inode.key().id.device;
-            self.call(device, self.cost(Cost::Read), || {
+            self.call(device, self.cost(Cost::Read), Actor::Daemon, || {
                 export.read_directory(device, stream, m.offset, records)
             })?
         };

@@ -1,6 +1,6 @@
 //! Tread, Twrite and Tfsync: data between a file and the guest's memory.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 
 use nix::errno::Errno;
 use nix::unistd::{fdatasync, fsync};
@@ -9,9 +9,10 @@ use vhost_user::{Readable, Writable};
 
 use crate::export::errno_of;
 use crate::server::Server;
+use crate::server::call::Actor;
 use crate::server::exchange::Exchange;
 use crate::server::fid::{Content, Fid, File, Handle, OpenFile, XattrDraft};
-use crate::server::placement::{Cost, Device, Transfer};
+use crate::server::placement::{Cost, Transfer};
 
 /// A copy that takes so long that others should not wait for it: as long as several hops.
 const LARGE: usize = 128 * 1024;
@@ -27,7 +28,10 @@ impl Server {
         let into = exchange.writable();
         let done = match content {
             Content::File(open) => match &*open.handle {
-                Handle::File(file) => self.read_file(&open, file, m.offset, into, count)?,
+                Handle::File(file) => {
+                    let read = read_call(file, m.offset, into, count);
+                    self.transfer(&open, Transfer::Read, false, count, read)?
+                }
                 Handle::Directory(_) => return Err(Errno::EISDIR),
             },
             Content::XattrValue(held) => {
@@ -56,7 +60,7 @@ impl Server {
                 Handle::File(file) => {
                     let write = write_call(file, m.offset, from, count);
                     match self.drop_set_id(&fid, file)? {
-                        None => self.write_file(&open, file.sync, count, write)?,
+                        None => self.transfer(&open, Transfer::Write, file.sync, count, write)?,
                         Some(group) => self.write_as(&fid, &open, group, count, write)?,
                     }
                 }
@@ -73,7 +77,8 @@ impl Server {
     pub(super) fn fsync(&self, m: Tfsync) -> Result<Rfsync, Errno> {
         let open = self.session.fids.get(m.fid)?.open_file()?;
         let fd = open.handle.as_fd();
-        self.blocking_on(open.inode.key().id.device, || {
+        let device = open.inode.key().id.device;
+        self.call(device, Cost::Wait, Actor::Daemon, || {
             if m.datasync != 0 {
                 fdatasync(fd)
             } else {
@@ -81,36 +86,6 @@ impl Server {
             }
         })?;
         Ok(Rfsync {})
-    }
-
-    fn read_file(
-        &self,
-        open: &OpenFile,
-        file: &File,
-        offset: u64,
-        into: &Writable,
-        count: usize,
-    ) -> Result<usize, Errno> {
-        let (fd, device) = (file.fd.as_fd(), open.inode.key().id.device);
-        let read = move |done: usize, flags| {
-            into.read_from_file(
-                fd,
-                Rread::PAYLOAD + done,
-                count - done,
-                offset + done as u64,
-                flags,
-            )
-        };
-        let mut done = 0;
-        let mut cost = self.copying(count, Cost::Read);
-        if self.placement.tries_nowait(device, Transfer::Read) {
-            match go_on(&mut done, count, |done| read(done, libc::RWF_NOWAIT)) {
-                Err(Errno::EAGAIN) => cost = Cost::Wait,
-                Err(Errno::EOPNOTSUPP) => self.placement.refuses_nowait(device, Transfer::Read),
-                result => return result.map(|()| done),
-            }
-        }
-        self.transfer(device, cost, done, count, read)
     }
 
     /// Before the first write to an open file that may have set-id bits, and the first after a chmod
@@ -124,7 +99,9 @@ impl Server {
         let (export, held, user) = (&self.export, self.held(fid)?, fid.user);
         let located = held.located();
         let device = located.node.id().device;
-        let group = self.blocking_on(device, || export.drop_set_id(located, user))?;
+        let group = self.call(device, Cost::Wait, Actor::Daemon, || {
+            export.drop_set_id(located, user)
+        })?;
         if group.is_none() {
             file.set_id_dropped.set(given);
         }
@@ -144,36 +121,13 @@ impl Server {
         let (identity, user) = (self.export.identity(), fid.user);
         let mut done = 0;
         let progress = &mut done;
-        self.blocking_on(open.inode.key().id.device, || {
-            identity.acting(user, || {
-                identity.changing_content(user, group, || {
-                    go_on(progress, count, |done| write(done, 0))
-                })
+        let device = open.inode.key().id.device;
+        self.call(device, Cost::Wait, Actor::User(user), || {
+            identity.changing_content(user, group, || {
+                go_on(progress, count, |done| write(done, 0))
             })
         })?;
         Ok(done)
-    }
-
-    fn write_file(
-        &self,
-        open: &OpenFile,
-        sync: bool,
-        count: usize,
-        write: impl Fn(usize, i32) -> std::io::Result<usize> + Send + Sync,
-    ) -> Result<usize, Errno> {
-        let device = open.inode.key().id.device;
-        let mut done = 0;
-        let mut cost = self.copying(count, Cost::Change);
-        if sync {
-            cost = Cost::Wait;
-        } else if self.placement.tries_nowait(device, Transfer::Write) {
-            match go_on(&mut done, count, |done| write(done, libc::RWF_NOWAIT)) {
-                Err(Errno::EAGAIN) => cost = Cost::Wait,
-                Err(Errno::EOPNOTSUPP) => self.placement.refuses_nowait(device, Transfer::Write),
-                result => return result.map(|()| done),
-            }
-        }
-        self.transfer(device, cost, done, count, write)
     }
 
     /// What a copy of `count` bytes costs that is `small` if it is: a worker makes large ones while
@@ -186,23 +140,56 @@ impl Server {
         }
     }
 
-    /// Makes a read or write of `count` bytes whole of which `done` are done: what the page cache
-    /// could give without waiting. `call` takes how much is done and `RWF_*` flags. A short count
-    /// is returned only at the end of the file, or where an error stopped the call after it had
-    /// begun.
+    /// Makes a read or write of `count` bytes: what the page cache can give or take at once here, and
+    /// the rest where it belongs, all of it if the call is known to wait. `call` takes how much is done
+    /// and `RWF_*` flags. A short count is returned only at the end of the file, or where an error
+    /// stopped the call after it had begun.
     fn transfer(
         &self,
-        device: Device,
-        cost: Cost,
-        mut done: usize,
+        open: &OpenFile,
+        transfer: Transfer,
+        waits: bool,
         count: usize,
         call: impl Fn(usize, i32) -> std::io::Result<usize> + Send + Sync,
     ) -> Result<usize, Errno> {
+        let on = self.placement.file_system(open.inode.key().id.device);
+        let mut done = 0;
+        let mut cost = match (waits, transfer) {
+            (true, _) => Cost::Wait,
+            (false, Transfer::Read) => self.copying(count, Cost::Read),
+            (false, Transfer::Write) => self.copying(count, Cost::Change),
+        };
+        if !waits && on.tries_nowait(transfer) {
+            match go_on(&mut done, count, |done| call(done, libc::RWF_NOWAIT)) {
+                Err(Errno::EAGAIN) => cost = Cost::Wait,
+                Err(Errno::EOPNOTSUPP) => on.refuses_nowait(transfer),
+                result => return result.map(|()| done),
+            }
+        }
         let progress = &mut done;
-        self.call(device, cost, || {
+        self.call_on(&on, cost, Actor::Daemon, || {
             go_on(progress, count, |done| call(done, 0))
         })?;
         Ok(done)
+    }
+}
+
+/// A read of the file from which on what is done of `count` bytes, with `RWF_*` flags.
+fn read_call<'a>(
+    file: &'a File,
+    offset: u64,
+    into: &'a Writable,
+    count: usize,
+) -> impl Fn(usize, i32) -> std::io::Result<usize> + Send + Sync + 'a {
+    let fd = file.fd.as_fd();
+    move |done, flags| {
+        into.read_from_file(
+            fd,
+            Rread::PAYLOAD + done,
+            count - done,
+            offset + done as u64,
+            flags,
+        )
     }
 }
 
@@ -265,13 +252,4 @@ fn write_draft(
         value.resize(end, 0);
     }
     Ok(from.read_at(Twrite::PAYLOAD, &mut value[start..end]))
-}
-
-impl AsFd for Handle {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Handle::File(file) => file.fd.as_fd(),
-            Handle::Directory(stream) => stream.as_fd(),
-        }
-    }
 }

@@ -8,6 +8,7 @@ use nix::errno::Errno;
 use protocol::{Rgetlock, Rlock, Tgetlock, Tlock, lock};
 
 use crate::server::Server;
+use crate::server::call::Actor;
 use crate::server::fid::OpenFile;
 use crate::server::locks::{Owner, Range, open_for_locks};
 use crate::server::placement::Cost;
@@ -88,7 +89,8 @@ impl Server {
             let counted = self.count_open()?;
             let device = node.id().device;
             let open = |more| open_for_locks(node, writable, more);
-            let description = self.with_descriptors(|| self.opening(device, Cost::Wait, open))?;
+            let description =
+                self.with_descriptors(|| self.call_open(device, Cost::Wait, Actor::Daemon, open))?;
             Ok(self.closing(description, device, counted))
         })
     }
@@ -96,7 +98,9 @@ impl Server {
     fn set_lock(&self, owner: &Owner, range: Range) -> Result<(), Errno> {
         self.session.locks.allow(owner, &range)?;
         let description = owner.description();
-        self.blocking_on(owner.inode().device, || Owner::set(description, &range))?;
+        self.call(owner.inode().device, Cost::Wait, Actor::Daemon, || {
+            Owner::set(description, &range)
+        })?;
         owner.note(range);
         // Bytes may have become free, also by a write lock that is a read lock now.
         if range.kind != libc::F_WRLCK {
@@ -125,7 +129,9 @@ impl Server {
             Some(owner) => owner.description().as_fd(),
             None => open.handle.as_fd(),
         };
-        let found = self.blocking_on(inode.device, || Owner::probe(description, &range))?;
+        let found = self.call(inode.device, Cost::Wait, Actor::Daemon, || {
+            Owner::probe(description, &range)
+        })?;
         let Some(found) = found else {
             let Tgetlock {
                 start,

@@ -9,6 +9,7 @@ use protocol::{
 
 use crate::export::{FileKind, Name};
 use crate::server::Server;
+use crate::server::call::Actor;
 use crate::server::fid::Fid;
 use crate::server::placement::Cost;
 
@@ -23,9 +24,12 @@ impl Server {
         self.export.writable()?;
         file.same_mount(&directory)?;
         let (export, directory, file) = (&self.export, &*directory, file.located());
-        self.acting(&fid, directory, Cost::Change, || {
-            export.link(file, directory, &name)
-        })?;
+        self.call(
+            directory.id().device,
+            Cost::Change,
+            Actor::User(fid.user),
+            || export.link(file, directory, &name),
+        )?;
         Ok(Rlink {})
     }
 
@@ -41,12 +45,17 @@ impl Server {
         node.same_mount(&directory)?;
         let (export, node, directory) = (&self.export, &*node, &*directory);
         let (before, after) = (self.find_before_removal(), self.find_after_move());
-        let (replaced, moved) = self.acting(&fid, directory, Cost::Change, || {
-            let (from, old) = export.locate(node)?;
-            let replaced = before(directory, &name);
-            export.rename(&from, &old, directory, &name)?;
-            Ok((replaced, after(directory, &name)))
-        })?;
+        let (replaced, moved) = self.call(
+            directory.id().device,
+            Cost::Change,
+            Actor::User(fid.user),
+            || {
+                let (from, old) = export.locate(node)?;
+                let replaced = before(directory, &name);
+                export.rename(&from, &old, directory, &name)?;
+                Ok((replaced, after(directory, &name)))
+            },
+        )?;
         self.keep_found(replaced);
         self.note_move(moved, &to, &name);
         Ok(Rrename {})
@@ -70,11 +79,16 @@ impl Server {
         from.same_mount(&directory)?;
         let (export, from, directory) = (&self.export, &*from, &*directory);
         let (before, after) = (self.find_before_removal(), self.find_after_move());
-        let (replaced, moved) = self.acting(&fid, directory, Cost::Change, || {
-            let replaced = before(directory, &new);
-            export.rename(from, &old, directory, &new)?;
-            Ok((replaced, after(directory, &new)))
-        })?;
+        let (replaced, moved) = self.call(
+            directory.id().device,
+            Cost::Change,
+            Actor::User(fid.user),
+            || {
+                let replaced = before(directory, &new);
+                export.rename(from, &old, directory, &new)?;
+                Ok((replaced, after(directory, &new)))
+            },
+        )?;
         self.keep_found(replaced);
         self.note_move(moved, &to, &new);
         Ok(Rrenameat {})
@@ -94,11 +108,16 @@ impl Server {
         self.export.writable()?;
         let (export, directory) = (&self.export, &*directory);
         let before = self.find_before_removal();
-        let removed = self.acting(&fid, directory, Cost::Change, || {
-            let removed = before(directory, &name);
-            export.unlink(directory, &name, flag)?;
-            Ok(removed)
-        })?;
+        let removed = self.call(
+            directory.id().device,
+            Cost::Change,
+            Actor::User(fid.user),
+            || {
+                let removed = before(directory, &name);
+                export.unlink(directory, &name, flag)?;
+                Ok(removed)
+            },
+        )?;
         self.keep_found(removed);
         Ok(Runlinkat {})
     }
@@ -122,9 +141,14 @@ impl Server {
             _ => UnlinkatFlags::NoRemoveDir,
         };
         let export = &self.export;
-        self.acting(fid, node, Cost::Change, || {
-            let (directory, name) = export.locate(node)?;
-            export.unlink(&directory, &name, flag)
-        })
+        self.call(
+            node.id().device,
+            Cost::Change,
+            Actor::User(fid.user),
+            || {
+                let (directory, name) = export.locate(node)?;
+                export.unlink(&directory, &name, flag)
+            },
+        )
     }
 }

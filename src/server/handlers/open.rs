@@ -7,6 +7,7 @@ use protocol::{Rlcreate, Rlopen, Tlcreate, Tlopen, open};
 use crate::export::directory::DirectoryStream;
 use crate::export::{FileKind, Name, Node, Stat, has_set_id};
 use crate::server::Server;
+use crate::server::call::Actor;
 use crate::server::fid::{File, Handle, OpenFile};
 use crate::server::inodes::Place;
 use crate::server::placement::Cost;
@@ -35,7 +36,7 @@ impl Server {
         let (fd, stat) = {
             let (export, file, user) = (&self.export, file.located(), fid.user);
             self.with_descriptors(|| {
-                self.acting_opening(&fid, file.node, cost, |more| {
+                self.call_open(file.node.id().device, cost, Actor::User(user), |more| {
                     export.open(file, flags | more, user)
                 })
             })?
@@ -64,19 +65,20 @@ impl Server {
         let exclusive = m.flags & open::EXCL != 0;
         let owner = self.owner(&fid, m.gid)?;
         let (export, directory) = (&self.export, directory.located());
+        let device = directory.node.id().device;
         let counted = self.count_open()?;
         let given = export.set_id_given();
         // It takes two descriptors. What is made with the first is kept until there is a second.
         let mut made = None;
         let result = self.with_descriptors(|| {
             let made = &mut made;
-            self.creating_opening(owner, directory.node, |more| {
+            self.call_open(device, Cost::Change, Actor::For(owner), |more| {
                 let flags = flags | more;
                 export.create(directory, &name, flags, exclusive, m.mode, owner, made)
             })
         });
         if let Some(made) = made {
-            let _: Result<(), Errno> = self.creating(owner, directory.node, || {
+            let _ = self.call(device, Cost::Change, Actor::For(owner), || {
                 export.undo_create(directory.node, &name, made);
                 Ok(())
             });

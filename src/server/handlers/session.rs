@@ -6,8 +6,9 @@ use protocol::{
 };
 
 use crate::export::{Lookup, acl};
+use crate::server::call::Actor;
 use crate::server::fid::{Fid, XattrDraft};
-use crate::server::placement::{Cost, Medium};
+use crate::server::placement::{Cost, Site};
 use crate::server::{MAX_MSIZE, MIN_MSIZE, Server};
 
 const DIALECT: &[u8] = b"9P2000.L";
@@ -59,14 +60,15 @@ impl Server {
         let find = |lookup| export.directory_below(m.aname, stopping, lookup);
         let top = export.root().id().device;
         let (root, stat) = self.with_descriptors(|| {
-            if self.placement.medium(top) != Medium::Far {
-                match self.blocking(|| find(Lookup::Local)) {
+            if !self.placement.is_remote(top) {
+                match self.placement.call_at(Site::Worker, || find(Lookup::Local)) {
                     Err(Errno::EAGAIN) => {}
                     result => return result,
                 }
             }
             // Behind a mount nobody knows yet who has to answer.
-            self.blocking_far(|| find(Lookup::Blocking))
+            self.placement
+                .call_at(Site::Remote, || find(Lookup::Blocking))
         })?;
         let root = self.admit(root, None, top)?;
         self.session
@@ -115,9 +117,14 @@ impl Server {
         let (export, node) = (&self.export, &*self.hold(inode)?);
         let removal = draft.is_removal();
         let user = fid.user;
-        self.acting(fid, node, Cost::Change, || match removal {
-            true => export.remove_xattr(node, name, user),
-            false => export.set_xattr(node, name, &value, *flags, user),
-        })
+        self.call(
+            node.id().device,
+            Cost::Change,
+            Actor::User(user),
+            || match removal {
+                true => export.remove_xattr(node, name, user),
+                false => export.set_xattr(node, name, &value, *flags, user),
+            },
+        )
     }
 }

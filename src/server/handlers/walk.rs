@@ -7,7 +7,7 @@ use crate::export::{Component, Export, Lookup, Node, Stat, WayUp};
 use crate::server::Server;
 use crate::server::fid::Fid;
 use crate::server::inodes::Place;
-use crate::server::placement::Medium;
+use crate::server::placement::{Medium, Site};
 
 /// How far a walk came.
 #[derive(Default)]
@@ -72,7 +72,7 @@ impl Server {
     }
 
     /// As far as the kernel's caches reach, and no mount is crossed, the walk is made here; the
-    /// rest, if any, on a worker: as what is far only from where a mount is crossed.
+    /// rest, if any, on a worker: as on a remote file system only from where a mount is crossed.
     fn resolve(&self, fid: &Fid, start: &Node, names: &[&[u8]]) -> Result<Walked, Errno> {
         let root = &*self.hold(&fid.root)?;
         let (identity, user) = (self.export.identity(), fid.user);
@@ -84,15 +84,15 @@ impl Server {
         self.with_descriptors(|| {
             let medium = match walked.files.last() {
                 // It has crossed a mount before.
-                Some((node, _)) if node.id().device != start.id().device => Medium::Far,
-                _ => self.placement.medium(start.id().device),
+                Some((node, _)) if node.id().device != start.id().device => Medium::Remote,
+                _ => self.placement.file_system(start.id().device).medium(),
             };
             // Another's rights are taken on by a worker only.
             let here = match medium {
                 _ if other || !export.stat_is_immediate() => None,
                 Medium::Memory => Some(Lookup::Local),
                 Medium::Disk => Some(Lookup::Cached),
-                Medium::Far => None,
+                Medium::Remote => None,
             };
             walked.error = Some(Errno::EAGAIN);
             if let Some(lookup) = here {
@@ -105,12 +105,14 @@ impl Server {
                 })
             };
             // What is only not in memory takes no longer than this disk does.
-            if walked.error == Some(Errno::EAGAIN) && medium != Medium::Far {
-                self.blocking(|| on_worker(&mut walked, Lookup::Local))?;
+            if walked.error == Some(Errno::EAGAIN) && medium != Medium::Remote {
+                self.placement
+                    .call_at(Site::Worker, || on_worker(&mut walked, Lookup::Local))?;
             }
             // Behind a mount nobody knows yet who has to answer.
             if walked.error == Some(Errno::EAGAIN) {
-                self.blocking_far(|| on_worker(&mut walked, Lookup::Blocking))?;
+                self.placement
+                    .call_at(Site::Remote, || on_worker(&mut walked, Lookup::Blocking))?;
             }
             match walked.error {
                 Some(error @ (Errno::EMFILE | Errno::ENFILE)) => Err(error),

@@ -8,6 +8,7 @@ use protocol::{Rxattrcreate, Rxattrwalk, Txattrcreate, Txattrwalk, xattr};
 use crate::export::acl;
 use crate::export::xattr::{XATTR_SIZE_MAX, XattrName};
 use crate::server::Server;
+use crate::server::call::Actor;
 use crate::server::fid::{Fid, XattrDraft, XattrValue};
 use crate::server::placement::Cost;
 
@@ -20,11 +21,12 @@ impl Server {
         self.session.fids.check_free(m.newfid)?;
         let node = self.node_of(&fid)?;
         let (export, node) = (&self.export, &*node);
+        let (device, actor) = (node.id().device, Actor::User(fid.user));
         let value = if m.name.is_empty() {
-            self.acting(&fid, node, Cost::Read, || export.xattr_names(node))?
+            self.call(device, Cost::Read, actor, || export.xattr_names(node))?
         } else {
             let name = XattrName::new(m.name)?;
-            let mut value = self.acting(&fid, node, Cost::Read, || export.xattr(node, &name))?;
+            let mut value = self.call(device, Cost::Read, actor, || export.xattr(node, &name))?;
             acl::to_guest(m.name, &mut value, self.export.identity().ids());
             value
         };

@@ -193,7 +193,9 @@ pub fn run(options: &Options) -> Result<(), Error> {
     };
     // What is reached by a path of the host, before the sandbox is entered.
     let (socket, mut file) = match (&options.socket, options.fd) {
-        (_, Some(fd)) => (Socket::inherited(fd)?, None),
+        // SAFETY: this process has opened no socket yet: one with this number comes from its parent,
+        // which means it for this.
+        (_, Some(fd)) => (unsafe { Socket::inherited(fd)? }, None),
         (Some(path), None) => {
             let (socket, file) = Socket::bind(path, options.socket_group.as_deref())?;
             (socket, Some(file))

@@ -9,7 +9,6 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, FcntlArg, FdFlag, OFlag, fcntl, open};
-use nix::sys::socket::{getsockopt, sockopt};
 use nix::sys::stat::{FchmodatFlags, Mode, fchmodat, umask};
 use nix::unistd::{Gid, Group, fchownat};
 
@@ -109,21 +108,15 @@ impl Socket {
         Ok((Socket::listening(listener).map_err(failed)?, file))
     }
 
-    /// Takes over a descriptor that the process was started with.
-    pub fn inherited(fd: RawFd) -> Result<Socket, Error> {
+    /// Takes over a socket that the process was started with. Errors: `fd` is not open, or not a socket.
+    ///
+    /// # Safety
+    /// If `fd` is an open socket, nothing else in this process owns it.
+    pub unsafe fn inherited(fd: RawFd) -> Result<Socket, Error> {
         let failed = |error: io::Error| Error::Inherited { fd, error };
-        // SAFETY: the number comes from the command line, as the descriptor that is meant for
-        // this; the kernel is asked at once whether it is open, and nothing else of the process
-        // has opened a descriptor that it would pass for.
+        let listens = is_listening(fd).map_err(|error| failed(error.into()))?;
+        // SAFETY: a socket is open there, and by this function's contract nothing else owns it.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        let listens = match getsockopt(&fd, sockopt::AcceptConn) {
-            Ok(listens) => listens,
-            Err(error) => {
-                // Not ours to close: it may be closed already, or be something else.
-                std::mem::forget(fd);
-                return Err(failed(error.into()));
-            }
-        };
         fcntl(&fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map_err(|error| failed(error.into()))?;
         if listens {
             Socket::listening(fd.into()).map_err(failed)
@@ -155,6 +148,26 @@ pub fn accept(listener: &UnixListener) -> io::Result<Option<UnixStream>> {
             _ => Err(error),
         },
     }
+}
+
+/// Whether the socket with the number `fd` listens. Errors: those of getsockopt(2); EBADF if nothing is
+/// open there, ENOTSOCK if it is not a socket.
+fn is_listening(fd: RawFd) -> Result<bool, Errno> {
+    let mut listens: libc::c_int = 0;
+    let mut len = size_of_val(&listens) as libc::socklen_t;
+    // SAFETY: the call takes any number for a descriptor, and writes `listens`, which has `len` bytes, and
+    // `len`.
+    let result = unsafe {
+        libc::getsockopt(
+            fd,
+            libc::SOL_SOCKET,
+            libc::SO_ACCEPTCONN,
+            (&raw mut listens).cast(),
+            &mut len,
+        )
+    };
+    Errno::result(result)?;
+    Ok(listens != 0)
 }
 
 /// Binds a socket that is nobody else's from its first moment, whatever the umask of whoever started

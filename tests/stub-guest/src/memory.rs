@@ -189,7 +189,8 @@ impl GuestMemory {
     /// Copies bytes out of guest memory.
     pub fn read(&self, address: u64, into: &mut [u8]) -> Result<()> {
         let from = self.pointer(address, into.len())?;
-        // SAFETY: as in `write`, in the other direction.
+        // SAFETY: `pointer` proved that the range lies in a live mapping of ours; `into` cannot
+        // overlap it, since no reference to guest memory exists.
         unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), into.as_mut_ptr(), into.len()) };
         Ok(())
     }
@@ -290,7 +291,8 @@ impl GuestMemory {
         if !pointer.is_aligned() {
             return Err(Error::BadAddress(address));
         }
-        // SAFETY: in bounds, aligned, alive as long as `self`; ours are all atomic accesses as well.
+        // SAFETY: `pointer` proved that it lies in a mapping, which lives as long as `self`, and it is
+        // aligned. Both sides access the rings' 16-bit fields atomically while the device runs.
         Ok(unsafe { AtomicU16::from_ptr(pointer.as_ptr()) })
     }
 
@@ -316,7 +318,8 @@ fn hash_of(regions: &[Region]) -> u64 {
         let size = region.info.size as usize;
         for at in (0..size).step_by(chunk.len()) {
             let part = &mut chunk[..(size - at).min(64 * PAGE)];
-            // SAFETY: these bytes lie in the region's mapping; as in `GuestMemory::read`.
+            // SAFETY: these bytes lie in the region's mapping, which lives as long as the region; `part`
+            // cannot overlap it, since no reference to guest memory exists.
             unsafe {
                 region
                     .base

@@ -8,12 +8,13 @@ use std::rc::Rc;
 
 use coroutine::Workers;
 use fuzz_harness::machine::{
-    AVAIL, BUFFERS, EVENT_IDX, GUEST, INDIRECT_DESC, Machine, RING_SIZE, TABLE, VERSION_1,
+    BUFFERS, EVENT_IDX, GUEST, INDIRECT_DESC, Machine, RING, RING_SIZE, VERSION_1,
 };
 use protocol::{
     NOFID, NOTAG, Names, Rlerror, Rmessage, Tattach, Tclunk, Tgetattr, Tmessage, Tversion, Twalk,
     getattr,
 };
+use ring_driver::{Ring, indirect, readable, table, writable};
 use tempfile::TempDir;
 use vhost_user::DeviceConfig;
 use vhost_user_9p::export::{Export, FileHandles, Identity, Ids, Multidevs};
@@ -65,7 +66,7 @@ fn clunk(fid: u32) -> Tmessage<'static> {
 struct Session {
     machine: Machine,
     server: Rc<Server>,
-    available: u16,
+    ring: Ring,
     _share: TempDir,
 }
 
@@ -94,7 +95,7 @@ impl Session {
         let mut session = Session {
             machine,
             server,
-            available: 0,
+            ring: Ring::new(RING_SIZE, RING),
             _share: share,
         };
         let version = Tmessage::Version(Tversion {
@@ -116,8 +117,8 @@ impl Session {
     /// Says one thing, and waits for the answer.
     fn say(&mut self, tag: u16, message: &Tmessage<'_>) {
         self.put(0, tag, message);
-        let entry = u64::from(self.available % RING_SIZE);
-        self.machine.write(AVAIL + 4 + 2 * entry, &[0, 0]);
+        let next = self.ring.avail_idx;
+        self.ring.set_avail(&self.machine.memory, next, 0);
         self.serve(1);
         while self.server.workers().wait_completed() > 0 {
             self.machine.run();
@@ -134,16 +135,16 @@ impl Session {
         self.machine.write(place + REQUEST, &frame);
         let (request, reply) = (GUEST + place + REQUEST, GUEST + place + REPLY);
         let room = (SLOT_SIZE - REPLY) as u32;
-        self.machine.describe(place, 0, (request, len, 1, 1));
-        self.machine.describe(place, 1, (reply, room, 2, 0));
-        self.machine
-            .describe(TABLE, slot, (GUEST + place, 32, 4, 0));
+        let descriptors = table(&[readable(request, len).then(1), writable(reply, room)]);
+        self.machine.write(place, &descriptors);
+        let chain = indirect(GUEST + place, descriptors.len() as u32);
+        self.ring.describe(&self.machine.memory, slot, &[chain]);
     }
 
     /// Lets what the ring's next entries say be served.
     fn serve(&mut self, count: u16) {
-        self.available = self.available.wrapping_add(count);
-        self.machine.write(AVAIL + 2, &self.available.to_le_bytes());
+        let next = self.ring.avail_idx.wrapping_add(count);
+        self.ring.set_avail_idx(&self.machine.memory, next);
         self.machine.kick();
         self.machine.run();
     }
@@ -172,11 +173,9 @@ fn run(name: &str, steps: &[Step], count: usize) {
     }
     // What stands in the ring stays: only its index moves.
     for ahead in 0..RING_SIZE {
-        let entry = session.available.wrapping_add(ahead) % RING_SIZE;
-        let head = (ahead % slots).to_le_bytes();
-        session
-            .machine
-            .write(AVAIL + 4 + 2 * u64::from(entry), &head);
+        let index = session.ring.avail_idx.wrapping_add(ahead);
+        let memory = &session.machine.memory;
+        session.ring.set_avail(memory, index, ahead % slots);
     }
     let hops = session.server.workers().hops();
     for _ in 0..count.div_ceil(BATCH.into()) * steps.len() {

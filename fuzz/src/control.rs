@@ -6,11 +6,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
 use arbitrary::{Result, Unstructured};
+use ring_driver::{Ring, readable};
 use vhost_user::{DeviceConfig, Handler, Request};
 
 use crate::machine::{
-    GUEST, INDIRECT_DESC, MEMORY_SIZE, Machine, USER, VERSION_1, eventfd, memory, open_descriptors,
-    u32s, u64s,
+    BUFFERS, GUEST, INDIRECT_DESC, MEMORY_SIZE, Machine, RING, RING_SIZE, USER, VERSION_1, eventfd,
+    memory, open_descriptors, u32s, u64s,
 };
 
 /// Keeps every other request until it has to let go.
@@ -64,8 +65,9 @@ fn messages(machine: &mut Machine, input: &mut Unstructured<'_>) -> Result<()> {
             }
             // A chain in the ring.
             64..80 => {
-                machine.describe(0, 0, (GUEST + 0x4000, 16, 0, 0));
-                machine.write(0x1002, &[choice, 0]);
+                let mut ring = Ring::new(RING_SIZE, RING);
+                ring.describe(&machine.memory, 0, &[readable(GUEST + BUFFERS, 16)]);
+                ring.set_avail_idx(&machine.memory, choice.into());
                 machine.kick();
             }
             80..88 => {

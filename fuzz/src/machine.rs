@@ -13,6 +13,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
+use ring_driver::{Layout, Memory};
 use vhost_user::{Connection, DeviceConfig, Handler, Poller, Source, Status};
 
 /// Where the guest's memory is in the guest, and in the front-end.
@@ -21,9 +22,11 @@ pub const USER: u64 = 0x7f00_0000_0000;
 pub const MEMORY_SIZE: u64 = 0x10_0000;
 pub const RING_SIZE: u16 = 64;
 /// The parts of the ring, from the start of memory.
-pub const TABLE: u64 = 0;
-pub const AVAIL: u64 = 0x1000;
-pub const USED: u64 = 0x2000;
+pub const RING: Layout = Layout {
+    table: 0,
+    avail: 0x1000,
+    used: 0x2000,
+};
 /// What is free for buffers.
 pub const BUFFERS: u64 = 0x4000;
 
@@ -80,11 +83,27 @@ pub fn memory(size: u64) -> File {
     file
 }
 
+/// The guest's memory by offset.
+pub struct Shared(pub File);
+
+impl Memory for Shared {
+    fn read(&self, at: u64, bytes: &mut [u8]) {
+        self.0.read_exact_at(bytes, at).expect("memory");
+    }
+
+    /// Memory keeps its size: what would go beyond its end is left out.
+    fn write(&self, at: u64, bytes: &[u8]) {
+        if at + bytes.len() as u64 <= MEMORY_SIZE {
+            self.0.write_all_at(bytes, at).expect("memory");
+        }
+    }
+}
+
 pub struct Machine {
     socket: UnixStream,
     connection: Option<Connection>,
     watched: Rc<Watched>,
-    pub memory: File,
+    pub memory: Shared,
     kick: EventFd,
     call: EventFd,
 }
@@ -104,7 +123,7 @@ impl Machine {
             socket,
             connection: Some(connection.expect("a connection")),
             watched,
-            memory: memory(MEMORY_SIZE),
+            memory: Shared(memory(MEMORY_SIZE)),
             kick: eventfd(),
             call: eventfd(),
         }
@@ -115,7 +134,7 @@ impl Machine {
 
     /// Sends one of the messages that start a device.
     pub fn step(&mut self, step: usize, features: u64, base: u16) {
-        let memory = self.memory.try_clone().expect("a descriptor");
+        let memory = self.memory.0.try_clone().expect("a descriptor");
         match step {
             0 => self.send(request::SET_OWNER, &[], &[]),
             1 => self.send(request::SET_FEATURES, &u64s(&[features]), &[]),
@@ -130,7 +149,8 @@ impl Machine {
             ),
             4 => self.send(request::SET_VRING_BASE, &u32s(&[0, u32::from(base)]), &[]),
             5 => {
-                let addresses = [USER + TABLE, USER + USED, USER + AVAIL, u64::MAX];
+                let Layout { table, avail, used } = RING;
+                let addresses = [USER + table, USER + used, USER + avail, u64::MAX];
                 let payload = [u32s(&[0, 0]), u64s(&addresses)].concat();
                 self.send(request::SET_VRING_ADDR, &payload, &[]);
             }
@@ -241,38 +261,13 @@ impl Machine {
 
     /// Writes at an offset into the guest's memory, as far as there is any.
     pub fn write(&self, at: u64, bytes: &[u8]) {
-        write(&self.memory, at, bytes);
+        self.memory.write(at, bytes);
     }
 
     pub fn read<const N: usize>(&self, at: u64) -> [u8; N] {
         let mut bytes = [0; N];
-        self.memory.read_exact_at(&mut bytes, at).expect("memory");
+        self.memory.read(at, &mut bytes);
         bytes
-    }
-
-    pub fn read_u16(&self, at: u64) -> u16 {
-        u16::from_le_bytes(self.read(at))
-    }
-
-    pub fn read_u32(&self, at: u64) -> u32 {
-        u32::from_le_bytes(self.read(at))
-    }
-
-    /// Puts a descriptor into the table at `table`, an offset.
-    pub fn describe(&self, table: u64, index: u16, descriptor: (u64, u32, u16, u16)) {
-        let (address, len, flags, next) = descriptor;
-        let mut bytes = u64s(&[address]);
-        bytes.extend_from_slice(&u32s(&[len]));
-        bytes.extend_from_slice(&flags.to_le_bytes());
-        bytes.extend_from_slice(&next.to_le_bytes());
-        self.write(table + 16 * u64::from(index), &bytes);
-    }
-}
-
-/// Writes into memory, which keeps its size.
-pub fn write(memory: &File, at: u64, bytes: &[u8]) {
-    if at + bytes.len() as u64 <= MEMORY_SIZE {
-        memory.write_all_at(bytes, at).expect("memory");
     }
 }
 

@@ -5,11 +5,12 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use arbitrary::{Result, Unstructured};
+use ring_driver::{Descriptor, Memory, Ring, table};
 use vhost_user::{DeviceConfig, Handler, Request};
 
 use crate::machine::{
-    AVAIL, BUFFERS, EVENT_IDX, GUEST, INDIRECT_DESC, MEMORY_SIZE, Machine, RING_SIZE, TABLE, USED,
-    VERSION_1, open_descriptors, write,
+    BUFFERS, EVENT_IDX, GUEST, INDIRECT_DESC, MEMORY_SIZE, Machine, RING, RING_SIZE, Shared,
+    VERSION_1, open_descriptors,
 };
 
 /// More than this is not echoed.
@@ -74,29 +75,27 @@ fn drive(machine: &mut Machine, echo: &Echo, input: &mut Unstructured<'_>) -> Re
     let event_idx = if input.arbitrary()? { EVENT_IDX } else { 0 };
     let features = VERSION_1 | INDIRECT_DESC | event_idx;
     machine.start(features, 0);
-    let mut avail = 0_u16;
+    let mut ring = Ring::new(RING_SIZE, RING);
     let mut scribble = None;
     while !input.is_empty() {
         match input.arbitrary::<u8>()? % 12 {
             0..=2 => {
                 let index = input.arbitrary::<u8>()? % 16;
-                machine.describe(TABLE, index.into(), descriptor(input)?);
+                ring.describe(&machine.memory, index.into(), &[descriptor(input)?]);
             }
             3 | 4 => {
                 let place = place(input)?;
                 let index = input.arbitrary::<u8>()? % 16;
-                machine.describe(place, index.into(), descriptor(input)?);
+                machine.write(place + 16 * u64::from(index), &table(&[descriptor(input)?]));
             }
             5 | 6 => {
                 let head = u16::from(input.arbitrary::<u8>()? % 80);
-                let slot = u64::from(avail % RING_SIZE);
-                machine.write(AVAIL + 4 + 2 * slot, &head.to_le_bytes());
-                avail = avail.wrapping_add(1);
-                machine.write(AVAIL + 2, &avail.to_le_bytes());
+                ring.publish(&machine.memory, head);
             }
             7 => {
                 // Any field of the three rings, the index of avail among them.
-                let at = [TABLE, AVAIL, USED][usize::from(input.arbitrary::<u8>()? % 3)];
+                let at =
+                    [RING.table, RING.avail, RING.used][usize::from(input.arbitrary::<u8>()? % 3)];
                 let offset = u64::from(input.arbitrary::<u8>()?);
                 machine.write(at + offset, &input.arbitrary::<[u8; 2]>()?);
             }
@@ -105,7 +104,7 @@ fn drive(machine: &mut Machine, echo: &Echo, input: &mut Unstructured<'_>) -> Re
                 scribble = Some((at, input.arbitrary::<[u8; 2]>()?));
             }
             9 => {
-                avail = 0;
+                ring = Ring::new(RING_SIZE, RING);
                 machine.stop();
                 machine.write(0, &[0; BUFFERS as usize]);
                 machine.start(features, 0);
@@ -129,7 +128,7 @@ fn place(input: &mut Unstructured<'_>) -> Result<u64> {
     Ok(BUFFERS + 0x100 * u64::from(input.arbitrary::<u8>()? % 8))
 }
 
-fn descriptor(input: &mut Unstructured<'_>) -> Result<(u64, u32, u16, u16)> {
+fn descriptor(input: &mut Unstructured<'_>) -> Result<Descriptor> {
     let address = match input.arbitrary::<u8>()? {
         0..96 => GUEST + place(input)?,
         96..176 => GUEST + 0x8000 + 0x100 * u64::from(input.arbitrary::<u8>()?),
@@ -151,18 +150,23 @@ fn descriptor(input: &mut Unstructured<'_>) -> Result<(u64, u32, u16, u16)> {
         _ => input.arbitrary()?,
     };
     let next = u16::from(input.arbitrary::<u8>()? % 18);
-    Ok((address, len, flags, next))
+    Ok(Descriptor {
+        address,
+        len,
+        flags,
+        next,
+    })
 }
 
 /// Runs while another thread writes `bytes` and zeros by turns.
 fn run_scribbled(machine: &mut Machine, at: u64, bytes: [u8; 2]) {
-    let memory = machine.memory.try_clone().expect("a descriptor");
+    let memory = Shared(machine.memory.0.try_clone().expect("a descriptor"));
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let scribbler = scope.spawn(|| {
             while !done.load(Ordering::Relaxed) {
-                write(&memory, at, &bytes);
-                write(&memory, at, &[0, 0]);
+                memory.write(at, &bytes);
+                memory.write(at, &[0, 0]);
             }
         });
         // Not until the ring is at rest: one that changes for ever may never be.

@@ -10,6 +10,7 @@ use protocol::{
     Tremove, Trename, Trenameat, Tsetattr, Tstatfs, Tsymlink, Tunlinkat, Tversion, Twalk, Twrite,
     Txattrcreate, Txattrwalk, kind,
 };
+use ring_driver::{Ring, Used, readable, writable};
 use vhost_user::DeviceConfig;
 use vhost_user_9p::export::qid::Multidevs;
 use vhost_user_9p::export::{Export, FileHandles, Identity, Ids};
@@ -17,9 +18,7 @@ use vhost_user_9p::server::Server;
 use vhost_user_9p::server::limits::Limits;
 use vhost_user_9p::server::throttle::Rates;
 
-use crate::machine::{
-    AVAIL, BUFFERS, GUEST, Machine, RING_SIZE, TABLE, USED, VERSION_1, open_descriptors,
-};
+use crate::machine::{BUFFERS, GUEST, Machine, RING, RING_SIZE, VERSION_1, open_descriptors};
 use crate::share::Share;
 
 const RLERROR: u8 = 7;
@@ -42,8 +41,7 @@ struct World {
     machine: Machine,
     server: Rc<Server>,
     share: Share,
-    avail: u16,
-    used: u16,
+    ring: Ring,
     /// What was asked in each slot and not answered yet.
     asked: Vec<Option<Asked>>,
     /// What is open between two sessions.
@@ -104,8 +102,7 @@ impl World {
             machine,
             server,
             share,
-            avail: 0,
-            used: 0,
+            ring: Ring::new(RING_SIZE, RING),
             asked: vec![None; SLOTS.into()],
             open: 0,
         };
@@ -177,13 +174,12 @@ impl World {
         let len = (frame.len() + payload.len()) as u32;
         let head = 2 * slot as u16;
         let answer = GUEST + place + SLOT_SIZE / 2;
-        self.machine
-            .describe(TABLE, head, (GUEST + place, len, 1, head + 1));
-        self.machine.describe(TABLE, head + 1, (answer, room, 2, 0));
-        let at = AVAIL + 4 + 2 * u64::from(self.avail % RING_SIZE);
-        self.machine.write(at, &head.to_le_bytes());
-        self.avail = self.avail.wrapping_add(1);
-        self.machine.write(AVAIL + 2, &self.avail.to_le_bytes());
+        let chain = [
+            readable(GUEST + place, len).then(head + 1),
+            writable(answer, room),
+        ];
+        self.ring.describe(&self.machine.memory, head, &chain);
+        self.ring.publish(&self.machine.memory, head);
         self.asked[slot] = Some(Asked {
             kind: frame.get(4).copied().unwrap_or(0),
             tag: frame
@@ -210,12 +206,9 @@ impl World {
 
     /// Checks the answers that have come.
     fn take(&mut self) {
-        while self.machine.read_u16(USED + 2) != self.used {
-            let at = USED + 4 + 8 * u64::from(self.used % RING_SIZE);
-            let (head, len) = (self.machine.read_u32(at), self.machine.read_u32(at + 4));
-            self.used = self.used.wrapping_add(1);
+        for Used { head, len } in self.ring.take_used(&self.machine.memory) {
             assert_eq!(head % 2, 0, "a head that was never posted");
-            let asked = self.asked[head as usize / 2].take();
+            let asked = self.asked[usize::from(head / 2)].take();
             let asked = asked.expect("one answer to each request");
             let place = BUFFERS + SLOT_SIZE * u64::from(head / 2) + SLOT_SIZE / 2;
             asked.check(len, self.machine.read(place));

@@ -7,6 +7,7 @@ use std::rc::Rc;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
+use ring_driver::Layout;
 use vhost::vhost_user::message::VhostUserMemoryRegion;
 use virtio_queue::{Queue, QueueState, QueueT};
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
@@ -17,9 +18,11 @@ use crate::memory::Memory;
 use crate::split::{Addresses, SplitRing};
 
 const MEMORY: usize = 0x10000;
-const DESCRIPTORS: u64 = 0x1000;
-const AVAILABLE: u64 = 0x2000;
-const USED: u64 = 0x3000;
+const LAYOUT: Layout = Layout {
+    table: 0x1000,
+    avail: 0x2000,
+    used: 0x3000,
+};
 const BUFFERS: u64 = 0x8000;
 /// Where the front-end sees the memory.
 const USER: u64 = 0x7000_0000;
@@ -84,40 +87,50 @@ impl Side {
     }
 }
 
-/// The driver, which writes the same into both memories.
+/// Both memories: the driver writes the same into them.
+struct Both<'a>([&'a Side; 2]);
+
+impl ring_driver::Memory for Both<'_> {
+    fn read(&self, address: u64, bytes: &mut [u8]) {
+        bytes.copy_from_slice(&self.0[0].bytes(address, bytes.len()));
+    }
+
+    fn write(&self, address: u64, bytes: &[u8]) {
+        for side in self.0 {
+            side.memory
+                .write_slice(bytes, GuestAddress(address))
+                .unwrap();
+        }
+    }
+}
+
 struct Driver<'a> {
-    sides: [&'a Side; 2],
+    memory: Both<'a>,
+    ring: ring_driver::Ring,
     free: Vec<u16>,
     /// The chains that the device has, by their first descriptor.
     chains: Vec<(u16, Vec<u16>)>,
-    available: u16,
 }
 
 impl Driver<'_> {
-    fn write<T: vm_memory::ByteValued>(&self, value: T, at: u64) {
-        for side in self.sides {
-            side.memory.write_obj(value, GuestAddress(at)).unwrap();
-        }
-    }
-
     fn add(&mut self, lens: &[u32], readable: usize) {
         if self.free.len() < lens.len() {
             return;
         }
         let chain = self.free.split_off(self.free.len() - lens.len());
-        for (place, (index, len)) in chain.iter().zip(lens).enumerate() {
-            let next = chain.get(place + 1).copied();
-            let flags = u16::from(next.is_some()) | if place < readable { 0 } else { 2 };
-            let at = DESCRIPTORS + 16 * u64::from(*index);
-            self.write((BUFFERS + 0x400 * u64::from(*index)).to_le(), at);
-            self.write(len.to_le(), at + 8);
-            self.write(flags.to_le(), at + 12);
-            self.write(next.unwrap_or(0).to_le(), at + 14);
+        for (place, (&index, &len)) in chain.iter().zip(lens).enumerate() {
+            let address = BUFFERS + 0x400 * u64::from(index);
+            let buffer = match place < readable {
+                true => ring_driver::readable(address, len),
+                false => ring_driver::writable(address, len),
+            };
+            let descriptor = match chain.get(place + 1) {
+                Some(&next) => buffer.then(next),
+                None => buffer,
+            };
+            self.ring.describe(&self.memory, index, &[descriptor]);
         }
-        let place = AVAILABLE + 4 + 2 * u64::from(self.available % SIZE);
-        self.write(chain[0].to_le(), place);
-        self.available = self.available.wrapping_add(1);
-        self.write(self.available.to_le(), AVAILABLE + 2);
+        self.ring.publish(&self.memory, chain[0]);
         self.chains.push((chain[0], chain));
     }
 
@@ -150,19 +163,19 @@ fn our_buffers(ring: &SplitRing, head: u16) -> Buffers {
 fn check(steps: &[Step], start: u16, event_idx: bool) {
     let (left, right) = (Side::new(), Side::new());
     let mut driver = Driver {
-        sides: [&left, &right],
+        memory: Both([&left, &right]),
+        ring: ring_driver::Ring::new(SIZE, LAYOUT),
         free: (0..SIZE).collect(),
         chains: Vec::new(),
-        available: start,
     };
     // A ring that has been in use, to see the indices wrap.
-    driver.write(start.to_le(), AVAILABLE + 2);
-    driver.write(start.to_le(), USED + 2);
+    driver.ring.set_avail_idx(&driver.memory, start);
+    driver.ring.set_used_idx(&driver.memory, start);
 
     let addresses = Addresses {
-        descriptors: USER + DESCRIPTORS,
-        available: USER + AVAILABLE,
-        used: USER + USED,
+        descriptors: USER + LAYOUT.table,
+        available: USER + LAYOUT.avail,
+        used: USER + LAYOUT.used,
     };
     let state = QueueState {
         max_size: SIZE,
@@ -176,13 +189,13 @@ fn check(steps: &[Step], start: u16, event_idx: bool) {
     let memory = &right.memory;
     let mut theirs = Queue::new(SIZE).unwrap();
     theirs
-        .try_set_desc_table_address(GuestAddress(DESCRIPTORS))
+        .try_set_desc_table_address(GuestAddress(LAYOUT.table))
         .unwrap();
     theirs
-        .try_set_avail_ring_address(GuestAddress(AVAILABLE))
+        .try_set_avail_ring_address(GuestAddress(LAYOUT.avail))
         .unwrap();
     theirs
-        .try_set_used_ring_address(GuestAddress(USED))
+        .try_set_used_ring_address(GuestAddress(LAYOUT.used))
         .unwrap();
     theirs.set_event_idx(event_idx);
     theirs.set_next_avail(start);
@@ -196,9 +209,9 @@ fn check(steps: &[Step], start: u16, event_idx: bool) {
         match step {
             Step::Add { lens, readable } => driver.add(lens, *readable),
             Step::Event(ahead) => {
-                let seen = u16::from_le_bytes(left.bytes(USED + 2, 2).try_into().unwrap());
+                let seen = u16::from_le_bytes(left.bytes(LAYOUT.used + 2, 2).try_into().unwrap());
                 let event = seen.wrapping_add(*ahead);
-                driver.write(event.to_le(), AVAILABLE + 4 + 2 * u64::from(SIZE));
+                driver.ring.set_used_event(&driver.memory, event);
             }
             Step::Take => {
                 let mut room = [0];
@@ -229,7 +242,10 @@ fn check(steps: &[Step], start: u16, event_idx: bool) {
             Step::Publish => {
                 ours.publish();
                 let used = 4 + 8 * usize::from(SIZE);
-                assert_eq!(left.bytes(USED, used), right.bytes(USED, used));
+                assert_eq!(
+                    left.bytes(LAYOUT.used, used),
+                    right.bytes(LAYOUT.used, used)
+                );
                 // The other one knows no flag by which a driver says that it wants none.
                 assert_eq!(
                     ours.wants_notification(),
@@ -246,7 +262,7 @@ fn check(steps: &[Step], start: u16, event_idx: bool) {
                 theirs.disable_notification(memory).unwrap();
             }
         }
-        let event = USED + 4 + 8 * u64::from(SIZE);
+        let event = LAYOUT.used + 4 + 8 * u64::from(SIZE);
         assert_eq!(left.bytes(event, 2), right.bytes(event, 2));
     }
 }

@@ -2,11 +2,11 @@
 
 use std::os::fd::AsFd;
 
-use crate::driver::{Descriptor, Used, WRITE, chained, indirect, readable, table, writable};
 use crate::front_end::request;
 use crate::guest_memory::Region;
 use crate::log_lines;
 use crate::machine::{BUFFERS, Machine, count, duplicate};
+use ring_driver::{Descriptor, Used, WRITE, chained, indirect, readable, table, writable};
 
 /// Where the tests here put tables by hand.
 const TABLE: u64 = BUFFERS + 0x1_0000;
@@ -295,7 +295,7 @@ fn a_table_may_follow_descriptors_and_be_marked_writable() {
     machine.memory.write(BUFFERS, b"0123456789abcdef");
     machine.memory.write(TABLE, &table(&[answer()]));
     let marked = Descriptor {
-        flags: crate::driver::INDIRECT | WRITE,
+        flags: ring_driver::INDIRECT | WRITE,
         ..indirect(TABLE, 16)
     };
     raw(&mut machine, &[ask().then(1), marked]);

@@ -7,8 +7,8 @@ use std::os::unix::fs::FileExt;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use vhost_user::{Readable, Request, Writable};
 
-use crate::driver::{Descriptor, Used, readable, writable};
 use crate::machine::{BUFFERS, Machine};
+use ring_driver::{Descriptor, Used, readable, writable};
 
 const ANSWERS: u64 = BUFFERS + 0x8_0000;
 
@@ -37,11 +37,11 @@ fn scattered(machine: &mut Machine, count: u64, len: u32) -> (Request, Vec<u8>) 
     }
     machine.ring.size = 128;
     // A table of this length goes where no other is.
-    let table = crate::driver::table(&crate::driver::chained(&chain, 0));
+    let table = ring_driver::table(&ring_driver::chained(&chain, 0));
     let place = BUFFERS + 0x10_0000;
     machine.memory.write(place, &table);
     machine.handler.keep.set(true);
-    machine.post(0, &[crate::driver::indirect(place, table.len() as u32)]);
+    machine.post(0, &[ring_driver::indirect(place, table.len() as u32)]);
     machine.kick();
     machine.event_loop.run();
     let request = machine.handler.kept.borrow_mut().pop().expect("a request");

@@ -3,9 +3,9 @@
 
 use std::collections::HashMap;
 
-use crate::driver::{Descriptor, Used, readable, writable};
 use crate::machine::{BUFFERS, FEATURES, MEMORY, MEMORY_SIZE, Machine, count};
 use crate::random::Random;
+use ring_driver::{Descriptor, Used, readable, writable};
 
 /// Cuts a range into up to `most` descriptors.
 fn cut(

@@ -128,7 +128,9 @@ fn ring_sizes_are_powers_of_two_in_range() {
         // A new ring begins with zeroes.
         machine.ring.avail_idx = 0;
         machine.ring.used_idx = 0;
-        machine.memory.write(machine.ring.base, &[0; 0x8000]);
+        machine
+            .memory
+            .write(machine.ring.layout.table, &[0; 0x8000]);
         machine.start(0);
         if machine.ring.size >= 128 {
             machine.exercise();

@@ -1,9 +1,9 @@
 //! Random rings: whatever a driver writes, the device serves it or stops it.
 
-use crate::driver::{INDIRECT, NEXT, WRITE};
 use crate::front_end::request;
 use crate::machine::{BUFFERS, MEMORY, MEMORY_SIZE, Machine, count};
 use crate::random::Random;
+use ring_driver::{INDIRECT, NEXT, WRITE};
 
 /// A number that is more often than not near to what means something.
 fn address(random: &mut Random) -> u64 {
@@ -53,7 +53,7 @@ fn random_rings_are_served_or_stopped() {
         // Nothing is done for what it asks: that may be gigabytes.
         machine.handler.keep.set(true);
         let table: Vec<u8> = (0..128).flat_map(|_| descriptor(&mut random)).collect();
-        machine.memory.write(machine.ring.table(), &table);
+        machine.memory.write(machine.ring.layout.table, &table);
         let tables: Vec<u8> = (0..128).flat_map(|_| descriptor(&mut random)).collect();
         machine.memory.write(BUFFERS, &tables);
         for _ in 0..random.below(4) {

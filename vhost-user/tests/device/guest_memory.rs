@@ -88,19 +88,21 @@ impl GuestMemory {
         }
     }
 
-    pub fn read_u16(&self, address: u64) -> u16 {
-        u16::from_le_bytes(self.read(address, 2).try_into().unwrap())
-    }
-
-    pub fn read_u32(&self, address: u64) -> u32 {
-        u32::from_le_bytes(self.read(address, 4).try_into().unwrap())
-    }
-
     /// Everything, to see whether anything has changed.
     pub fn image(&self) -> Vec<Vec<u8>> {
         self.regions
             .iter()
             .map(|region| self.read(region.guest, region.size as usize))
             .collect()
+    }
+}
+
+impl ring_driver::Memory for GuestMemory {
+    fn read(&self, address: u64, bytes: &mut [u8]) {
+        bytes.copy_from_slice(&GuestMemory::read(self, address, bytes.len()));
+    }
+
+    fn write(&self, address: u64, bytes: &[u8]) {
+        GuestMemory::write(self, address, bytes);
     }
 }

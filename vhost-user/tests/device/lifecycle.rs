@@ -2,10 +2,10 @@
 
 use std::os::unix::net::UnixStream;
 
-use crate::driver::{Used, readable};
 use crate::event_loop::End;
 use crate::front_end::{FrontEnd, feature, request};
 use crate::machine::{FEATURES, Machine, count};
+use ring_driver::{Used, readable};
 
 #[test]
 fn the_ring_goes_on_where_it_was_stopped() {
@@ -65,10 +65,7 @@ fn the_ring_goes_on_beyond_16_bits() {
     machine.negotiate(FEATURES);
     machine.set_mem_table().unwrap();
     machine.ring.set_avail_idx(&machine.memory, 65_534);
-    machine
-        .memory
-        .write(machine.ring.used() + 2, &65_534_u16.to_le_bytes());
-    machine.ring.used_idx = 65_534;
+    machine.ring.set_used_idx(&machine.memory, 65_534);
     machine.start(65_534);
     machine.exercise();
     assert_eq!(machine.stop(), 1);

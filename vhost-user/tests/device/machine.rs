@@ -5,11 +5,9 @@ use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use ring_driver::{Descriptor, Layout, Ring, Used, chained, indirect, readable, table, writable};
 use vhost_user::DeviceConfig;
 
-use crate::driver::{
-    Descriptor, RING_SIZE, Ring, Used, chained, indirect, readable, table, writable,
-};
 use crate::event_loop::EventLoop;
 use crate::front_end::{FrontEnd, Refused, feature, protocol_feature, request};
 use crate::guest_memory::{GuestMemory, Region};
@@ -23,8 +21,14 @@ pub const MAX_QUEUE_SIZE: u16 = 1024;
 pub const MEMORY: u64 = 0x4000_0000;
 pub const MEMORY_SIZE: u64 = 0x20_0000;
 const USER: u64 = 0x7f12_3450_0000;
+/// Where the ring is.
+pub const RING: Layout = Layout {
+    table: MEMORY,
+    avail: MEMORY + 0x4000,
+    used: MEMORY + 0x5000,
+};
 /// Where indirect tables are: 0x400 bytes for each head.
-const TABLES: u64 = MEMORY + RING_SIZE;
+const TABLES: u64 = MEMORY + 0x8000;
 /// Where the buffers of requests are: behind the tables of 128 heads.
 pub const BUFFERS: u64 = TABLES + 0x400 * 128;
 
@@ -101,7 +105,7 @@ impl Machine {
             memory: GuestMemory {
                 regions: vec![Region::new(MEMORY, USER, MEMORY_SIZE)],
             },
-            ring: Ring::new(128, MEMORY),
+            ring: Ring::new(128, RING),
             kick: eventfd(),
             call: eventfd(),
             error: eventfd(),
@@ -209,7 +213,8 @@ impl Machine {
 
     pub fn set_vring_addr(&mut self) -> Result<(), Refused> {
         let mut payload = u32s(&[0, 0]);
-        for part in [self.ring.table(), self.ring.used(), self.ring.avail()] {
+        let Layout { table, avail, used } = self.ring.layout;
+        for part in [table, used, avail] {
             payload.extend(u64s(&[self.memory.user_address(part)]));
         }
         // User-mode Linux: no log.

@@ -1,12 +1,11 @@
 //! A front-end, a driver and a back-end on one thread: what the crate promises, message by message
 //! and descriptor by descriptor.
 //!
-//! - `event_loop`, `handler`, `front_end`, `guest_memory`, `driver`, `machine`, `random`,
-//!   `log_lines`: the other side of everything, and what turns it.
+//! - `event_loop`, `handler`, `front_end`, `guest_memory`, `machine`, `random`, `log_lines`: the
+//!   other side of everything, and what turns it. The driver is in the crate `ring-driver`.
 //! - `control`, `lifecycle`, `notification`, `memory`, `buffers`, `chains`, `broken_ring`,
 //!   `garbage`, `race`: the tests.
 
-mod driver;
 mod event_loop;
 mod front_end;
 mod guest_memory;

@@ -6,13 +6,13 @@ use std::os::fd::AsFd;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-use crate::driver::{Used, readable, writable};
 use crate::event_loop::End;
 use crate::front_end::{Refused, request};
 use crate::guest_memory::Region;
 use crate::machine::{
     BUFFERS, FEATURES, MEMORY, MEMORY_SIZE, Machine, count, duplicate, eventfd, u32s,
 };
+use ring_driver::{Used, readable, writable};
 
 /// A place for regions that nothing else is near to.
 const ELSEWHERE: u64 = 0x10_0000_0000;

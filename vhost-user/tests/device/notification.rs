@@ -7,9 +7,9 @@ use std::os::unix::net::UnixStream;
 use nix::fcntl::OFlag;
 use nix::unistd::{pipe2, write};
 
-use crate::driver::{NO_INTERRUPT, NO_NOTIFY};
 use crate::front_end::{feature, request};
 use crate::machine::{FEATURES, Machine, count, duplicate, eventfd};
+use ring_driver::{NO_INTERRUPT, NO_NOTIFY};
 
 #[test]
 fn the_kick_may_be_replaced_while_the_ring_runs() {
@@ -142,7 +142,7 @@ fn a_driver_is_called_of_many_bytes_before_the_turn_ends() {
     for head in 0..7 {
         machine.post(
             head,
-            &[crate::driver::readable(crate::machine::BUFFERS, LENGTH)],
+            &[ring_driver::readable(crate::machine::BUFFERS, LENGTH)],
         );
     }
     machine.kick();
@@ -219,7 +219,7 @@ fn the_driver_is_not_asked_for_kicks_while_there_is_more_to_do() {
     machine.ring.size = 1024;
     machine.start(0);
     for head in 0..1000 {
-        machine.post(head, &[crate::driver::readable(crate::machine::BUFFERS, 1)]);
+        machine.post(head, &[ring_driver::readable(crate::machine::BUFFERS, 1)]);
     }
     machine.kick();
     machine.event_loop.turn();

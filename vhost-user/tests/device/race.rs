@@ -8,11 +8,11 @@ use std::thread;
 use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::eventfd::EventFd;
 
-use crate::driver::{NO_NOTIFY, Ring, readable, writable};
 use crate::front_end::feature;
 use crate::guest_memory::GuestMemory;
 use crate::machine::{BUFFERS, FEATURES, Machine, count, eventfd};
 use crate::random::Random;
+use ring_driver::{NO_NOTIFY, Ring, readable, writable};
 
 const REQUESTS: usize = 10_000;
 
@@ -87,7 +87,7 @@ fn race(features: u64) {
     let mut machine = Machine::started_with(features);
     let driver = Driver {
         memory: std::mem::take(&mut machine.memory),
-        ring: Ring::new(128, machine.ring.base),
+        ring: Ring::new(128, machine.ring.layout),
         kick: std::mem::replace(&mut machine.kick, eventfd()),
         call: std::mem::replace(&mut machine.call, eventfd()),
         event_idx: features & feature::EVENT_IDX != 0,

@@ -3,9 +3,9 @@
 pub mod socket;
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -21,12 +21,12 @@ use vhost_user::{Connection, DeviceConfig, Poller, Source, Status};
 
 use crate::cli::Options;
 use crate::export::users::Users;
-use crate::export::{Export, FileHandles, Identity, Permissions, open_share};
+use crate::export::{Export, FileHandles, Identity, Ids, Permissions, open_share};
 use crate::sandbox::capabilities::{self, Rights};
 use crate::sandbox::seccomp::{self, Filter};
 use crate::sandbox::{self, Inside, Role, Sandbox};
 use crate::server::Server;
-use socket::Socket;
+use socket::{Socket, SocketFile};
 
 /// Bit 0 of virtio-9p's features: the configuration space holds the mount tag.
 const VIRTIO_9P_MOUNT_TAG: u64 = 1 << 0;
@@ -169,129 +169,203 @@ impl Poller for Reactor {
 /// Serves front-ends, one after the other, until SIGTERM, SIGINT or SIGHUP, or with `--once` until
 /// the first has left.
 pub fn run(options: &Options) -> Result<(), Error> {
-    // Once and before anything else: what its path leads to changes with the working directory, the root
-    // and the mounts.
-    let directory = options.shared_dir.clone().unwrap_or_default();
-    let share = open_share(&directory).map_err(|error| Error::Share {
-        path: directory.clone(),
-        error,
-    })?;
-    if options.modcaps.is_some() && !geteuid().is_root() {
-        return Err(Error::Modcaps);
-    }
-    let descriptors = descriptor_budget(set_limit(options.rlimit_nofile)?);
     let stop = stop_signals()?;
+    let outside = Outside::open(options)?;
     let signals = SignalFd::with_flags(&stop, SfdFlags::SFD_CLOEXEC).map_err(host("signals"))?;
-
-    let handles = options.file_handles();
-    let ids = options
-        .ids()
-        .map_err(|error| host("a translation of ids")(io::Error::other(error)))?;
-    let users = match options.permissions {
-        Permissions::Guest => None,
-        Permissions::Host => Some(Users::of_host().map_err(host("the list of its users"))?),
+    let confined = match outside.confine(options)? {
+        Entered::Daemon(confined) => confined,
+        Entered::Supervisor(daemon, _file) => return supervise(daemon, stop),
     };
-    // What is reached by a path of the host, before the sandbox is entered.
-    let (socket, mut file) = match (&options.socket, options.fd) {
-        // SAFETY: this process has opened no socket yet: one with this number comes from its parent,
-        // which means it for this.
-        (_, Some(fd)) => (unsafe { Socket::inherited(fd)? }, None),
-        (Some(path), None) => {
-            let (socket, file) = Socket::bind(path, options.socket_group.as_deref())?;
-            (socket, Some(file))
-        }
-        (None, None) => unreachable!("the command line has one of them"),
-    };
-    // The guest has applied its programs' umask; a second one would take more away. Nothing but the
-    // guest's files is made from here on.
-    umask(Mode::empty());
-    let Inside { share, landlock } = match sandbox::enter(options.sandbox, share, handles)? {
-        Role::Alone(inside) => inside,
-        Role::Daemon(inside) => {
-            // Only the process outside is sure to reach it.
-            if let Some(file) = file.take() {
-                file.leave();
-            }
-            inside
-        }
-        Role::Supervisor(daemon) => return supervise(daemon, stop),
-    };
-    let handles = match landlock {
-        false => handles,
-        true => {
-            if handles != FileHandles::Never {
-                log::warn!("no file handles are used: Landlock allows none");
-            }
-            FileHandles::Never
-        }
-    };
-    capabilities::reduce(Rights {
-        sandboxed: options.sandbox != Some(Sandbox::None),
-        handles,
-        changes: &options.modcaps.clone().unwrap_or_default(),
-    })?;
-    let identity = Identity::of_process(ids, users).map_err(host("its capabilities"))?;
-    let export = Export::of(share, options.readonly, handles, identity)
-        .map_err(|error| Error::Share {
-            path: directory.clone(),
-            error,
-        })?
-        .with_model(options.security_model, options.host_modes())
-        .map_err(|error| Error::Model {
-            path: directory.clone(),
-            error,
-        })?;
-    export
-        .traces()
-        .check(export.root())
-        .map_err(|error| Error::Handles {
-            path: directory.clone(),
-            error,
-        })?;
     let filter = Filter {
         policy: options.seccomp,
-        file_handles: handles != FileHandles::Never,
+        file_handles: confined.handles != FileHandles::Never,
     };
-    let workers = seccomp::workers(filter, options.threads.into())?;
-    let server = Server::new(
-        export,
-        workers,
-        options.multidevs,
-        descriptors,
-        options.limits(),
-    );
-
-    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(host("epoll"))?;
-    let reactor = Rc::new(Reactor(epoll));
-    reactor
-        .watch(&signals, Token::Signal)
-        .map_err(host("epoll"))?;
-    reactor
-        .watch(server.workers(), Token::Workers)
-        .map_err(host("epoll"))?;
-
-    let mut daemon = Daemon {
-        reactor,
-        device: DeviceConfig {
-            features: VIRTIO_9P_MOUNT_TAG,
-            config_space: config_space(&options.tag),
-            max_queue_size: MAX_QUEUE_SIZE,
-        },
-        once: options.once,
-        server,
-        socket,
-        connection: None,
-        search: Spin::new(options.poll_time()),
-        looked: Instant::now(),
-        listen_again: None,
-        served: false,
-        stopping: false,
-    };
-    log::info!("sharing {} as \"{}\"", directory.display(), options.tag);
+    let mut daemon = confined.daemon(options, filter, &signals)?;
+    let path = options.shared_dir.as_deref().unwrap_or(Path::new(""));
+    log::info!("sharing {} as \"{}\"", path.display(), options.tag);
     // All that takes more than serving does is done. The workers inherit it, and have their own.
     seccomp::install(filter)?;
     daemon.wait_for_front_end()?;
     daemon.turn_until_stopped()
+}
+
+/// What is opened by paths of the host, or needs rights that the daemon gives up.
+struct Outside {
+    share: OwnedFd,
+    socket: Socket,
+    file: Option<SocketFile>,
+    ids: Ids,
+    users: Option<Users>,
+    /// How many descriptors the guest may have.
+    descriptors: usize,
+}
+
+/// Which process this is after the sandbox was entered.
+enum Entered {
+    Daemon(Box<Confined>),
+    /// It waits outside for the daemon, and then removes the socket's file.
+    Supervisor(Pid, Option<SocketFile>),
+}
+
+/// What the daemon serves with, in its sandbox and without the rights that it does not need.
+struct Confined {
+    share: OwnedFd,
+    socket: Socket,
+    file: Option<SocketFile>,
+    handles: FileHandles,
+    identity: Identity,
+    descriptors: usize,
+}
+
+impl Outside {
+    fn open(options: &Options) -> Result<Outside, Error> {
+        // Once and before anything else: what its path leads to changes with the working directory,
+        // the root and the mounts.
+        let path = options.shared_dir.clone().unwrap_or_default();
+        let share = open_share(&path).map_err(|error| Error::Share { path, error })?;
+        if options.modcaps.is_some() && !geteuid().is_root() {
+            return Err(Error::Modcaps);
+        }
+        let descriptors = descriptor_budget(set_limit(options.rlimit_nofile)?);
+        let ids = options
+            .ids()
+            .map_err(|error| host("a translation of ids")(io::Error::other(error)))?;
+        let users = match options.permissions {
+            Permissions::Guest => None,
+            Permissions::Host => Some(Users::of_host().map_err(host("the list of its users"))?),
+        };
+        let (socket, file) = match (&options.socket, options.fd) {
+            // SAFETY: this process has opened no socket yet: one with this number comes from its
+            // parent, which means it for this.
+            (_, Some(fd)) => (unsafe { Socket::inherited(fd)? }, None),
+            (Some(path), None) => {
+                let (socket, file) = Socket::bind(path, options.socket_group.as_deref())?;
+                (socket, Some(file))
+            }
+            (None, None) => unreachable!("the command line has one of them"),
+        };
+        // The guest has applied its programs' umask; a second one would take more away. Nothing but
+        // the guest's files is made from here on.
+        umask(Mode::empty());
+        Ok(Outside {
+            share,
+            socket,
+            file,
+            ids,
+            users,
+            descriptors,
+        })
+    }
+
+    /// Enters the sandbox and gives up the rights that serving does not need.
+    fn confine(mut self, options: &Options) -> Result<Entered, Error> {
+        let handles = options.file_handles();
+        let Inside { share, landlock } = match sandbox::enter(options.sandbox, self.share, handles)?
+        {
+            Role::Alone(inside) => inside,
+            Role::Daemon(inside) => {
+                // Only the process outside is sure to reach it.
+                if let Some(file) = self.file.take() {
+                    file.leave();
+                }
+                inside
+            }
+            // Dropped at its end, the file is removed.
+            Role::Supervisor(daemon) => return Ok(Entered::Supervisor(daemon, self.file)),
+        };
+        let handles = match landlock {
+            false => handles,
+            true => {
+                if handles != FileHandles::Never {
+                    log::warn!("no file handles are used: Landlock allows none");
+                }
+                FileHandles::Never
+            }
+        };
+        capabilities::reduce(Rights {
+            sandboxed: options.sandbox != Some(Sandbox::None),
+            handles,
+            changes: &options.modcaps.clone().unwrap_or_default(),
+        })?;
+        let identity =
+            Identity::of_process(self.ids, self.users).map_err(host("its capabilities"))?;
+        Ok(Entered::Daemon(Box::new(Confined {
+            share,
+            socket: self.socket,
+            file: self.file,
+            handles,
+            identity,
+            descriptors: self.descriptors,
+        })))
+    }
+}
+
+impl Confined {
+    /// The daemon, which has not begun to listen.
+    fn daemon(
+        self,
+        options: &Options,
+        filter: Filter,
+        signals: &SignalFd,
+    ) -> Result<Daemon, Error> {
+        let export = export(options, self.share, self.handles, self.identity)?;
+        let workers = seccomp::workers(filter, options.threads.into())?;
+        let server = Server::new(
+            export,
+            workers,
+            options.multidevs,
+            self.descriptors,
+            options.limits(),
+        );
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(host("epoll"))?;
+        let reactor = Rc::new(Reactor(epoll));
+        reactor
+            .watch(signals, Token::Signal)
+            .map_err(host("epoll"))?;
+        reactor
+            .watch(server.workers(), Token::Workers)
+            .map_err(host("epoll"))?;
+        Ok(Daemon {
+            reactor,
+            device: DeviceConfig {
+                features: VIRTIO_9P_MOUNT_TAG,
+                config_space: config_space(&options.tag),
+                max_queue_size: MAX_QUEUE_SIZE,
+            },
+            once: options.once,
+            server,
+            socket: self.socket,
+            _file: self.file,
+            connection: None,
+            search: Spin::new(options.poll_time()),
+            looked: Instant::now(),
+            listen_again: None,
+            served: false,
+            stopping: false,
+        })
+    }
+}
+
+/// The share, as the options say that it is served.
+fn export(
+    options: &Options,
+    share: OwnedFd,
+    handles: FileHandles,
+    identity: Identity,
+) -> Result<Export, Error> {
+    let path = options.shared_dir.clone().unwrap_or_default();
+    let export = match Export::of(share, options.readonly, handles, identity) {
+        Ok(export) => export,
+        Err(error) => return Err(Error::Share { path, error }),
+    };
+    let export = match export.with_model(options.security_model, options.host_modes()) {
+        Ok(export) => export,
+        Err(error) => return Err(Error::Model { path, error }),
+    };
+    match export.traces().check(export.root()) {
+        Ok(()) => Ok(export),
+        Err(error) => Err(Error::Handles { path, error }),
+    }
 }
 
 struct Daemon {
@@ -301,6 +375,8 @@ struct Daemon {
     device: DeviceConfig,
     server: Rc<Server>,
     socket: Socket,
+    /// Removed at the end, if no other process does that.
+    _file: Option<SocketFile>,
     once: bool,
     /// For requests, before the loop sleeps.
     search: Spin,

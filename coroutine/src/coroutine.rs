@@ -4,7 +4,8 @@ use std::cell::Cell;
 use std::marker::PhantomData;
 use std::ptr::NonNull;
 
-use crate::core::{self, Core, Id, SpawnError, flags};
+use crate::core::{Core, Id, flags};
+use crate::lifecycle::{self, SpawnError};
 use crate::stack::StackError;
 
 /// A coroutine and the right to enter it.
@@ -121,7 +122,7 @@ impl Coroutine {
     /// [`StackError`] if there is no stack for it.
     #[inline]
     pub fn create(f: impl FnOnce() + 'static) -> Result<Coroutine, StackError> {
-        core::create::<_, Plain>(f, 0).map(Coroutine::of)
+        lifecycle::create::<_, Plain>(f, 0).map(Coroutine::of)
     }
 
     /// As [`create`](Coroutine::create), on a stack of `size` bytes, which is mapped for this
@@ -133,7 +134,7 @@ impl Coroutine {
         size: usize,
         f: impl FnOnce() + 'static,
     ) -> Result<Coroutine, StackError> {
-        core::create_with_stack::<_, Plain>(size, f, 0).map(Coroutine::of)
+        lifecycle::create_with_stack::<_, Plain>(size, f, 0).map(Coroutine::of)
     }
 
     /// Runs the coroutine until it yields, waits or ends, and returns whether it has not ended. A
@@ -143,7 +144,7 @@ impl Coroutine {
     /// If the coroutine has ended, or waits for something that will enter it.
     #[inline]
     pub fn enter(&mut self) -> bool {
-        core::enter(self.core())
+        lifecycle::enter(self.core())
     }
 
     /// As [`enter`](Coroutine::enter), copied into the caller; see [`yield_inline`].
@@ -154,7 +155,7 @@ impl Coroutine {
     /// As [`enter`](Coroutine::enter).
     #[inline(always)]
     pub fn enter_inline(&mut self) -> bool {
-        core::enter_inline(self.core())
+        lifecycle::enter_inline(self.core())
     }
 }
 
@@ -189,7 +190,7 @@ impl<In, Out, Return> Coroutine<In, Out, Return> {
         Return: 'static,
     {
         let body = || {
-            let core = core::this();
+            let core = lifecycle::this();
             // SAFETY: `create` puts a mailbox of this type there, and it lies above this stack's
             // frames until the core is released, which is after its end.
             let mailbox = unsafe { core.mailbox::<Mailbox<In, Out, Return>>().as_ref() };
@@ -197,7 +198,7 @@ impl<In, Out, Return> Coroutine<In, Out, Return> {
             let value = f(&mailbox.yielder, mailbox.yielder.value());
             mailbox.result.set(Some(value));
         };
-        core::create::<_, Mailbox<In, Out, Return>>(body, 0).map(Self::of)
+        lifecycle::create::<_, Mailbox<In, Out, Return>>(body, 0).map(Self::of)
     }
 
     /// Runs the coroutine, with a value for it, until it yields, waits or ends. A panic in it goes
@@ -208,9 +209,9 @@ impl<In, Out, Return> Coroutine<In, Out, Return> {
     /// [`yield_now`](crate::yield_now), which passes no value.
     pub fn pass(&mut self, value: In) -> Step<Out, Return> {
         // Before the value is put where only the coroutine takes it from.
-        core::check(self.core());
+        lifecycle::check(self.core());
         self.mailbox().yielder.input.set(Some(value));
-        core::enter(self.core());
+        lifecycle::enter(self.core());
         self.step()
     }
 
@@ -304,7 +305,7 @@ impl<In, Out> Yielder<In, Out> {
     /// As [`yield_now`](crate::yield_now); if it is entered without a value.
     pub fn yield_value(&self, value: Out) -> In {
         self.output.set(Some(value));
-        core::yield_now();
+        lifecycle::yield_now();
         self.value()
     }
 
@@ -425,5 +426,5 @@ impl<In, Out, Return> SendCoroutine<In, Out, Return> {
 /// continues it.
 #[inline]
 pub fn spawn<F: FnOnce() + 'static>(f: F) -> Result<(), SpawnError<F>> {
-    core::spawn(f)
+    lifecycle::spawn(f)
 }

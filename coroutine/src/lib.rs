@@ -93,20 +93,31 @@
 //!
 //! # Inside
 //!
-//! - `core`: what a coroutine consists of; making, entering, leaving, the end.
-//! - `coroutine`: the handle that a program has, and values.
+//! From the bottom to the top; no module uses one below it in this list:
+//!
+//! - `stack`: memory for stacks, and guards.
 //! - `arch`: the switch between two stacks, one file for each back-end.
-//! - `stack`: memory for stacks, guards, and the pools.
-//! - `thread`: what is known of a thread; `list`: queues of coroutines.
-//! - `lock`, `timer`: waiting for another coroutine, and for the time.
+//! - `list`: queues.
+//! - `core`: the record of a coroutine.
+//! - `timer`: the table of those that wait for the time.
+//! - `thread`: what is known of a thread.
+//! - `pool`: free coroutines and stacks.
+//! - `trace`: trace points.
+//! - `lifecycle`: making, entering, leaving, the end.
+//! - `coroutine`: the handle that a program has, and values.
+//! - `scheduler`: which coroutines the loop continues.
+//! - `lock`: waiting for another coroutine, and for the time.
 //! - `workers`: the pool of threads.
 
 mod arch;
 mod core;
 mod coroutine;
+mod lifecycle;
 mod list;
 mod lock;
+mod pool;
 mod sanitizer;
+mod scheduler;
 mod stack;
 #[cfg(target_os = "linux")]
 mod sync;
@@ -119,15 +130,16 @@ mod trace;
 #[cfg(target_os = "linux")]
 mod workers;
 
-pub use crate::core::{Id, SpawnError, current, entered, in_coroutine, yield_inline, yield_now};
+pub use crate::core::Id;
 pub use coroutine::{Coroutine, SendCoroutine, Step, Yielder, spawn};
+pub use lifecycle::{SpawnError, current, entered, in_coroutine, yield_inline, yield_now};
 pub use lock::{
-    Mutex, MutexGuard, Permit, ReadGuard, RwLock, Semaphore, WaitQueue, WriteGuard, run_ready,
+    Mutex, MutexGuard, Permit, ReadGuard, RwLock, Semaphore, Sleep, WaitQueue, WriteGuard, sleep,
 };
-pub use stack::{
-    Counters, DEFAULT_STACK_SIZE, MIN_STACK_SIZE, StackError, counters, reserve, set_stack_size,
-    trim,
+pub use pool::{
+    Counters, DEFAULT_STACK_SIZE, MIN_STACK_SIZE, counters, reserve, set_stack_size, trim,
 };
-pub use timer::{Sleep, next_deadline, run_timers, sleep};
+pub use scheduler::{next_deadline, run_ready, run_timers};
+pub use stack::StackError;
 #[cfg(target_os = "linux")]
 pub use workers::{Spin, Workers};

@@ -1,20 +1,44 @@
-//! Queues of coroutines, first in, first out, linked through the coroutines themselves.
+//! Queues, first in, first out, linked through their elements.
 
 use std::cell::Cell;
+use std::fmt;
 use std::ptr;
 
-use crate::core::Core;
-
-/// A queue of coroutines. A coroutine is in one queue at most.
-#[derive(Debug)]
-#[repr(C)]
-pub(crate) struct List {
-    first: Cell<*const Core>,
-    last: Cell<*const Core>,
+/// An element's place in a list.
+pub(crate) struct Links<T> {
+    pub(crate) next: Cell<*const T>,
+    previous: Cell<*const T>,
 }
 
-impl List {
-    pub(crate) const fn new() -> List {
+impl<T> Links<T> {
+    pub(crate) const fn new() -> Links<T> {
+        Links {
+            next: Cell::new(ptr::null()),
+            previous: Cell::new(ptr::null()),
+        }
+    }
+}
+
+/// What can be in a list.
+pub(crate) trait Linked: Sized {
+    fn links(&self) -> &Links<Self>;
+}
+
+/// A queue. An element is in one at most.
+#[repr(C)]
+pub(crate) struct List<T> {
+    first: Cell<*const T>,
+    last: Cell<*const T>,
+}
+
+impl<T> fmt::Debug for List<T> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("List").finish_non_exhaustive()
+    }
+}
+
+impl<T> List<T> {
+    pub(crate) const fn new() -> List<T> {
         List {
             first: Cell::new(ptr::null()),
             last: Cell::new(ptr::null()),
@@ -24,43 +48,46 @@ impl List {
     pub(crate) fn is_empty(&self) -> bool {
         self.first.get().is_null()
     }
+}
 
-    pub(crate) fn first<'a>(&self) -> Option<&'a Core> {
+impl<T: Linked> List<T> {
+    pub(crate) fn first<'a>(&self) -> Option<&'a T> {
         // SAFETY: what is in a queue waits there, and takes itself out before it goes away.
         unsafe { self.first.get().as_ref() }
     }
 
-    pub(crate) fn push_back(&self, core: &Core) {
-        let last = self.last.replace(core);
-        core.previous.set(last);
-        core.next.set(ptr::null());
+    pub(crate) fn push_back(&self, element: &T) {
+        let last = self.last.replace(element);
+        element.links().previous.set(last);
+        element.links().next.set(ptr::null());
         // SAFETY: as for `first`.
         match unsafe { last.as_ref() } {
-            Some(last) => last.next.set(core),
-            None => self.first.set(core),
+            Some(last) => last.links().next.set(element),
+            None => self.first.set(element),
         }
     }
 
-    pub(crate) fn pop_front<'a>(&self) -> Option<&'a Core> {
-        let core = self.first()?;
-        self.remove(core);
-        Some(core)
+    pub(crate) fn pop_front<'a>(&self) -> Option<&'a T> {
+        let element = self.first()?;
+        self.remove(element);
+        Some(element)
     }
 
-    /// Takes `core` out, which must be in this queue.
-    pub(crate) fn remove(&self, core: &Core) {
+    /// Takes `element` out, which must be in this queue.
+    pub(crate) fn remove(&self, element: &T) {
+        let links = element.links();
         let (previous, next) = (
-            core.previous.replace(ptr::null()),
-            core.next.replace(ptr::null()),
+            links.previous.replace(ptr::null()),
+            links.next.replace(ptr::null()),
         );
         // SAFETY: as for `first`; the neighbours are in the queue.
         unsafe {
             match previous.as_ref() {
-                Some(previous) => previous.next.set(next),
+                Some(previous) => previous.links().next.set(next),
                 None => self.first.set(next),
             }
             match next.as_ref() {
-                Some(next) => next.previous.set(previous),
+                Some(next) => next.links().previous.set(previous),
                 None => self.last.set(previous),
             }
         }

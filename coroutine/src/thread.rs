@@ -4,8 +4,7 @@ use std::cell::Cell;
 use std::ptr;
 
 use crate::arch::thread_slot;
-use crate::core::Core;
-use crate::list::List;
+use crate::core::{Core, List};
 use crate::timer::Timers;
 
 /// A thread's state. All zero at the thread's beginning.
@@ -13,7 +12,7 @@ use crate::timer::Timers;
 pub(crate) struct Thread {
     /// The coroutine that runs; null on the thread's own stack.
     pub(crate) current: Cell<*const Core>,
-    /// Coroutines that have ended and can be used again, linked by `Core::next`, the one used last
+    /// Coroutines that have ended and can be used again, linked by `Core::links`, the one used last
     /// first: its pages are warm.
     pub(crate) free: Cell<*const Core>,
     pub(crate) pooled: Cell<usize>,
@@ -32,7 +31,7 @@ pub(crate) struct Thread {
     /// Coroutines that have been woken.
     pub(crate) ready: List,
     /// Those that wait for the time. Made when first needed, and kept.
-    pub(crate) timers: Cell<*const Timers>,
+    timers: Cell<*const Timers>,
 }
 
 const SLOT_SIZE: usize = 88;
@@ -63,7 +62,7 @@ impl Thread {
     /// Takes the first from the list of those that are free.
     #[inline(always)]
     pub(crate) fn pop_free(&self, first: &Core) {
-        self.free.set(first.next.get());
+        self.free.set(first.links.next.get());
         let pooled = self.pooled.get() - 1;
         self.pooled.set(pooled);
         if pooled < self.low.get() {
@@ -73,8 +72,40 @@ impl Thread {
 
     #[inline(always)]
     pub(crate) fn push_free(&self, core: &Core) {
-        core.next.set(self.free.replace(ptr::from_ref(core)));
+        core.links.next.set(self.free.replace(ptr::from_ref(core)));
         self.pooled.set(self.pooled.get() + 1);
+    }
+
+    /// The table of those that wait for the time.
+    pub(crate) fn timers(&self) -> &Timers {
+        if self.timers.get().is_null() {
+            self.timers.set(Box::into_raw(Box::default()));
+        }
+        // SAFETY: what is there comes from the line above, and is freed at the thread's end.
+        unsafe { &*self.timers.get() }
+    }
+
+    /// At the thread's end, when nothing enters those that wait any more.
+    pub(crate) fn drop_timers(&self) {
+        let timers = self.timers.replace(ptr::null()).cast_mut();
+        if !timers.is_null() {
+            // SAFETY: what is there comes from `timers`, and is not used again.
+            drop(unsafe { Box::from_raw(timers) });
+        }
+    }
+
+    /// Takes all but the first `keep` from the list of free coroutines.
+    pub(crate) fn cut(&self, keep: usize) -> *const Core {
+        let mut place: &Cell<*const Core> = &self.free;
+        for _ in 0..keep {
+            // SAFETY: what is in the list is a core that nobody else knows of.
+            match unsafe { place.get().as_ref() } {
+                Some(core) => place = &core.links.next,
+                None => return ptr::null(),
+            }
+        }
+        self.change(keep as isize - self.pooled.get() as isize, keep);
+        place.replace(ptr::null())
     }
 
     /// Notes that `gained` coroutines come from elsewhere, or are given away if it is negative, and

@@ -36,10 +36,6 @@ pub(crate) type Entry = unsafe extern "C-unwind" fn(link: *const Link, cancelled
 /// Called on a stack that has just been switched to, before it goes on; it may unwind into it.
 pub(crate) type Hook = unsafe extern "C-unwind" fn(link: *const Link);
 
-/// Bytes to leave unused below a stack: the ABI lets a function step over less than this without
-/// touching it.
-pub(crate) const GUARD_SIZE: usize = 64 * 1024;
-
 /// Words of a stack that is not running.
 const FRAME: usize = 20;
 

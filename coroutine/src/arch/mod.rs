@@ -65,8 +65,6 @@ use backend as used;
 #[cfg(watched)]
 use watched as used;
 
-#[cfg(own_stacks)]
-pub(crate) use used::GUARD_SIZE;
 pub(crate) use used::{
     Link, switch, switch_for_good, switch_for_good_then, switch_inline, switch_then, usable,
 };

@@ -8,7 +8,7 @@ use std::ptr;
 use super::backend;
 use crate::stack;
 
-pub(crate) use super::backend::{GUARD_SIZE, usable};
+pub(crate) use super::backend::usable;
 
 /// A coroutine's first function. `cancelled` if it is entered to be dropped.
 pub(crate) type Entry = unsafe extern "C-unwind" fn(link: *const Link, cancelled: bool) -> !;

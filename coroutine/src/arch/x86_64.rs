@@ -39,9 +39,6 @@ pub(crate) type Entry = unsafe extern "C-unwind" fn(link: *const Link, cancelled
 /// Called on a stack that has just been switched to, before it goes on; it may unwind into it.
 pub(crate) type Hook = unsafe extern "C-unwind" fn(link: *const Link);
 
-/// Bytes to leave unused below a stack, so that no function steps over it.
-pub(crate) const GUARD_SIZE: usize = 16 * 1024;
-
 impl Link {
     pub(crate) const fn new() -> Link {
         Link(Cell::new(ptr::null_mut()))

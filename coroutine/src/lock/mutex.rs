@@ -2,7 +2,7 @@
 
 use std::ops::{Deref, DerefMut};
 
-use super::{RwLock, WriteGuard};
+use super::rwlock::{RwLock, WriteGuard};
 
 /// One coroutine at a time has the value.
 ///

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use super::{Mutex, MutexGuard, make_ready};
-use crate::core::{self, this};
-use crate::list::List;
-use crate::timer;
+use super::mutex::{Mutex, MutexGuard};
+use crate::core::List;
+use crate::lifecycle::{self, this};
+use crate::scheduler::{self, make_ready};
 
 /// Coroutines that wait for something to happen: with a [`Mutex`], a condition variable.
 ///
@@ -41,7 +41,7 @@ impl WaitQueue {
     /// # Panics
     /// Outside of a coroutine.
     pub fn wait(&self) {
-        core::wait_in(&self.waiting, this());
+        lifecycle::wait_in(&self.waiting, this());
     }
 
     /// As [`wait`](WaitQueue::wait), for `duration` at most. Returns whether it was woken in time.
@@ -51,7 +51,7 @@ impl WaitQueue {
     /// # Panics
     /// Outside of a coroutine.
     pub fn wait_timeout(&self, duration: Duration) -> bool {
-        timer::wait_in(&self.waiting, duration)
+        scheduler::wait_in_for(&self.waiting, duration)
     }
 
     /// Releases a mutex, waits, and takes the mutex again. Nothing that holds the mutex can wake

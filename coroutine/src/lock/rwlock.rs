@@ -4,9 +4,10 @@ use std::cell::{Cell, UnsafeCell};
 use std::mem;
 use std::ops::{Deref, DerefMut};
 
-use super::{Holder, make_ready};
-use crate::core::{self, Core, this};
-use crate::list::List;
+use super::holder::Holder;
+use crate::core::{Core, List};
+use crate::lifecycle::{self, this};
+use crate::scheduler::make_ready;
 
 /// Many coroutines read the value, or one changes it. Readers and writers are served in the order
 /// in which they come: a writer waits for those before it only, and so does a reader.
@@ -104,7 +105,7 @@ impl<T> RwLock<T> {
             core: this(),
         };
         waiter.core.wish.set(wish);
-        core::wait_in(&self.waiting, waiter.core);
+        lifecycle::wait_in(&self.waiting, waiter.core);
         let holder = Holder(waiter.core);
         mem::forget(waiter);
         holder

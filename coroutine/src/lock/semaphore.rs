@@ -2,9 +2,9 @@
 
 use std::cell::Cell;
 
-use super::make_ready;
-use crate::core::{self, Core, this};
-use crate::list::List;
+use crate::core::{Core, List};
+use crate::lifecycle::{self, this};
+use crate::scheduler::make_ready;
 
 /// A number of permits, each had by one coroutine at a time.
 pub struct Semaphore {
@@ -42,7 +42,7 @@ impl Semaphore {
             core: this(),
         };
         waiter.core.wish.set(WANTED);
-        core::wait_in(&self.waiting, waiter.core);
+        lifecycle::wait_in(&self.waiting, waiter.core);
         std::mem::forget(waiter);
         Permit(self)
     }

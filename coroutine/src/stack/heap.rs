@@ -2,7 +2,7 @@
 
 use std::alloc::{self, Layout};
 
-use super::StackError;
+use super::error::StackError;
 
 /// Blocks made at once.
 pub(crate) const STACKS: usize = 1;

@@ -24,7 +24,7 @@ thread_local! {
 }
 
 /// Sees to it that an overflow on this thread is reported.
-pub(super) fn watch_thread() {
+pub(crate) fn watch_thread() {
     static INSTALLED: Once = Once::new();
     INSTALLED.call_once(install);
     // SAFETY: the kernel fills in the description, or reads it; what it describes is mapped, and
@@ -59,7 +59,7 @@ pub(super) fn watch_thread() {
 }
 
 /// Takes back what [`watch_thread`] has made for this thread.
-pub(super) fn unwatch_thread() {
+pub(crate) fn unwatch_thread() {
     let memory = SIGNAL_STACK.replace(ptr::null_mut());
     if memory.is_null() {
         return;

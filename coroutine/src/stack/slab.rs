@@ -13,9 +13,16 @@ use std::ptr;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 
-use super::StackError;
-use crate::arch::GUARD_SIZE;
+use super::error::StackError;
 use crate::sanitizer;
+
+/// Bytes to leave unused below a stack, so that no function steps over it: the ABI of aarch64 lets
+/// one step over less than 64 KiB without touching it.
+const GUARD_SIZE: usize = if cfg!(target_arch = "x86_64") {
+    16 * 1024
+} else {
+    64 * 1024
+};
 
 /// Stacks of a slab.
 pub(crate) const STACKS: usize = 64;

@@ -31,7 +31,7 @@ use std::ptr::{self, NonNull};
 use std::time::{Duration, Instant};
 
 use super::job::Job;
-use super::spin::Spin;
+use super::spin::{SEARCH, Spin};
 use crate::sync::{
     Arc, AtomicBool, AtomicPtr, AtomicUsize, Mutex, MutexGuard,
     Ordering::{Acquire, Relaxed, SeqCst},
@@ -136,7 +136,7 @@ impl<E: Event + Send + Sync + 'static> Hub<E> {
             sleeping: AtomicBool::new(false),
             max_threads: max_threads.max(1),
             start,
-            spin: Spin::new(super::SEARCH),
+            spin: Spin::new(SEARCH),
             event,
         }))
     }

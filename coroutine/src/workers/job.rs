@@ -5,18 +5,16 @@ use std::cell::{Cell, UnsafeCell};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::ptr::{self, NonNull};
 
-use super::Workers;
 use crate::core::Core;
 
 /// What every job begins with, whatever its closure.
 #[repr(C)]
-pub(crate) struct Job {
+pub(super) struct Job {
     run: unsafe fn(NonNull<Job>),
     /// The next in the list that the job is in.
     pub(super) next: Cell<*mut Job>,
     /// The coroutine that waits for it, and on whose stack it lies.
     pub(super) waiter: *const Core,
-    workers: *const Workers,
 }
 
 /// A job with its closure and what that has returned, on the stack of who waits for it.
@@ -28,16 +26,6 @@ pub(super) struct JobOf<F, T> {
 }
 
 impl Job {
-    /// Gives the job to its workers.
-    ///
-    /// # Safety
-    /// To be called once for a job, when its coroutine's stack has been left; the job must be
-    /// alive until the coroutine is continued.
-    pub(crate) unsafe fn submit(job: NonNull<Job>) {
-        // SAFETY: the coroutine waits inside `Workers::offload`, which borrows the workers.
-        unsafe { (*job.as_ref().workers).submit(job) }
-    }
-
     /// Calls the closure.
     ///
     /// # Safety
@@ -53,19 +41,17 @@ impl Job {
             run,
             next: Cell::new(ptr::null_mut()),
             waiter: ptr::null(),
-            workers: ptr::null(),
         }
     }
 }
 
 impl<T: Send, F: FnOnce() -> T + Send> JobOf<F, T> {
-    pub(super) fn new(f: F, waiter: *const Core, workers: *const Workers) -> Self {
+    pub(super) fn new(f: F, waiter: *const Core) -> Self {
         JobOf {
             job: Job {
                 run: run::<T, F>,
                 next: Cell::new(ptr::null_mut()),
                 waiter,
-                workers,
             },
             f: UnsafeCell::new(Some(f)),
             result: UnsafeCell::new(None),

@@ -18,20 +18,14 @@ use std::marker::PhantomData;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::ptr::{self, NonNull};
 use std::thread::panicking;
-use std::time::Duration;
 
-use crate::core::{in_coroutine, resume, this, wait_for};
+use crate::lifecycle::{in_coroutine, resume, this, wait_for};
 use crate::trace;
 use event::Event;
 use hub::{Hub, Progress};
-pub(crate) use job::Job;
-use job::JobOf;
+use job::{Job, JobOf};
+use spin::SEARCH;
 pub use spin::Spin;
-
-/// How long the search for a job or its completion is: a little more than it takes to wake a worker,
-/// so that the loop finds what a worker does that has slept. Otherwise neither would ever find the
-/// other searching again.
-const SEARCH: Duration = Duration::from_micros(20);
 
 /// A pool of threads, used by the coroutines of one other thread.
 ///
@@ -133,10 +127,10 @@ impl Workers {
             return f();
         }
         let waiter = this();
-        let job = JobOf::new(f, waiter, self);
+        let job = JobOf::new(f, waiter);
         // From here until the wait is over the job is the workers' and then the loop's. The
         // coroutine cannot be unwound before: it is not entered by anybody but the completion.
-        wait_for(NonNull::from(&job).cast(), waiter);
+        wait_for(|| self.submit(NonNull::from(&job).cast()), waiter);
         job.value()
     }
 
@@ -223,7 +217,7 @@ impl Workers {
         self.hops.get()
     }
 
-    pub(crate) fn submit(&self, job: NonNull<Job>) {
+    fn submit(&self, job: NonNull<Job>) {
         self.outstanding.set(self.outstanding.get() + 1);
         // SAFETY: the job is alive, and its waiter is the coroutine on whose stack it lies.
         trace::event(trace::Kind::Offload, unsafe { &*job.as_ref().waiter });

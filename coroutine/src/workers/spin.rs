@@ -10,6 +10,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::yield_now;
 use std::time::{Duration, Instant};
 
+/// How long the search for a job or its completion is: a little more than it takes to wake a worker,
+/// so that the loop finds what a worker does that has slept. Otherwise neither would ever find the
+/// other searching again.
+pub(super) const SEARCH: Duration = Duration::from_micros(20);
 /// A yield of the processor that takes longer has let something else run.
 const GIVEN_WAY: Duration = Duration::from_micros(4);
 /// After so many failures in a row it is not tried any more,

@@ -1,7 +1,7 @@
 //! Copying and I/O on guest memory.
 //!
-//! The guest may change its memory at any time. Bytes that are to be checked are copied out once;
-//! payload goes between guest memory and files in the kernel, and is never looked at.
+//! The guest may change its memory at any time. Bytes that must be checked are copied out once. The
+//! kernel moves payload between guest memory and files; this process never reads it.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -12,9 +12,9 @@ use vm_memory::VolatileSlice;
 use crate::memory::Memory;
 use crate::prefetch;
 
-/// The most segments that one system call takes (limits.h).
+/// The maximum number of segments in one system call (limits.h).
 const IOV_MAX: usize = 1024;
-/// As many as Linux's 9p driver uses: they find room on the stack.
+/// As many segments as Linux's 9p driver uses; they fit on the stack.
 const FEW: usize = 130;
 const NOTHING: iovec = iovec {
     iov_base: std::ptr::null_mut(),
@@ -28,16 +28,16 @@ const NOTHING: iovec = iovec {
 pub(crate) struct Segments {
     list: Vec<iovec>,
     len: usize,
-    /// Whether a descriptor led outside of the guest's memory. The list ends before it.
+    /// Whether a descriptor pointed outside of the guest's memory. The list ends before it.
     cut: bool,
 }
 
-// SAFETY: the segments are mapped whichever thread uses them. No Rust reference to their bytes is ever
-// made: they are copied with volatile accesses or given to the kernel, as the guest writes to them at
-// the same time anyway.
+// SAFETY: the segments stay mapped on every thread. No Rust reference to their bytes is ever made: they
+// are copied with volatile accesses or passed to the kernel, as the guest may write to them at any time.
 unsafe impl Send for Segments {}
-// SAFETY: through a shared reference the list does not change, and the bytes that it leads to are only
-// accessed as the guest accesses them at the same time: with volatile accesses, or by the kernel.
+// SAFETY: a shared reference cannot change the list. The bytes it points to are only accessed with
+// volatile accesses or by the kernel, so concurrent access by several threads is no different from
+// concurrent access by the guest.
 unsafe impl Sync for Segments {}
 
 impl Segments {
@@ -50,7 +50,7 @@ impl Segments {
         }
     }
 
-    /// Empties the list, whose own memory stays for the next request.
+    /// Empties the list but keeps its allocation for the next request.
     pub(crate) fn clear(&mut self) {
         self.list.clear();
         self.len = 0;
@@ -61,14 +61,14 @@ impl Segments {
         self.len
     }
 
-    /// Whether no descriptor has been here that has a length.
+    /// Whether no descriptor with a length has been pushed.
     pub(crate) fn is_unused(&self) -> bool {
         self.len == 0 && !self.cut
     }
 
-    /// Appends `len` bytes of `memory` from the guest's physical address `address` on. If not all of
-    /// them are memory the list is cut: it ends before them, as what comes behind would be in a wrong
-    /// place.
+    /// Appends `len` bytes of `memory`, starting at the guest's physical address `address`. If not all
+    /// of them are memory, the list is cut: it ends before them, because what follows would be at a
+    /// wrong offset.
     ///
     /// # Safety
     /// `memory` must live until these segments are [cleared](Segments::clear) or never used again.
@@ -101,7 +101,7 @@ impl Segments {
         }
     }
 
-    /// Hints that the first bytes, up to `len`, will be used, as far as they are in one piece.
+    /// Hints that the first `len` bytes will be used, as far as the first segment holds them.
     fn prefetch(&self, len: usize, hint: fn(*const u8)) {
         let Some(first) = self.list.first() else {
             return;
@@ -112,7 +112,7 @@ impl Segments {
         }
     }
 
-    /// The segments from byte `at` on, `len` bytes at the most.
+    /// The segments from byte `at` on, at most `len` bytes.
     pub(crate) fn pieces(&self, at: usize, len: usize) -> impl Iterator<Item = iovec> {
         let (mut skip, mut left) = (at, len);
         self.list.iter().filter_map(move |segment| {
@@ -125,8 +125,8 @@ impl Segments {
         })
     }
 
-    /// Calls `copy` for each piece of `len` bytes from `at` on, with the piece's place behind
-    /// `at`; returns how many bytes there were.
+    /// Calls `copy` for each piece of the `len` bytes from `at` on, with the piece's offset from `at`.
+    /// Returns the number of bytes.
     fn for_each(
         &self,
         at: usize,
@@ -134,7 +134,7 @@ impl Segments {
         mut copy: impl FnMut(VolatileSlice<'_>, usize),
     ) -> usize {
         let len = len.min(self.len.saturating_sub(at));
-        // Nearly all that is copied is a message in one piece.
+        // Nearly everything copied is a message in one piece.
         if let Some(first) = self.list.first()
             && at + len <= first.iov_len
         {
@@ -181,9 +181,9 @@ impl Segments {
             &many[..]
         };
         loop {
-            // SAFETY: `call` is preadv2 or pwritev2. It accesses `pieces`, which is a slice, and what
-            // they lead to: parts of segments, which are mapped readable and writable while `self` is
-            // borrowed.
+            // SAFETY: `call` is preadv2 or pwritev2. It accesses `pieces`, which is a slice, and the
+            // memory they point to: parts of segments, which are mapped readable and writable while
+            // `self` is borrowed.
             let result = unsafe {
                 call(
                     fd.as_raw_fd(),
@@ -204,7 +204,7 @@ impl Segments {
     }
 }
 
-/// What the driver has written for the device.
+/// The buffers that the driver has written for the device.
 pub struct Readable(pub(crate) Segments);
 
 impl Readable {
@@ -213,22 +213,22 @@ impl Readable {
         self.0.prefetch(len, prefetch::for_reading);
     }
 
-    /// Whether the driver has named an address outside of its memory. What is here ends before it.
+    /// Whether a descriptor pointed outside of the guest's memory. This half ends before it.
     pub fn is_cut(&self) -> bool {
         self.0.cut
     }
 
-    /// Its length in bytes.
+    /// The length in bytes.
     pub fn len(&self) -> usize {
         self.0.len
     }
 
-    /// Whether there is nothing.
+    /// Whether the length is 0.
     pub fn is_empty(&self) -> bool {
         self.0.len == 0
     }
 
-    /// Copies bytes from `at` on out of guest memory, as many as there are, and returns how many.
+    /// Copies bytes from `at` on out of guest memory, as many as there are; returns their number.
     pub fn read_at(&self, at: usize, into: &mut [u8]) -> usize {
         let len = into.len();
         self.0.for_each(at, len, |slice, done| {
@@ -237,9 +237,8 @@ impl Readable {
     }
 
     /// pwritev2(2): writes up to `len` bytes from `at` on to `fd` at `offset`, with `RWF_*`
-    /// flags, and returns how many the kernel took. A range of more than 1024 pieces is taken in
-    /// parts: call again for the rest. Errors: those of the call, but EINTR; EINVAL for an offset
-    /// beyond 63 bits.
+    /// flags; returns the number of bytes written. One call takes at most 1024 pieces: call again for
+    /// the rest. Errors: those of the system call except EINTR; EINVAL for an offset beyond 63 bits.
     pub fn write_to_file(
         &self,
         fd: BorrowedFd<'_>,
@@ -252,7 +251,7 @@ impl Readable {
     }
 }
 
-/// Where the device writes for the driver.
+/// The buffers that the device writes for the driver.
 pub struct Writable(pub(crate) Segments);
 
 impl Writable {
@@ -261,32 +260,32 @@ impl Writable {
         self.0.prefetch(len, prefetch::for_writing);
     }
 
-    /// Whether the driver has named an address outside of its memory. What is here ends before it.
+    /// Whether a descriptor pointed outside of the guest's memory. This half ends before it.
     pub fn is_cut(&self) -> bool {
         self.0.cut
     }
 
-    /// Its length in bytes.
+    /// The length in bytes.
     pub fn len(&self) -> usize {
         self.0.len
     }
 
-    /// Whether there is no room.
+    /// Whether the length is 0.
     pub fn is_empty(&self) -> bool {
         self.0.len == 0
     }
 
-    /// Copies bytes into guest memory from `at` on, as many as fit, and returns how many.
+    /// Copies bytes into guest memory from `at` on, as many as fit; returns their number.
     pub fn write_at(&self, at: usize, from: &[u8]) -> usize {
         self.0.for_each(at, from.len(), |slice, done| {
             slice.copy_from(&from[done..]);
         })
     }
 
-    /// preadv2(2): reads up to `len` bytes from `fd` at `offset` to `at` and on, with `RWF_*`
-    /// flags, and returns how many came, 0 at the end of the file. A range of more than 1024 pieces
-    /// is filled in parts: call again for the rest. Errors: those of the call, but EINTR; EINVAL
-    /// for an offset beyond 63 bits.
+    /// preadv2(2): reads up to `len` bytes from `fd` at `offset` into the buffers from `at` on, with
+    /// `RWF_*` flags; returns the number of bytes read, 0 at the end of the file. One call fills at
+    /// most 1024 pieces: call again for the rest. Errors: those of the system call except EINTR;
+    /// EINVAL for an offset beyond 63 bits.
     pub fn read_from_file(
         &self,
         fd: BorrowedFd<'_>,

@@ -1,9 +1,9 @@
 //! One walk over the descriptors of a request.
 //!
-//! Each descriptor is copied once, as the guest may change it meanwhile. What leaves in doubt which
-//! descriptors a chain has is an error here. A buffer outside of the guest's memory is none: the chain
-//! is understood, its half ends before that buffer, and the request alone fails. Drivers make such
-//! buffers of memory that they forgot to share: User-mode Linux of its page of zeros.
+//! Each descriptor is copied once, as the guest may change it meanwhile. A chain whose descriptors are
+//! ambiguous is an error. A buffer outside of the guest's memory is not: its half of the chain ends
+//! before it, and only that request fails. Drivers produce such buffers from memory that they do not
+//! share, as User-mode Linux does with its page of zeros.
 
 use std::rc::Rc;
 
@@ -15,23 +15,23 @@ use crate::error::ChainError;
 use crate::memory::Memory;
 use crate::prefetch;
 
-/// The most descriptors of an indirect table. The specification allows no chain longer than the
-/// ring, but Linux makes tables as long as its requests have pieces, whatever the ring's size, and
-/// QEMU and the kernel take up to 1024, the most that one system call can have.
+/// The maximum number of descriptors in an indirect table. The specification allows no chain longer
+/// than the ring, but Linux ignores the ring's size, and QEMU and the kernel accept up to 1024, the
+/// limit of one system call.
 const MAX_INDIRECT: u32 = 1024;
 /// Bytes of a descriptor.
 const DESCRIPTOR_SIZE: u32 = size_of::<Descriptor>() as u32;
 
-/// The memory of a request. The ring keeps those that are done for the next ones.
+/// The memory of a request. The ring reuses completed chains.
 pub(crate) struct Chain {
     head: u16,
-    /// Keeps mapped what the halves lead to.
+    /// Keeps the memory of both halves mapped.
     memory: Option<Rc<Memory>>,
     readable: Readable,
     writable: Writable,
 }
 
-/// Several, in the boxes in which they are handed on.
+/// Chains, each in the box that is handed on.
 #[allow(clippy::vec_box)]
 pub(crate) type Chains = Vec<Box<Chain>>;
 
@@ -45,7 +45,7 @@ impl Chain {
         }
     }
 
-    /// The descriptor that it begins with.
+    /// The index of its first descriptor.
     pub(crate) fn head(&self) -> u16 {
         self.head
     }
@@ -58,7 +58,7 @@ impl Chain {
         &self.writable
     }
 
-    /// Empties the chain and lets go of the guest's memory.
+    /// Empties the chain and releases the guest's memory.
     pub(crate) fn clear(&mut self) {
         self.readable.0.clear();
         self.writable.0.clear();
@@ -66,11 +66,11 @@ impl Chain {
     }
 
     /// Collects the readable and the writable memory of the chain that begins with descriptor `head`
-    /// of the ring's `table`. A half that leads outside of `memory` is cut there, and the descriptors
-    /// behind are checked all the same.
+    /// of the ring's `table`. A half that points outside of `memory` is cut there; the descriptors
+    /// that follow are still checked.
     ///
-    /// Taken although it is unusual, as other devices do: descriptors of no length, wherever they point
-    /// to; a chain that goes on in an indirect table; a table that was not agreed on.
+    /// Accepted, as other devices do: descriptors of length 0 at any address; a chain that continues in
+    /// an indirect table; an indirect table without the feature.
     pub(crate) fn walk(
         &mut self,
         memory: &Rc<Memory>,
@@ -114,8 +114,8 @@ impl Chain {
             } else {
                 return Err(ChainError::Order);
             };
-            // SAFETY: `self.memory` is what the segments lead to; only `clear` lets go of it, and that
-            // empties them first.
+            // SAFETY: `self.memory` holds the memory. Only `clear` releases it, and empties the segments
+            // first.
             unsafe { segments.push(memory, address, descriptor.len()) };
             if u32::try_from(segments.len()).is_err() {
                 return Err(ChainError::TooLong);
@@ -128,11 +128,11 @@ impl Chain {
     }
 }
 
-/// Where descriptors are.
+/// A descriptor table.
 enum Table<'a> {
-    /// In one piece in this process.
+    /// Contiguous in this process.
     Mapped(VolatileSlice<'a>),
-    /// At a physical address, across regions or not in memory at all.
+    /// At a physical address, across regions or not in memory.
     Scattered { address: u64, len: u32 },
 }
 
@@ -168,8 +168,8 @@ fn scattered(memory: &Memory, table: u64, index: u16) -> Result<Descriptor, Chai
         .map_err(|_| ChainError::Address(address))
 }
 
-/// Fetches the indirect table of a chain, if it has one. Nothing is believed: [`Chain::walk`]
-/// reads the descriptor again.
+/// Prefetches the indirect table of a chain, if it has one. A hint only: [`Chain::walk`] reads and
+/// checks the descriptor again.
 pub(crate) fn prefetch_table(memory: &Memory, table: VolatileSlice<'_>, head: u16) {
     if let Ok(first) = Table::Mapped(table).descriptor(memory, head)
         && first.refers_to_indirect_table()

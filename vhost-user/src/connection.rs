@@ -16,20 +16,20 @@ use crate::log_limiter::LogLimiter;
 use crate::request::Request;
 use crate::ring::Ring;
 
-/// How many requests are taken in one turn of the loop: a driver that posts without end must not
-/// keep other things from happening.
+/// How many requests are taken in one turn of the loop: a driver that never stops posting must not
+/// starve everything else.
 const BUDGET: usize = 256;
 
 /// Whether the front-end is still there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Status {
-    /// It is.
+    /// The front-end is connected.
     Open,
-    /// It has closed its end.
+    /// The front-end has closed its end.
     Disconnected,
 }
 
-/// A front-end's connection. Dropped, it stops the ring, drains what is under way and resets the
+/// A front-end's connection. Dropping it stops the ring, drains the requests in flight and resets the
 /// device.
 pub struct Connection {
     messages: BackendReqHandler<Mutex<Device>>,
@@ -37,19 +37,19 @@ pub struct Connection {
     ring: Rc<Ring>,
     handler: Rc<dyn Handler>,
     poller: Rc<dyn Poller>,
-    /// The socket again, to be watched.
+    /// A duplicate of the socket, which the loop watches.
     socket: OwnedFd,
-    /// Whether the driver's kick is to be taken back.
+    /// Whether the kick descriptor must be cleared.
     kicked: Cell<bool>,
     refusals: LogLimiter,
-    /// Empty; kept for its memory.
+    /// Empty; kept for its allocation.
     batch: Cell<Chains>,
 }
 
 impl Connection {
-    /// Serves the front-end at the other end of `stream`. A notification to a pipe that nobody reads
-    /// any more raises SIGPIPE, which the process must ignore, as Rust's runtime has it do. Errors:
-    /// the socket or the loop cannot be used, or `config` has a wrong size.
+    /// Serves the front-end at the other end of `stream`. The process must ignore SIGPIPE, as Rust's
+    /// runtime does: a notification to a pipe without a reader raises it. Errors: the socket or the
+    /// loop cannot be used, or the ring size in `config` is invalid.
     pub fn new(
         stream: UnixStream,
         config: &DeviceConfig,
@@ -64,10 +64,10 @@ impl Connection {
             ring.clone(),
         )
         .map_err(|_| Error::QueueSize(config.max_queue_size))?;
-        // The crate wants an Arc of something shared; all of it stays on this thread.
+        // `vhost` requires an Arc; all of it stays on this thread.
         #[allow(clippy::arc_with_non_send_sync)]
         let device = Arc::new(Mutex::new(device));
-        // The crate asks again and again for what is not there yet, instead of coming back later.
+        // `vhost` spins on EAGAIN instead of returning.
         stream.set_nonblocking(false).map_err(Error::Socket)?;
         let socket: OwnedFd = stream.try_clone().map_err(Error::Socket)?.into();
         poller
@@ -86,12 +86,12 @@ impl Connection {
         })
     }
 
-    /// To be called when a descriptor of `source` is readable: handles one message, or notes that
-    /// the driver has kicked. Errors: the connection is of no use any more and has to be dropped.
+    /// Call it when a descriptor of `source` is readable: handles one message, or notes that the driver
+    /// has kicked. Errors: the connection has failed and must be dropped.
     ///
-    /// A request that is well-formed but refused leaves the connection open: the front-end is told
-    /// so if it asks for acknowledgements. What is malformed, or has to have an answer and gets
-    /// none, ends it.
+    /// A well-formed message that is refused leaves the connection open: the front-end learns of it
+    /// if it asks for acknowledgements. A malformed message, or one that requires an answer and gets
+    /// none, ends the connection.
     pub fn ready(&mut self, source: Source) -> Result<Status, Error> {
         if source == Source::Kick {
             self.kicked.set(true);
@@ -99,14 +99,14 @@ impl Connection {
         }
         match self.messages.handle_request() {
             Ok(()) => {}
-            // The second: it has left before it read, or while it was sent, an answer.
+            // SocketBroken: it closed the socket before or while an answer was sent.
             Err(ProtocolError::Disconnected | ProtocolError::SocketBroken(_)) => {
                 return Ok(Status::Disconnected);
             }
-            // Refused, and the front-end was told so if it had asked to be.
+            // Refused; the front-end has been told if it asks for acknowledgements.
             Err(ProtocolError::ReqHandlerError(error)) => {
                 if let Some(number) = self.refusals.count() {
-                    log::warn!("a vhost-user message is refused: {error} (number {number})");
+                    log::warn!("refused a vhost-user message: {error} (refusal {number})");
                 }
             }
             Err(error) => return Err(error.into()),
@@ -114,17 +114,17 @@ impl Connection {
         Ok(Status::Open)
     }
 
-    /// Whether there is a request to be taken; costs no call.
+    /// Whether there is a request to take; makes no system call.
     pub fn has_requests(&self) -> bool {
         self.ring.has_requests() && self.handler.takes()
     }
 
-    /// To be called at every turn of the loop, whatever has woken it: takes requests out of the ring
-    /// and gives them to the handler. The driver may have been faster than its front-end, or its
-    /// kick have gone with a descriptor that was replaced.
+    /// Call it at every turn of the loop, whatever has woken it: takes requests out of the ring and
+    /// gives them to the handler. Requests may come without a kick: the driver may be faster than its
+    /// front-end, or have kicked a descriptor that was replaced.
     pub fn take_requests(&self) {
         if self.has_requests() {
-            // They stay off while the loop is awake.
+            // Kicks stay off while the loop is awake.
             self.ring.disable_kicks();
             if let Err(error) = self.try_take_requests() {
                 self.ring.fail(&error);
@@ -139,7 +139,7 @@ impl Connection {
         let result = loop {
             let result = self.ring.pop(&mut batch);
             let count = batch.len();
-            // What was taken before the ring broke is answered.
+            // Requests taken before the ring broke are answered.
             for chain in batch.drain(..) {
                 self.handler.handle(Request::new(self.ring.clone(), chain));
             }
@@ -152,8 +152,8 @@ impl Connection {
         result
     }
 
-    /// Before the loop blocks: true if it may, and from now on a request brings a kick; false if one
-    /// is there already, and the handler takes it.
+    /// Call it before the loop blocks. True: it may block, and a new request will kick it. False: a
+    /// request is available already, and the handler accepts it.
     pub fn prepare_sleep(&self) -> bool {
         if self.kicked.take() {
             self.device().clear_kick();
@@ -161,7 +161,7 @@ impl Connection {
         !(self.ring.enable_kicks() && self.handler.takes())
     }
 
-    /// To be called at the end of a turn of the loop: one notification for all requests completed
+    /// Call it at the end of each turn of the loop: sends one notification for all requests completed
     /// since the last, if the driver wants one.
     pub fn notify(&self) -> Result<(), Error> {
         self.ring.notify();
@@ -170,11 +170,11 @@ impl Connection {
     }
 
     fn device(&self) -> MutexGuard<'_, Device> {
-        // Used on one thread, and never while it is held.
+        // Used on one thread, and never locked twice.
         self.device.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Ends the watch over a ring that does not run any more: nobody reads its notifications.
+    /// Stops watching the kick of a ring that has stopped: nothing clears it any more.
     fn leave_if_broken(&self) {
         if !self.ring.is_running() {
             self.device().unwatch();

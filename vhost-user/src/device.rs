@@ -1,9 +1,8 @@
 //! The control messages: what the front-end sets up, starts and stops.
 //!
-//! The ring runs from the moment at which it has a kick descriptor and is enabled until
-//! GET_VRING_BASE, a reset, or a breach of its rules. Everything that takes the ring or its memory
-//! away drains what is under way first: when the front-end has its answer, nothing writes into
-//! the guest's memory any more.
+//! The ring runs once it has a kick descriptor and is enabled, until GET_VRING_BASE, a reset, or a
+//! violation of its rules. Every message that takes the ring or its memory away first drains the
+//! requests in flight: once the front-end has its answer, nothing writes into the guest's memory.
 
 use std::fs::File;
 use std::io;
@@ -30,7 +29,7 @@ use crate::ring::Ring;
 use crate::signal::{Call, Kick};
 use crate::split::Addresses;
 
-/// How much of the configuration space can be read at least (vhost-user: VHOST_USER_CONFIG_SIZE).
+/// The minimum readable size of the configuration space (vhost-user: VHOST_USER_CONFIG_SIZE).
 const MIN_CONFIG: usize = 256;
 const EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
 
@@ -42,26 +41,26 @@ pub(crate) struct Device {
     ring: Rc<Ring>,
     memory: Rc<Memory>,
     features: u64,
-    /// What the front-end has said of the ring: its size, and the next request to be taken. Ready
-    /// unless the size that was said last is none.
+    /// The ring's configuration: its size, EVENT_IDX, the next request to take. Ready unless the last
+    /// size was refused.
     queue: Queue,
-    /// Where the ring is; found in the guest's memory when it starts.
+    /// Where the ring is; looked up in the guest's memory when it starts.
     addresses: Option<Addresses>,
     kick: Option<Kick>,
     /// Whether the loop watches the kick.
     watched: bool,
     enabled: bool,
-    /// Whether the ring was started and not stopped since. It may have broken meanwhile.
+    /// Whether the ring was started and not stopped since. It may have failed meanwhile.
     started: bool,
 }
 
-/// A refusal that is told to the front-end; the connection goes on.
+/// A refusal that the front-end can be told; the connection stays open.
 fn refuse(why: &'static str) -> Error {
     Error::ReqHandlerError(io::Error::new(io::ErrorKind::InvalidInput, why))
 }
 
-/// A refusal that cannot be told, as the message has no answer for it: the connection ends, for the
-/// front-end would wait for ever.
+/// A refusal that the front-end cannot be told, as the answer has no form for it: the connection ends,
+/// or the front-end would wait forever.
 fn hang_up(why: &'static str) -> Error {
     Error::InvalidOperation(why)
 }
@@ -70,7 +69,7 @@ fn failed(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
     Error::ReqHandlerError(io::Error::other(error))
 }
 
-/// There is one ring.
+/// Errors: `index` is not that of the one ring.
 fn only_ring(index: impl Into<u32>) -> Result<()> {
     if index.into() == 0 {
         Ok(())
@@ -80,7 +79,7 @@ fn only_ring(index: impl Into<u32>) -> Result<()> {
 }
 
 impl Device {
-    /// Errors: the largest ring is of a size that no ring can have.
+    /// Errors: the configured maximum ring size is invalid.
     pub(crate) fn new(
         config: DeviceConfig,
         handler: Rc<dyn Handler>,
@@ -113,8 +112,7 @@ impl Device {
             | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
     }
 
-    /// Takes the driver's notification back. A kick from which no more can come is left alone until
-    /// there is another.
+    /// Clears the driver's kick. A kick descriptor whose other end is closed is no longer watched.
     pub(crate) fn clear_kick(&mut self) {
         if let Some(kick) = &self.kick
             && !kick.clear()
@@ -124,7 +122,7 @@ impl Device {
         }
     }
 
-    /// Starts the ring if everything is there.
+    /// Starts the ring if its configuration is complete.
     fn start(&mut self) -> Result<()> {
         let (Some(kick), Some(addresses)) = (&self.kick, &self.addresses) else {
             return Ok(());
@@ -144,7 +142,7 @@ impl Device {
         Ok(())
     }
 
-    /// Stops the ring when all that was taken from it has been given back.
+    /// Drains the requests in flight, then stops the ring.
     pub(crate) fn stop(&mut self) {
         self.handler.drain();
         if self.started {
@@ -153,14 +151,14 @@ impl Device {
         }
     }
 
-    /// Takes nothing out of the ring any more, and remembers where it was.
+    /// Stops the ring and remembers the next request to take.
     fn halt(&mut self) {
         self.queue.set_next_avail(self.ring.stop());
         self.unwatch();
         self.started = false;
     }
 
-    /// Ends the watch over the kick, if there is one.
+    /// Stops watching the kick, if it is watched.
     pub(crate) fn unwatch(&mut self) {
         if let Some(kick) = &self.kick
             && self.watched
@@ -170,8 +168,7 @@ impl Device {
         }
     }
 
-    /// Puts a new table of memory in the place of the old one. A ring that is not in it stops, until
-    /// it is in a later one.
+    /// Replaces the memory table. A ring that is not in the new one stops until a later one has it.
     fn replace_memory(&mut self, memory: Memory) -> Result<()> {
         self.memory = Rc::new(memory);
         self.ring.notify();
@@ -180,15 +177,15 @@ impl Device {
             self.halt();
             return Err(failed(error));
         }
-        // That a ring which waits for its memory has to wait longer is no fault of this table.
+        // The table is valid even if the ring still has to wait for its memory.
         if let Err(error) = self.start() {
             log::debug!("the ring does not start yet: {error}");
         }
         Ok(())
     }
 
-    /// Everything as it was at the beginning, except for what the front-end says only once: its
-    /// memory, and where to signal.
+    /// Back to the initial state, except for what the front-end sends only once: its memory, and the
+    /// descriptors to signal.
     fn reset(&mut self) {
         self.stop();
         self.handler.reset();
@@ -218,8 +215,7 @@ impl VhostUserBackendReqHandlerMut for Device {
         Ok(())
     }
 
-    /// Deprecated. The specification warns of back-ends that forget their state, and recommends to
-    /// disable the rings and nothing else.
+    /// Deprecated. The specification recommends to disable the rings and to keep all other state.
     fn reset_owner(&mut self) -> Result<()> {
         self.stop();
         self.enabled = !self.has_protocol_features();
@@ -245,7 +241,7 @@ impl VhostUserBackendReqHandlerMut for Device {
         let had_protocol_features = self.has_protocol_features();
         self.features = features;
         self.queue.set_event_idx(features & EVENT_IDX != 0);
-        // Without them there is no message to enable a ring.
+        // Without protocol features no message enables a ring.
         if !self.has_protocol_features() {
             self.enabled = true;
         } else if !had_protocol_features {
@@ -290,7 +286,7 @@ impl VhostUserBackendReqHandlerMut for Device {
         file: File,
         _postcopy: Option<bool>,
     ) -> Result<Option<VhostUserMemoryRegionBase>> {
-        // What is under way keeps the memory it has.
+        // Requests in flight keep their memory.
         let memory = self.memory.with_region(region, file).map_err(failed)?;
         self.replace_memory(memory)?;
         Ok(None)
@@ -308,10 +304,10 @@ impl VhostUserBackendReqHandlerMut for Device {
     fn set_vring_num(&mut self, index: u32, size: u32) -> Result<()> {
         only_ring(index)?;
         self.stopped()?;
-        // A front-end that does not ask whether its size was taken must not have another one used.
-        let taken = u16::try_from(size).is_ok_and(|size| self.queue.try_set_size(size).is_ok());
-        self.queue.set_ready(taken);
-        if taken {
+        // A refused size must not leave another one in use: the front-end may not wait for the answer.
+        let accepted = u16::try_from(size).is_ok_and(|size| self.queue.try_set_size(size).is_ok());
+        self.queue.set_ready(accepted);
+        if accepted {
             Ok(())
         } else {
             Err(refuse(
@@ -335,7 +331,7 @@ impl VhostUserBackendReqHandlerMut for Device {
             available,
             used,
         };
-        // QEMU repeats the addresses of a running ring to switch its log on.
+        // QEMU repeats the addresses of a running ring to enable its dirty log.
         if self.addresses != Some(addresses) {
             self.stopped()?;
             self.addresses = Some(addresses);
@@ -354,7 +350,7 @@ impl VhostUserBackendReqHandlerMut for Device {
     fn get_vring_base(&mut self, index: u32) -> Result<VhostUserVringState> {
         only_ring(index).map_err(|_| hang_up("the device has one ring"))?;
         self.stop();
-        // The ring starts anew with the next kick descriptor.
+        // The ring starts again with the next kick descriptor.
         self.kick = None;
         Ok(VhostUserVringState::new(
             index,
@@ -425,7 +421,7 @@ impl VhostUserBackendReqHandlerMut for Device {
         Err(refuse("the configuration space cannot be written"))
     }
 
-    // What follows belongs to features that are not offered.
+    // The rest belongs to features that are not offered.
 
     fn set_gpu_socket(&mut self, _: GpuBackend) -> Result<()> {
         Err(refuse("not a graphics device"))

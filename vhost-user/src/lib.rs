@@ -1,7 +1,7 @@
 //! The vhost-user back-end of one virtio device with one request queue.
 //!
 //! A front-end (the virtual machine monitor) connects to a socket and hands over the guest's
-//! memory and the ring; from then on requests go between the guest and this process without it.
+//! memory and the ring; from then on the guest and this process exchange requests without it.
 //! The crate does not depend on what the device does: it turns descriptor chains into [`Request`]s,
 //! gives them to a [`Handler`], and pushes them when they are completed. It runs on one thread, in
 //! its user's event loop ([`Poller`]).
@@ -21,15 +21,14 @@
 //!
 //! A module imports only from those below it in this list.
 //!
-//! The guest is not trusted: what breaks the ring's rules stops the ring until the front-end stops
-//! and starts it again, and the process, the connection and the log are safe from it. A buffer outside
-//! of the guest's memory costs the one [`Request`] that names it. The front-end
-//! is checked, too, but can do what a virtual machine monitor can do to its own guest: it may keep
-//! the loop waiting for the rest of a message that it has begun, and end the process by cutting the
-//! files short that it has given as memory.
+//! The guest is not trusted. If it breaks the ring's rules, the ring stops until the front-end stops
+//! and starts it again; process, connection and log survive. A buffer outside of the guest's memory
+//! fails only the [`Request`] that names it. The front-end is checked, too, but has the power over this
+//! process that it has over its own guest: it can block the loop by sending half a message, and end
+//! the process by truncating the files that it has given as memory.
 //!
-//! Not offered, because not implemented: live migration's log, in-flight tracking, the
-//! back-end's own channel, more than one queue.
+//! Not implemented, and so not offered: the dirty log of live migration, in-flight tracking, the
+//! back-end channel, more than one queue.
 
 #[cfg(test)]
 mod agreement;

@@ -1,14 +1,13 @@
 //! The guest's memory as the front-end describes it.
 //!
-//! The front-end sends regions: a file, and where a part of it appears in the guest (physical
+//! The front-end sends regions: a file, and where a part of it is mapped in the guest (physical
 //! address) and in the front-end itself (user address). The guest's descriptors hold physical
-//! addresses, the ring's own addresses come as user addresses.
+//! addresses, the control messages give the ring's parts by user addresses.
 //!
-//! A region is refused if it is longer than its file: to touch what lies behind the end of a file
-//! raises SIGBUS, which would end the process. What remains is a front-end that cuts the file short
-//! afterwards, or a file system (huge pages, a full tmpfs) that has promised more than it has: the
-//! next access to such a page ends this process, as it would end the front-end. The guest can do
-//! neither.
+//! A region is refused if it is longer than its file: an access beyond the end of a file raises SIGBUS,
+//! which would end the process. A front-end can still truncate the file later, and a file system (huge
+//! pages, a full tmpfs) can be overcommitted: the next access to such a page ends this process, as it
+//! would end the front-end. The guest can cause neither.
 
 use std::fs::File;
 use std::io;
@@ -22,11 +21,11 @@ use vm_memory::{
     GuestRegionMmap, MmapRegion, VolatileSlice, guest_memory,
 };
 
-/// As many regions as QEMU's memory slots.
+/// The maximum number of regions: as many as QEMU has memory slots.
 pub(crate) const MAX_SLOTS: usize = 509;
 
-/// A table of regions, mapped into this process. It does not change: a new table is made instead,
-/// and requests under way keep the one they were popped with.
+/// A table of regions, mapped into this process. It is immutable: changes make a new table, and
+/// requests in flight keep the one they were popped with.
 #[derive(Clone, Default)]
 pub(crate) struct Memory {
     mapped: GuestMemoryMmap,
@@ -46,8 +45,8 @@ fn refused(why: &'static str) -> io::Error {
 }
 
 impl Memory {
-    /// Maps a whole table. Errors: InvalidInput for regions that overlap or that their files do not
-    /// hold, those of fstat(2) and mmap(2).
+    /// Maps a whole table. Errors: InvalidInput for regions that overlap or are longer than their
+    /// files, those of fstat(2) and mmap(2).
     pub(crate) fn new(table: &[VhostUserMemoryRegion], files: Vec<File>) -> io::Result<Memory> {
         if table.len() != files.len() {
             return Err(refused("a region without a file"));
@@ -59,13 +58,13 @@ impl Memory {
         Ok(memory)
     }
 
-    /// The table and one region more. Errors: as for [`Memory::new`], and too many regions.
+    /// The table with one more region. Errors: as for [`Memory::new`], and too many regions.
     pub(crate) fn with_region(
         &self,
         region: &VhostUserMemoryRegion,
         file: File,
     ) -> io::Result<Memory> {
-        // The message is packed: take the fields out before they are referred to.
+        // The message is packed: its fields cannot be borrowed.
         let (guest, user) = (region.guest_phys_addr, region.user_addr);
         let (size, offset) = (region.memory_size, region.mmap_offset);
         if self.regions.len() >= MAX_SLOTS {
@@ -122,7 +121,7 @@ impl Memory {
         Ok(Memory { mapped, regions })
     }
 
-    /// The guest's physical address for one of the front-end's own.
+    /// Translates a user address of the front-end into a physical address of the guest.
     pub(crate) fn guest_address(&self, user: u64) -> Option<u64> {
         self.regions
             .iter()
@@ -133,10 +132,10 @@ impl Memory {
             .map(|region| region.guest + (user - region.user))
     }
 
-    /// Where the `len` bytes from a physical address on are in this process, if they are all in
-    /// one region: readable and writable as long as the table lives.
+    /// The address in this process of the `len` bytes at a physical address, if one region holds them
+    /// all: readable and writable as long as the table lives.
     pub(crate) fn contiguous(&self, address: u64, len: usize) -> Option<NonNull<u8>> {
-        // Few, and most of the guest's memory is in the last.
+        // There are few regions, and the last holds most of the guest's memory.
         let region = self
             .regions
             .iter()
@@ -146,19 +145,19 @@ impl Memory {
         if at > region.size || region.size - at < len as u64 {
             return None;
         }
-        // In the region, and so less than its length, which is a usize.
+        // At most the region's length, which is a usize.
         NonNull::new(region.mapping.as_ptr().wrapping_add(at as usize))
     }
 
-    /// The same, to be accessed from here.
+    /// The same as a slice.
     pub(crate) fn slice(&self, address: u64, len: usize) -> Option<VolatileSlice<'_>> {
         let start = self.contiguous(address, len)?;
-        // SAFETY: `contiguous` found these `len` bytes in a region, whose mapping `self` holds, and `self` is
-        // borrowed as long as the slice lives.
+        // SAFETY: `contiguous` found these `len` bytes in a region whose mapping `self` holds, and `self`
+        // is borrowed as long as the slice lives.
         Some(unsafe { VolatileSlice::new(start.as_ptr(), len) })
     }
 
-    /// The memory from a physical address on, in as many pieces as it has regions there.
+    /// The `len` bytes at a physical address, one slice for each region.
     pub(crate) fn slices(
         &self,
         address: u64,
@@ -167,16 +166,16 @@ impl Memory {
         GuestMemoryBackend::get_slices(&self.mapped, GuestAddress(address), len as usize)
     }
 
-    /// Copies an object out of the guest's memory. Errors: it is not all there.
+    /// Copies an object out of the guest's memory. Errors: not all of it is memory.
     pub(crate) fn read<T: ByteValued>(&self, address: u64) -> Result<T, guest_memory::Error> {
         self.mapped.read_obj(GuestAddress(address))
     }
 }
 
-/// Errors: the file does not hold `size` bytes from `offset` on, or cannot be memory at all.
+/// Errors: the file does not hold `size` bytes from `offset` on; those of fstat(2).
 fn check_file(file: &File, offset: u64, size: u64) -> io::Result<()> {
     let metadata = file.metadata()?;
-    // A device's driver says itself in mmap(2) what it has (/dev/dax).
+    // A device has no length; its driver checks the range in mmap(2) (/dev/dax).
     if metadata.file_type().is_char_device() {
         return Ok(());
     }

@@ -1,12 +1,12 @@
-//! Fetches what the driver has written, and what is to be written for it, before it is needed.
+//! Prefetches what the driver has written, and what will be written for it.
 //!
-//! The lines of the ring and of the buffers are in another processor's cache, and each costs as much
-//! as a short system call. Fetched for many requests at once they cost little more than one.
+//! The cache lines of the ring and of the buffers are in another processor's cache: a miss costs as
+//! much as a short system call. Prefetching the lines of many requests costs little more than one miss.
 
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use std::arch::asm;
 
-/// Bytes of a cache line, or of half of one.
+/// Bytes of a cache line, or of half a line.
 pub(crate) const LINE: usize = 64;
 
 /// A hint that `place` will be read.

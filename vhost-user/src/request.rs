@@ -6,13 +6,13 @@ use crate::buffers::{Readable, Writable};
 use crate::chain::Chain;
 use crate::ring::Ring;
 
-/// A descriptor chain that the driver has made available. Whoever has it is the only one to
-/// answer it; dropped without being completed, it is completed with length 0.
+/// A descriptor chain that the driver has made available. Only its owner can complete it; dropping it
+/// completes it with length 0.
 ///
-/// A half whose descriptors lead outside of the guest's memory ends before them and
-/// [says so](Readable::is_cut): such a request is to be refused, and the ring goes on.
+/// A half whose descriptors point outside of the guest's memory ends before them and is marked as
+/// [cut](Readable::is_cut): refuse such a request; the ring keeps running.
 ///
-/// It stays on the thread of the ring; its halves may be used by others:
+/// A request stays on the ring's thread; other threads may use its halves:
 ///
 /// ```compile_fail
 /// fn moved<T: Send>() {}
@@ -25,7 +25,7 @@ use crate::ring::Ring;
 /// ```
 pub struct Request {
     ring: Rc<Ring>,
-    /// There until the request is completed. Apart, so that to hand a request on costs nothing.
+    /// Present until the request is completed. Boxed, so that moving a request is cheap.
     chain: Option<Box<Chain>>,
 }
 
@@ -40,22 +40,22 @@ impl Request {
     fn chain(&self) -> &Chain {
         self.chain
             .as_ref()
-            .expect("only completing takes the chain away, and the request too")
+            .expect("completing takes the chain, and consumes the request")
     }
 
-    /// What the driver has written.
+    /// The buffers that the driver has written.
     pub fn readable(&self) -> &Readable {
         self.chain().readable()
     }
 
-    /// Where the answer goes.
+    /// The buffers for the answer.
     pub fn writable(&self) -> &Writable {
         self.chain().writable()
     }
 
-    /// Gives the chain back to the driver, `used` bytes of its writable memory written: no more than
-    /// there are. The driver sees it at [`Connection::notify`](crate::Connection::notify) at the
-    /// latest, and is notified there.
+    /// Returns the chain to the driver with the first `used` bytes of its writable half written; `used`
+    /// is at most its length. The driver sees it at [`Connection::notify`](crate::Connection::notify)
+    /// at the latest, which also notifies it.
     pub fn complete(mut self, used: u32) {
         debug_assert!(used as usize <= self.writable().len());
         self.push(used);

@@ -1,5 +1,5 @@
-//! The ring's life: requests are popped and pushed, the driver is notified, and what it breaks
-//! stops the ring. How the ring lies in memory is the business of `split`.
+//! The ring at run time: pops and pushes requests, notifies the driver, and stops when the driver
+//! violates its rules. `split` has the ring's layout in memory.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -15,34 +15,33 @@ use crate::prefetch;
 use crate::signal::Call;
 use crate::split::{Addresses, SplitRing};
 
-/// How many requests are taken at once, if there are so many: to fetch what they begin with takes
-/// little longer than for one.
+/// How many requests are taken at once, at most: prefetching all of them takes little longer than
+/// one.
 const BATCH: usize = 16;
-/// As long as most requests and replies are that have no payload.
+/// The length of most requests and replies without payload.
 const REQUEST: usize = 64;
 const REPLY: usize = 192;
 /// How many chains are kept for the next requests.
 const SPARE_CHAINS: usize = 128;
-/// After so many bytes the driver is notified without waiting for the end of the turn: it can work
-/// on them while this side goes on, and a notification costs much less than they did.
+/// After so many bytes the driver is notified before the end of the turn: it can process them
+/// meanwhile, and a notification costs much less than they did.
 const NOTIFY_AFTER: usize = 128 * 1024;
 
-/// The ring and what is under way in it. Shared with the requests, which come back to it.
+/// The ring and the requests in flight, which share it and return to it.
 pub(crate) struct Ring {
-    /// The ring, as long as it runs. Borrowed only within a call into this object, never while a
-    /// handler runs.
+    /// The ring while it runs. Borrowed only within a call of this object, never while a handler runs.
     split: RefCell<Option<SplitRing>>,
-    /// The next to be taken when it stopped.
+    /// The next request to take when the ring stopped.
     base: Cell<u16>,
     in_flight: Cell<u16>,
     call: RefCell<Option<Call>>,
     error: RefCell<Option<Call>>,
-    /// Whether something was pushed that the driver may not know of, and how many bytes went to and
-    /// fro with it.
+    /// Whether requests were pushed that the driver has not been notified of, and how many bytes they
+    /// transferred.
     pushed: Cell<bool>,
     bytes: Cell<usize>,
     spare: RefCell<Chains>,
-    breaks: LogLimiter,
+    violations: LogLimiter,
 }
 
 impl Ring {
@@ -56,12 +55,12 @@ impl Ring {
             pushed: Cell::new(false),
             bytes: Cell::new(0),
             spare: RefCell::default(),
-            breaks: LogLimiter::default(),
+            violations: LogLimiter::default(),
         }
     }
 
-    /// Takes another table of memory; a ring that is running goes on in it. Errors: the ring, which
-    /// is at `addresses`, is not in it, and must be stopped.
+    /// Moves a running ring to another memory table. Errors: the ring, which is at `addresses`, is not
+    /// in it, and must be stopped.
     pub(crate) fn set_memory(
         &self,
         memory: &Rc<Memory>,
@@ -76,7 +75,7 @@ impl Ring {
     pub(crate) fn set_call(&self, call: Option<Call>) {
         self.call.replace(call);
         self.publish();
-        // For what was pushed while there was nothing to call with.
+        // For requests pushed while there was no call descriptor.
         if self.pushed.get() {
             self.signal();
         }
@@ -90,8 +89,7 @@ impl Ring {
         self.split.borrow().is_some()
     }
 
-    /// Makes the ring that `queue` describes usable, at `addresses`. Errors: as for
-    /// [`SplitRing::new`].
+    /// Starts the ring that `queue` describes, at `addresses`. Errors: as for [`SplitRing::new`].
     pub(crate) fn start(
         &self,
         queue: QueueState,
@@ -103,7 +101,7 @@ impl Ring {
         Ok(())
     }
 
-    /// Nothing is taken out any more. Returns the next that would have been.
+    /// Stops the ring. Returns the index of the next request to take.
     pub(crate) fn stop(&self) -> u16 {
         if let Some(mut split) = self.split.take() {
             split.publish();
@@ -112,10 +110,12 @@ impl Ring {
         self.base.get()
     }
 
-    /// The driver has broken the ring: it stops, the front-end is told, and the rest goes on.
+    /// The driver has violated the ring's rules: stops the ring and tells the front-end.
     pub(crate) fn fail(&self, error: &RingError) {
-        if let Some(number) = self.breaks.count() {
-            log::error!("the driver breaks the ring, which stops: {error} (number {number})");
+        if let Some(number) = self.violations.count() {
+            log::error!(
+                "the ring stops, as the driver violates its rules: {error} (violation {number})"
+            );
         }
         self.stop();
         if let Some(error) = &*self.error.borrow() {
@@ -123,8 +123,8 @@ impl Ring {
         }
     }
 
-    /// Takes the next requests, a batch at the most, and appends their chains to `into`; none if none
-    /// is available. Errors: how the driver has broken the ring. What came before is taken.
+    /// Takes the next requests, at most a batch, and appends their chains to `into`. Errors: how the
+    /// driver violates the ring's rules; the requests before are taken.
     pub(crate) fn pop(&self, into: &mut Chains) -> Result<(), RingError> {
         let mut split = self.split.borrow_mut();
         let Some(split) = &mut *split else {
@@ -154,13 +154,13 @@ impl Ring {
         chain.walk(split.memory(), split.descriptors(), head)?;
         chain.readable().prefetch(REQUEST);
         chain.writable().prefetch(REPLY);
-        // Only now: a chain that was not understood was not taken.
+        // Only now: a malformed chain is not taken.
         split.take();
         self.in_flight.set(self.in_flight.get() + 1);
         Ok(chain)
     }
 
-    /// Gives a chain back to the driver. After the ring has been stopped nothing is written.
+    /// Returns a chain to the driver. Writes nothing if the ring has been stopped.
     pub(crate) fn push(&self, mut chain: Box<Chain>, used: u32) {
         self.in_flight.set(self.in_flight.get() - 1);
         let head = chain.head();
@@ -182,11 +182,11 @@ impl Ring {
         }
     }
 
-    /// Lets the driver see what was pushed, and tells it if it wants to know.
+    /// Publishes what was pushed, and notifies the driver if it wants that.
     pub(crate) fn notify(&self) {
         match &mut *self.split.borrow_mut() {
             Some(split) => self.notify_of(split),
-            // It has stopped meanwhile: a call too many does no harm.
+            // The ring has stopped meanwhile: a spurious notification does no harm.
             None if self.pushed.get() => self.signal(),
             None => {}
         }
@@ -196,7 +196,7 @@ impl Ring {
         if self.pushed.get() {
             split.publish();
             self.bytes.set(0);
-            // Without anything to call with, what was pushed is kept in mind.
+            // Without a call descriptor the notification stays pending.
             if self.call.borrow().is_some() {
                 if split.wants_notification() {
                     self.signal();
@@ -224,25 +224,25 @@ impl Ring {
         (self.split.borrow().as_ref()).is_some_and(SplitRing::has_requests)
     }
 
-    /// Asks the driver not to notify: the ring is looked at without that.
+    /// Asks the driver for no kicks: the loop polls the ring.
     pub(crate) fn disable_kicks(&self) {
         if let Some(split) = &*self.split.borrow() {
             split.disable_kicks();
         }
     }
 
-    /// Asks the driver to notify again. True if something is available already.
+    /// Asks the driver for kicks again. True if a request is available already.
     pub(crate) fn enable_kicks(&self) -> bool {
         (self.split.borrow().as_ref()).is_some_and(SplitRing::enable_kicks)
     }
 }
 
-/// What the requests begin with.
+/// Prefetches the first descriptors of the requests, and their indirect tables.
 fn prefetch_beginnings(split: &SplitRing, heads: &[u16]) {
     let (memory, table) = (split.memory(), split.descriptors());
     let size = size_of::<Descriptor>();
     let start = table.ptr_guard();
-    // A hint, which may lead outside.
+    // Heads are not checked yet: a hint may point outside of the table.
     for &head in heads {
         prefetch::for_reading(start.as_ptr().wrapping_add(usize::from(head) * size));
     }

@@ -1,7 +1,7 @@
 //! The descriptors by which driver and device wake each other.
 //!
-//! They should be eventfds, but are also seen as pipes and as ends of socket pairs (User-mode
-//! Linux), or missing: then the ring is looked at from time to time.
+//! They should be eventfds, but some front-ends send pipes or socket pairs (User-mode Linux), or none:
+//! then a timer polls the ring.
 
 use std::cell::Cell;
 use std::fs::File;
@@ -15,22 +15,21 @@ use nix::sys::stat::{SFlag, fstat};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
-/// How often a ring without a kick descriptor is looked at.
+/// How often a ring without a kick descriptor is polled.
 const POLL_INTERVAL: std::time::Duration = std::time::Duration::from_micros(500);
 
-/// The type that stat(2) has for what has none. An eventfd's counter never gets full by ones.
+/// stat(2) reports no file type for an eventfd. Its counter does not overflow by ones.
 const EVENTFD: SFlag = SFlag::empty();
 
 /// What wakes the device.
 pub(crate) struct Kick {
     fd: OwnedFd,
-    /// Whether the descriptor can be read without blocking whatever its flags say, as eventfds can.
+    /// Whether RWF_NOWAIT works on the descriptor, as it does on eventfds.
     nowait: Cell<bool>,
 }
 
 impl Kick {
-    /// The front-end's descriptor, or a timer where it gives none. Errors: those of
-    /// timerfd_create(2).
+    /// The front-end's descriptor, or a timer if it sends none. Errors: those of timerfd_create(2).
     pub(crate) fn new(file: Option<File>) -> io::Result<Kick> {
         let fd = match file {
             Some(file) => file.into(),
@@ -40,12 +39,12 @@ impl Kick {
         Ok(Kick { fd, nowait })
     }
 
-    /// Takes the notification back, if there is one. False if nothing can come any more, as whoever
-    /// held the other end has gone: the descriptor would wake the loop for ever.
+    /// Clears the notification, if there is one. False if the other end is closed: the descriptor would
+    /// wake the loop forever.
     #[must_use]
     pub(crate) fn clear(&self) -> bool {
-        // A timer gives eight bytes and is empty then; a pipe may hold more, which only means another
-        // look at the ring.
+        // A timer or an eventfd yields eight bytes and is empty then. A pipe may hold more, which only
+        // causes another look at the ring.
         let mut bytes = [0; 64];
         if self.nowait.get() {
             match read_now(&self.fd, &mut bytes) {
@@ -54,7 +53,7 @@ impl Kick {
                 Err(_) => self.nowait.set(false),
             }
         }
-        // Asked first: the descriptor may block, and somebody may have been faster.
+        // Poll first: the descriptor may block, and someone else may have read it.
         let found = poll_now(self.fd.as_fd(), PollFlags::POLLIN);
         if !found.contains(PollFlags::POLLIN) {
             return found.is_empty();
@@ -66,18 +65,18 @@ impl Kick {
     }
 }
 
-/// read(2) that never waits. Errors: those of preadv2(2); EAGAIN if there is nothing.
+/// read(2) that never blocks. Errors: those of preadv2(2); EAGAIN if there is nothing.
 fn read_now(fd: impl AsFd, bytes: &mut [u8]) -> nix::Result<usize> {
     let piece = libc::iovec {
         iov_base: bytes.as_mut_ptr().cast(),
         iov_len: bytes.len(),
     };
-    // SAFETY: the one piece is the slice, which nobody else has meanwhile.
+    // SAFETY: the one piece is `bytes`, which this call borrows exclusively.
     let count = unsafe { libc::preadv2(fd.as_fd().as_raw_fd(), &piece, 1, -1, libc::RWF_NOWAIT) };
     Errno::result(count).map(|count| count as usize)
 }
 
-/// A timer that looks at a ring nobody kicks for.
+/// A timer that stands in for a missing kick descriptor.
 fn timer() -> io::Result<TimerFd> {
     let timer = TimerFd::new(
         ClockId::CLOCK_MONOTONIC,
@@ -94,7 +93,7 @@ impl AsFd for Kick {
     }
 }
 
-/// What wakes the driver, or tells the front-end that the ring is broken.
+/// What wakes the driver, or tells the front-end that the ring has failed.
 pub(crate) struct Call {
     file: File,
     kind: SFlag,
@@ -107,8 +106,8 @@ impl Call {
         Ok(Call { file, kind })
     }
 
-    /// Notifies, and never waits: a pipe that is full holds a notification that has not been read,
-    /// and whoever reads it will see everything that was done until then.
+    /// Notifies without blocking: a full pipe holds an unread notification already, whose reader will
+    /// see everything done until then.
     pub(crate) fn signal(&self) {
         let one = 1_u64.to_ne_bytes();
         let result = if self.kind == SFlag::S_IFSOCK {
@@ -123,7 +122,7 @@ impl Call {
         };
         match result {
             Ok(_) | Err(Errno::EAGAIN) => {}
-            // The front-end is about to go, or to send another one.
+            // The front-end is about to leave, or to send another descriptor.
             Err(error) => log::debug!("cannot notify the driver: {error}"),
         }
     }

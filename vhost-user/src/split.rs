@@ -6,9 +6,10 @@
 //! used         flags u16, idx u16, size × { id u32, len u32 }, avail_event u16  device writes
 //! ```
 //!
-//! Looking a guest address up costs more than what is done at it, so that is done once, when the
-//! ring is started. The driver's cache lines are touched as seldom as may be: the available index is
-//! read again only when all it told of is taken, and the used index is written for many at once.
+//! Looking a guest address up costs more than the access itself, so it is done once, when the ring
+//! starts. The driver's cache lines are touched as rarely as possible: the available index is read
+//! again only when all requests up to it are taken, and the used index is written for many requests
+//! at once.
 
 use std::ptr::NonNull;
 use std::rc::Rc;
@@ -23,7 +24,7 @@ use vm_memory::VolatileSlice;
 use crate::error::RingError;
 use crate::memory::Memory;
 
-/// Where the front-end has put the ring, in its own addresses.
+/// The ring's parts by user address of the front-end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Addresses {
     pub(crate) descriptors: u64,
@@ -31,18 +32,18 @@ pub(crate) struct Addresses {
     pub(crate) used: u64,
 }
 
-/// Bytes before the entries of both rings: flags and index.
+/// Bytes before the entries of both rings: flags and idx.
 const HEADER: usize = 4;
 const FLAGS: usize = 0;
 const INDEX: usize = 2;
 const HEAD_SIZE: usize = 2;
 const USED_SIZE: usize = size_of::<VirtqUsedElem>();
 const EVENT_SIZE: usize = 2;
-/// After so many the driver is told of what is done, so that it can go on while this side does.
+/// After so many requests the used index is published, so that the driver can process them meanwhile.
 const PUBLISH_AFTER: u16 = 16;
 
-/// One part of the ring: `len` bytes from `start` on, which lie in `memory` and so are mapped, readable
-/// and writable, as long as the part lives.
+/// One part of the ring: `len` bytes at `start`, which lie in `memory` and so are mapped, readable and
+/// writable, as long as the part lives.
 struct Part {
     start: NonNull<u8>,
     len: usize,
@@ -61,7 +62,7 @@ impl Part {
         let start = memory
             .contiguous(address, len)
             .ok_or(RingError::Address(address))?;
-        // A region need not begin at a multiple of the alignment.
+        // The region's guest address need not be aligned.
         if !start.addr().get().is_multiple_of(align) {
             return Err(RingError::Alignment(address));
         }
@@ -98,28 +99,28 @@ impl Part {
 
 /// A ring in use.
 pub(crate) struct SplitRing {
-    /// Its size, whether EVENT_IDX was agreed on, the next to be taken and the next to be given back.
+    /// Its size, whether EVENT_IDX was negotiated, the next request to take and the next used index.
     queue: QueueState,
     descriptors: Part,
     available: Part,
     used: Part,
-    /// Up to where the driver is known to have made requests available.
+    /// The available index as last read.
     seen_available: u16,
-    /// Up to where the driver can see what was given back, and up to where it was notified.
+    /// The used index as last published, and as of the last notification.
     published: u16,
     notified: u16,
 }
 
 impl SplitRing {
-    /// The ring that `queue` describes, at `addresses`: those that the queue has do not matter. Errors: the
-    /// queue is of no valid size, a part is not in `memory`, or not aligned.
+    /// The ring that `queue` describes, except for its addresses, which come from `addresses`. Errors:
+    /// the size is invalid, a part is not in `memory`, or not aligned.
     pub(crate) fn new(
         queue: QueueState,
         addresses: &Addresses,
         memory: &Rc<Memory>,
     ) -> Result<SplitRing, RingError> {
         let (mut queue, [descriptors, available, used]) = place(queue, addresses, memory)?;
-        // What was given back stands in the ring itself.
+        // vhost-user has no message for the used index: it stands in the ring.
         queue.next_used = u16::from_le(used.u16(INDEX).load(Acquire));
         Ok(SplitRing {
             queue,
@@ -132,7 +133,7 @@ impl SplitRing {
         })
     }
 
-    /// Goes on in another table of memory. Errors: as for [`SplitRing::new`].
+    /// Moves to another memory table. Errors: as for [`SplitRing::new`].
     pub(crate) fn move_to(
         &mut self,
         addresses: &Addresses,
@@ -148,7 +149,7 @@ impl SplitRing {
         self.queue.size
     }
 
-    /// What the ring is in, and the addresses in its descriptors lead to.
+    /// The memory that holds the ring and the buffers of its descriptors.
     pub(crate) fn memory(&self) -> &Rc<Memory> {
         &self.descriptors.memory
     }
@@ -158,20 +159,20 @@ impl SplitRing {
         self.descriptors.slice()
     }
 
-    /// The index of the next request to be taken.
+    /// The index of the next request to take.
     pub(crate) fn next_available(&self) -> u16 {
         self.queue.next_avail
     }
 
-    /// Whether there is a next request, or the ring is broken.
+    /// Whether a request is available, or the available index is invalid.
     pub(crate) fn has_requests(&self) -> bool {
         self.seen_available != self.queue.next_avail
             || u16::from_le(self.available.u16(INDEX).load(Relaxed)) != self.queue.next_avail
     }
 
-    /// The first descriptors of the next requests, as many as there are and have room in `heads`.
-    /// Each is read once and not checked, and is still to be [taken](SplitRing::take). Errors: the
-    /// driver has made more available than there can be.
+    /// The heads of the next requests, as many as are available and fit into `heads`. Each is read
+    /// once and not checked; [`SplitRing::take`] takes it. Errors: more requests are available than the
+    /// ring holds.
     pub(crate) fn available<'a>(&mut self, heads: &'a mut [u16]) -> Result<&'a [u16], RingError> {
         if self.seen_available == self.queue.next_avail {
             let index = u16::from_le(self.available.u16(INDEX).load(Acquire));
@@ -189,9 +190,9 @@ impl SplitRing {
         Ok(&heads[..count])
     }
 
-    /// Where what has this running number is in a ring.
+    /// The entry of a free-running index.
     fn entry(&self, index: u16) -> usize {
-        // The size is a power of two. Its remainder would take a division, four for each request.
+        // The size is a power of two. `%` would take a division, four for each request.
         usize::from(index & (self.queue.size - 1))
     }
 
@@ -200,13 +201,13 @@ impl SplitRing {
         u16::from_le(self.available.u16(place).load(Relaxed))
     }
 
-    /// Takes the next of the requests that were found.
+    /// Takes the next available request.
     pub(crate) fn take(&mut self) {
         self.queue.next_avail = self.queue.next_avail.wrapping_add(1);
     }
 
-    /// Gives a request back, `len` bytes written. The driver sees it after
-    /// [`SplitRing::publish`] at the latest.
+    /// Returns a request with `len` bytes written. The driver sees it after [`SplitRing::publish`] at the
+    /// latest.
     pub(crate) fn push(&mut self, head: u16, len: u32) {
         let place = HEADER + USED_SIZE * self.entry(self.queue.next_used);
         self.used.u32(place).store(u32::from(head).to_le(), Relaxed);
@@ -217,7 +218,7 @@ impl SplitRing {
         }
     }
 
-    /// Lets the driver see what was given back.
+    /// Shows the driver all requests that were pushed.
     pub(crate) fn publish(&mut self) {
         if self.published != self.queue.next_used {
             self.used
@@ -227,9 +228,9 @@ impl SplitRing {
         }
     }
 
-    /// Whether the driver wants to be notified of what was published since the last time.
+    /// Whether the driver wants a notification for what was published since the last call.
     pub(crate) fn wants_notification(&mut self) -> bool {
-        // What was published is visible before the driver's wish is read.
+        // The used index must be visible before used_event is read.
         fence(SeqCst);
         if !self.queue.event_idx_enabled {
             let flags = u16::from_le(self.available.u16(FLAGS).load(Relaxed));
@@ -238,20 +239,20 @@ impl SplitRing {
         let place = HEADER + HEAD_SIZE * usize::from(self.queue.size);
         let event = u16::from_le(self.available.u16(place).load(Relaxed));
         let old = std::mem::replace(&mut self.notified, self.published);
-        // vring_need_event of the specification: whether `event` is among those since `old`.
+        // The specification's vring_need_event: whether the index has passed `event` since `old`.
         self.published.wrapping_sub(event).wrapping_sub(1) < self.published.wrapping_sub(old)
     }
 
-    /// Asks the driver not to notify.
+    /// Asks the driver for no kicks.
     pub(crate) fn disable_kicks(&self) {
-        // With EVENT_IDX it notifies once, and then not before it is asked again.
+        // With EVENT_IDX it kicks once, and then only after the event is set again.
         if !self.queue.event_idx_enabled {
             let flags = (VRING_USED_F_NO_NOTIFY as u16).to_le();
             self.used.u16(FLAGS).store(flags, Relaxed);
         }
     }
 
-    /// Asks the driver to notify of the next request. True if there is one already.
+    /// Asks the driver for a kick at the next request. True if one is available already.
     pub(crate) fn enable_kicks(&self) -> bool {
         if self.queue.event_idx_enabled {
             let place = HEADER + USED_SIZE * usize::from(self.queue.size);
@@ -260,15 +261,15 @@ impl SplitRing {
         } else {
             self.used.u16(FLAGS).store(0, Relaxed);
         }
-        // The driver reads the wish after it has written the index, this side the other way round.
+        // The driver writes its index and then reads the event; this side does the reverse.
         fence(SeqCst);
         self.has_requests()
     }
 }
 
-/// Finds the queue at these addresses of the front-end, and its descriptors, available and used ring.
-/// `Queue` checks its size and the alignment in the guest, but is not asked whether it `is_valid`: it
-/// would let a part lie across regions, and write an error of its own into the log.
+/// Finds the queue and its descriptor table, available and used ring at these addresses of the
+/// front-end. `Queue` checks its size and the alignment in the guest. `Queue::is_valid` is not used:
+/// it accepts a part that spans regions, and logs errors itself.
 fn place(
     queue: QueueState,
     addresses: &Addresses,

@@ -3,7 +3,7 @@
 
 GUEST := $(abspath $(TARGET))/guest
 
-.PHONY: tools guest guest-test uml uml-test guest-posix guest-apps guest-models bench-guest run
+.PHONY: tools guest guest-test uml uml-test guest-posix guest-apps uml-sqlite guest-models bench-guest run
 
 build: | tools
 
@@ -36,6 +36,10 @@ guest-posix: $(if $(BACKEND),,build) guest uml ## pjdfstest, fsx, attributes and
 guest-apps: $(if $(BACKEND),,build) guest uml ## SQLite, git, make, rsync in User-mode Linux
 	@tests/guest/apps-tree.sh $(GUEST)/apps
 	@GUEST=$(GUEST) tests/guest/run.sh uml apps
+
+uml-sqlite: $(if $(BACKEND),,build) guest uml ## Two SQLite writers, round after round; ROUNDS=N, MODES=..., LOAD=N, SERVERS=2, WATCH=yes
+	@tests/guest/apps-tree.sh $(GUEST)/apps
+	@GUEST=$(GUEST) MODES=$${MODES:-none,readahead,mmap,loose} tests/guest/run.sh uml sqlite
 
 guest-models: build guest ## Our server and QEMU's own on one directory, in the mapped models
 	@GUEST=$(GUEST) tests/guest/models-run.sh

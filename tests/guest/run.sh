@@ -1,40 +1,46 @@
 #!/usr/bin/env bash
-# Serves a directory with the daemon and starts a guest on it: run.sh qemu|uml [checks|posix|apps|bench]
+# Serves a directory with the daemon and starts a guest on it: run.sh qemu|uml [checks|posix|apps|sqlite|bench]
 #   checks    checks.sh in the guest and host-checks.sh on the host, in a fresh directory
 #   posix     pjdfstest, fsx and our cases (posix.sh) in a fresh directory, beside the host's own (host-posix.sh)
 #   apps      SQLite, git, make, rsync (apps.sh) in a fresh directory, the host taking part (host-apps.sh)
+#   sqlite    two SQLite writers, round after round (sqlite-rounds.sh), in $GUEST/*-sqlite.share, where what
+#             failed stays
 #   bench     times what a user waits for (bench.sh) in a fresh directory; see bench-guest.sh
 #   if not    a shell in the guest if there is a terminal, else tour.sh; on the directory SHARE
 # What the guest and the daemon said is kept in $GUEST/*.log. From the environment:
 #   DAEMON    the daemon, if not release/vhost-user-9p in the build folder
 #   SHARE     the directory, if not fixtures/share
-#   LIMIT     how many seconds the guest may take, if not 900 (posix: four hours)
+#   LIMIT     how many seconds the guest may take, if not 900 (posix, sqlite: four hours)
 #   OPERATIONS, TESTS   how many operations fsx does in each cache mode, if not 1000000; which of
 #             pjdfstest's tests to run, and then nothing else, if not all; or "cases" (see posix.sh)
 #   MODES, OBJECTS      in which cache modes apps.sh does it all, and how many objects its git
 #             repository gets, if not none,mmap,loose and 10000
+#   ROUNDS, WATCH, SERVERS, LOAD  for sqlite: how many rounds in each of MODES, if not 100; yes for a process
+#             that asks for the files' sizes all the time; 2 for a second server of the directory; how many
+#             processes keep the host busy
 #   VIRTIOFSD the program that BACKEND=virtiofsd takes, if not the one in PATH
 #   BACKEND, GUEST, GUEST_ACCEL   see start.sh
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 top=$(realpath "$here/../..")
 target=$(realpath -m "${CARGO_TARGET_DIR:-$top/target}")
-front_end=${1:?usage: run.sh qemu|uml [checks|posix|apps|bench]} job=${2:-tour}
+front_end=${1:?usage: run.sh qemu|uml [checks|posix|apps|sqlite|bench]} job=${2:-tour}
 export GUEST=${GUEST:-$target/guest}
 binary=${DAEMON:-$target/release/vhost-user-9p}
-limit=${LIMIT:-$([ "$job" = posix ] && echo 14400 || echo 900)}
+limit=${LIMIT:-$([ "$job" = posix ] || [ "$job" = sqlite ] && echo 14400 || echo 900)}
 export MODES=${MODES:-none,mmap,loose} OBJECTS=${OBJECTS:-10000}
-export OPERATIONS=${OPERATIONS:-1000000} TESTS=${TESTS:-}
+export OPERATIONS=${OPERATIONS:-1000000} TESTS=${TESTS:-} ROUNDS=${ROUNDS:-100} WATCH=${WATCH:-no}
 log=$GUEST/$front_end-$job.log
 daemon_log=$GUEST/$front_end-$job.daemon.log
-guest='' daemon='' writer='' note=''
+guest='' daemons=() writer='' load=() note=''
 run=$(mktemp -d "${TMPDIR:-/tmp}/vhost-user-9p.XXXXXX")
 export NOTE=from-the-guest.${run##*.}
 
 clean_up() {
     [ -z "$guest" ] || kill -KILL -- "-$guest" 2>/dev/null || kill -KILL "$guest" 2>/dev/null || true
-    [ -z "$daemon" ] || kill -KILL "$daemon" 2>/dev/null || true
-    [ -z "$writer" ] || kill -KILL "$writer" 2>/dev/null || true
+    for process in "${daemons[@]}" "${load[@]}" $writer; do
+        kill -KILL "$process" 2>/dev/null || true
+    done
     wait
     [ -z "$note" ] || rm -f "$note"
     rm -rf "$run"
@@ -47,37 +53,47 @@ die() {
     exit 1
 }
 
-# The daemon listens before a front-end may connect.
+# start_daemon SOCKET TAG: it listens before a front-end may connect
 start_daemon() {
-    mkfifo "$run/alive" # closed when the daemon ends, however it ends
-    local command=("$binary" --socket "$run/socket" --shared-dir "$share" --tag host --once) cache=never
+    local socket=$1 tag=$2 cache=never
+    mkfifo "$socket.alive" # closed when the daemon ends, however it ends
+    local command=("$binary" --socket "$socket" --shared-dir "$share" --tag "$tag" --once)
     if [ "${BACKEND:-}" = virtiofsd ]; then
         [ "$MODES" != loose ] || cache=auto
-        command=("${VIRTIOFSD:-virtiofsd}" --socket-path "$run/socket" --shared-dir "$share" --tag host
+        command=("${VIRTIOFSD:-virtiofsd}" --socket-path "$socket" --shared-dir "$share" --tag "$tag"
             --sandbox none --cache "$cache")
         [ "$MODES" != mmap ] || command+=(--allow-mmap)
     fi
     type "${command[0]}" >/dev/null 2>&1 || die "there is no daemon ${command[0]}: run make build, or set VIRTIOFSD"
-    "${command[@]}" >"$daemon_log" 2>&1 </dev/null 9<>"$run/alive" &
-    daemon=$!
-    until listening; do
-        kill -0 "$daemon" 2>/dev/null || die "the daemon has ended: $(cat "$daemon_log")"
+    "${command[@]}" >>"$daemon_log" 2>&1 </dev/null 9<>"$socket.alive" &
+    daemons+=($!)
+    until listening "$socket"; do
+        kill -0 $! 2>/dev/null || die "the daemon has ended: $(cat "$daemon_log")"
         sleep 0.02
     done
 }
 
-# In /proc/net/unix a listening socket has the flag 0x10000.
+# listening SOCKET: in /proc/net/unix a listening socket has the flag 0x10000.
 listening() {
-    awk -v path="$run/socket" '$4 == "00010000" && $8 == path { found = 1 } END { exit !found }' /proc/net/unix
+    awk -v path="$1" '$4 == "00010000" && $8 == path { found = 1 } END { exit !found }' /proc/net/unix
 }
 
-# The front-end has gone: with --once the daemon now ends by itself, and well.
-end_daemon() {
-    local status=0
-    timeout 20 tail -s 0.1 --pid="$daemon" -f /dev/null || die "the guest has gone, but the daemon still runs"
-    wait "$daemon" || status=$?
-    daemon=
-    [ $status = 0 ] || die "the daemon ended with status $status: $(tail -n 20 "$daemon_log")"
+# The front-end has gone: with --once each daemon now ends by itself, and well.
+end_daemons() {
+    local daemon status=0
+    for daemon in "${daemons[@]}"; do
+        timeout 20 tail -s 0.1 --pid="$daemon" -f /dev/null || die "the guest has gone, but the daemon still runs"
+        wait "$daemon" || status=$?
+        [ $status = 0 ] || die "the daemon ended with status $status: $(tail -n 20 "$daemon_log")"
+    done
+    daemons=()
+}
+
+daemons_run() {
+    local daemon
+    for daemon in "${daemons[@]}"; do
+        kill -0 "$daemon" 2>/dev/null || return 1
+    done
 }
 
 become_guest() {
@@ -101,9 +117,9 @@ watch_guest() {
     guest=$!
     set +m
     # Without its daemon the guest would only wait.
-    if [ -n "$daemon" ]; then
-        { cat "$run/alive"; kill -KILL -- "-$guest"; } >/dev/null 2>&1 &
-    fi
+    for alive in "$run"/*.alive; do
+        [ ! -p "$alive" ] || { cat "$alive"; kill -KILL -- "-$guest"; } >/dev/null 2>&1 &
+    done
     exec 3<"$run/console"
     while left=$((deadline - SECONDS)) && [ $left -gt 0 ] && IFS= read -r -t $left line <&3; do
         line=${line%$'\r'}
@@ -122,7 +138,7 @@ watch_guest() {
     kill -KILL -- "-$guest" 2>/dev/null || true
     wait "$guest" 2>/dev/null || true
     guest=
-    [ -n "$status" ] || [ -z "$daemon" ] || kill -0 "$daemon" 2>/dev/null ||
+    [ -n "$status" ] || daemons_run ||
         die "the daemon ended before the guest: $(tail -n 20 "$daemon_log")"
     [ -n "$status" ] || die "the guest did not come to its end within $limit s; what it said is in $log"
     [ "$status" = 0 ] || die "the guest's $job failed ($status); what it said is in $log"
@@ -151,6 +167,14 @@ elif [ "$job" = posix ]; then
     chmod 711 "$run" # the host's other users pass through it
     mkdir "$share"
     "$here/host-posix.sh" control "$share"
+elif [ "$job" = sqlite ]; then
+    share=$GUEST/$front_end-sqlite.share
+    rm -rf "$share"
+    mkdir "$share"
+    for _ in $(seq "${LOAD:-0}"); do
+        (while :; do :; done) &
+        load+=($!)
+    done
 elif [ "$job" = bench ]; then
     share=$run/share
     mkdir "$share"
@@ -172,8 +196,13 @@ if [ "$front_end" = uml ]; then
 fi
 shared=$share
 if [ -z "${BACKEND:-}" ] || [ "$BACKEND" = virtiofsd ]; then
-    start_daemon
+    : >"$daemon_log"
     shared=$run/socket
+    start_daemon "$shared" host
+    if [ "${SERVERS:-1}" = 2 ]; then
+        export SECOND=$run/second.socket
+        start_daemon "$SECOND" second
+    fi
 fi
 case $job in
 shell)
@@ -181,36 +210,36 @@ shell)
     guest=$!
     wait "$guest" || die "the guest ended with status $?"
     guest=
-    [ -z "$daemon" ] || end_daemon
+    end_daemons
     ;;
 tour)
     echo "A guest boots on $share; from a terminal you would get a shell in it."
     note=$share/$NOTE
     watch_guest
-    [ -z "$daemon" ] || end_daemon
+    end_daemons
     echo "The guest has turned off and the daemon has ended."
     ;;
 checks)
     watch_guest
-    [ -z "$daemon" ] || end_daemon
+    end_daemons
     "$here/host-checks.sh" verify "$share" "$owners" | tee -a "$log"
     say "passed in $SECONDS s: $front_end, ${BACKEND:-$binary}"
     ;;
 posix)
     watch_guest
-    [ -z "$daemon" ] || end_daemon
+    end_daemons
     "$here/host-posix.sh" compare "$share" "$GUEST/$front_end-posix" | tee -a "$log"
     say "passed in $SECONDS s: $front_end, ${BACKEND:-$binary}"
     ;;
 apps)
     watch_guest
-    [ -z "$daemon" ] || end_daemon
+    end_daemons
     "$here/host-apps.sh" verify "$share" | tee -a "$log"
     say "passed in $SECONDS s: $front_end, ${BACKEND:-$binary}"
     ;;
-bench)
+sqlite | bench)
     watch_guest
-    [ -z "$daemon" ] || end_daemon
+    end_daemons
     ;;
 *) die "no such job: $job" ;;
 esac

@@ -133,19 +133,23 @@ fn new_files_leave_the_daemon_its_descriptors() {
 fn locks_leave_the_daemon_its_descriptors() {
     let mut guest = guest(&["--rlimit-nofile=200"]);
     std::fs::create_dir_all(guest.path(&"d/".repeat(15))).unwrap();
-    guest.file("file", "");
-    let fid = guest.open("file", open::RDWR);
-    let mut proc_id = 0;
+    let root = guest.root;
     let client = &mut guest.client;
+    let mut number = 0;
+    // Each file has a descriptor, and its locks have another.
     let count = until_refused(|| {
-        proc_id += 1;
-        let lock = Lock {
-            proc_id,
-            ..Lock::whole(lock::RDLCK)
-        };
-        client.lock(fid, 0, &lock).map(drop)
+        let fid = client.alloc_fid();
+        client.walk(root, fid, &[] as &[&str])?;
+        number += 1;
+        let name = number.to_string();
+        client.lcreate(fid, &name, open::RDWR, 0o600, common::NO_ID)?;
+        let locked = client.lock(fid, 0, &Lock::whole(lock::RDLCK));
+        if locked.is_err() {
+            client.clunk(fid)?;
+        }
+        locked.map(drop)
     });
-    assert_reserve(guest, count);
+    assert_reserve(guest, 2 * count);
 }
 
 #[test]
@@ -358,6 +362,13 @@ fn locks() {
     client.clunk(fid).unwrap();
     let fid = guest.open("file", open::RDWR);
     let client = &mut guest.client;
+    // A process that holds nothing any more does not count.
+    for proc_id in 0..100 {
+        for kind in [lock::WRLCK, lock::UNLCK] {
+            let lock = of(proc_id, kind, 10 * u64::from(proc_id), 5);
+            assert_eq!(client.lock(fid, 0, &lock).unwrap(), lock::SUCCESS);
+        }
+    }
     for proc_id in 0..10 {
         let lock = of(proc_id, lock::WRLCK, 10 * u64::from(proc_id), 5);
         assert_eq!(client.lock(fid, 0, &lock).unwrap(), lock::SUCCESS);

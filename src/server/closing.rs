@@ -15,15 +15,13 @@ use super::Server;
 use super::fid::{Fid, Handle};
 use super::inodes::{Inode, OpenDescriptor};
 use super::placement::{Cost, Device, Medium};
-use crate::export::Node;
+use crate::export::{InodeId, Node};
 
 /// What a file has at least whose end takes a worker's time: to free so much takes less than
 /// a call may take on the loop.
 const LARGE: u64 = 8 << 20;
 /// Bytes in a block, as stat(2) counts them.
 const BLOCK: u64 = 512;
-/// A file system takes as long to end the locks of a description as there are others.
-const MANY_LOCKS: usize = 32;
 
 /// Whether to end a file of so many blocks may take long, if it has lost its last name by then.
 pub fn is_large(blocks: u64) -> bool {
@@ -51,8 +49,10 @@ pub enum What {
     Closed,
     /// An open file.
     File(Handle),
-    /// A description that may have locks.
-    Locks(OwnedFd),
+    /// A description for locks, of which it has none any more.
+    Description(OwnedFd),
+    /// What was locked through an open file that is one no more.
+    Locks(InodeId),
     /// Nothing to wait for, but it may be the last of the file. A request may have it still.
     Pin(Rc<Node>),
 }
@@ -72,7 +72,7 @@ impl Closable for Handle {
 /// A description for locks.
 impl Closable for OwnedFd {
     fn left(self) -> What {
-        What::Locks(self)
+        What::Description(self)
     }
 }
 
@@ -103,6 +103,18 @@ impl<T: Closable> Closing<T> {
     pub fn of(mut self, inode: Rc<Inode>) -> Self {
         self.inode = Some(inode);
         self
+    }
+}
+
+impl Closing<Handle> {
+    /// What was locked through it is to be freed.
+    pub fn leave_locks(&self, inode: InodeId) {
+        self.leaving.0.borrow_mut().push(Left {
+            what: What::Locks(inode),
+            device: inode.device,
+            inode: None,
+            _counted: None,
+        });
     }
 }
 
@@ -190,7 +202,10 @@ impl Left {
                 self.cost_of_end(&file.fd, plain)
             }
             What::Pin(node) => self.cost_of_end(&**node, Cost::Held),
-            What::File(Handle::Directory(_)) | What::Locks(_) | What::Closed => Cost::Held,
+            What::File(Handle::Directory(_))
+            | What::Description(_)
+            | What::Locks(_)
+            | What::Closed => Cost::Held,
         }
     }
 
@@ -212,9 +227,9 @@ impl Left {
 
     fn take(&mut self) -> Option<Closed> {
         match std::mem::replace(&mut self.what, What::Closed) {
-            What::Closed => None,
+            What::Closed | What::Locks(_) => None,
             What::File(handle) => Some(Closed::File(handle)),
-            What::Locks(description) => Some(Closed::Locks(description)),
+            What::Description(description) => Some(Closed::Description(description)),
             What::Pin(node) => Rc::into_inner(node).map(Closed::Pin),
         }
     }
@@ -224,7 +239,7 @@ impl Left {
 #[allow(dead_code, reason = "they are dropped, and nothing else")]
 enum Closed {
     File(Handle),
-    Locks(OwnedFd),
+    Description(OwnedFd),
     Pin(Node),
 }
 
@@ -275,14 +290,14 @@ impl Server {
     }
 
     fn close_on(&self, device: Device, list: &mut [Left]) {
-        let is_lock = |left: &&Left| matches!(left.what, What::Locks(_));
-        let locks = list.iter().filter(is_lock).count();
+        for left in &*list {
+            if let What::Locks(inode) = left.what {
+                self.free_locks_of_closed(inode);
+            }
+        }
         let on = self.placement.file_system(device);
         let is_remote = on.medium() == Medium::Remote;
-        let mut cost = match locks > MANY_LOCKS {
-            true => Cost::Wait,
-            false => Cost::Held,
-        };
+        let mut cost = Cost::Held;
         // What is remote goes to a worker whatever it costs, and is not asked here.
         for left in list.iter().filter(|_| !is_remote) {
             cost = match (cost, left.cost()) {
@@ -292,9 +307,8 @@ impl Server {
             };
         }
         let closed: Vec<Closed> = list.iter_mut().filter_map(Left::take).collect();
-        self.placement.call(&on, cost, move || drop(closed));
-        if locks > 0 {
-            self.session.lock_waiters.wake_all();
+        if !closed.is_empty() {
+            self.placement.call(&on, cost, move || drop(closed));
         }
     }
 }

@@ -13,7 +13,6 @@ use protocol::xattr;
 use super::closing::Closing;
 use super::inodes::Inode;
 use super::limits::Share;
-use super::locks::Owner;
 use crate::export::acl;
 use crate::export::directory::DirectoryStream;
 use crate::export::xattr::XattrName;
@@ -46,8 +45,8 @@ enum State {
 pub struct OpenFile {
     /// The inode, for everything that is not I/O.
     pub inode: Rc<Inode>,
-    /// Who holds locks that were taken through this file. They go first.
-    pub owners: RefCell<Vec<Rc<Owner>>>,
+    /// Whether something was locked through this file, which then goes with it.
+    pub locked: Cell<bool>,
     /// What I/O goes through.
     pub handle: Closing<Handle>,
 }
@@ -58,7 +57,15 @@ impl OpenFile {
         OpenFile {
             handle: handle.of(inode.clone()),
             inode,
-            owners: RefCell::default(),
+            locked: Cell::new(false),
+        }
+    }
+}
+
+impl Drop for OpenFile {
+    fn drop(&mut self) {
+        if self.locked.get() {
+            self.handle.leave_locks(self.inode.key().id);
         }
     }
 }

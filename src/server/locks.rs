@@ -1,259 +1,303 @@
-//! Byte-range locks: who owns them, and what they are on the host.
+//! Byte-range locks: what the session holds, and what it holds toward the host.
 //!
-//! A lock belongs to a process of the guest, as POSIX wants it: two fids of one process do not
-//! stand in each other's way. Each owner has an open file description of its own for each inode
-//! that it locks, and its locks are open-file-description locks on it: in force against other
-//! owners, other guests and processes of the host alike, and ended by the kernel when the
-//! description is closed, however that comes about. It is closed with the last fid through which
-//! the owner has locked.
+//! The guest's kernel keeps the guest's processes apart before it asks. So toward the host the
+//! session is one holder: for each inode that it has locked there is one open file description, with
+//! the union of all its locks on it as open-file-description locks. They are in force against other
+//! guests and processes of the host, and a lock is refused for their sake only.
+//!
+//! What a session holds is remembered by process and by the open file that was locked through, for
+//! it ends with either: by an unlock of the process, or with the open file's last fid.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::{Rc, Weak};
 
+use coroutine::{Mutex, MutexGuard};
+use foldhash::fast::RandomState;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use super::closing::Closing;
 use super::fid::OpenFile;
 use super::limits::{Bound, Share};
+use super::ranges::{Change, Kind, Range, Union};
 use crate::export::{InodeId, Node};
 
-/// A process of the guest, on one inode.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Key {
-    inode: InodeId,
-    client: Box<[u8]>,
-    process: u32,
-}
-
-/// An owner of locks on one inode.
-#[derive(Debug)]
-pub struct Owner {
-    key: Key,
-    description: Closing<OwnedFd>,
-    held: RefCell<Vec<Range>>,
-    /// Itself and its ranges.
-    share: RefCell<Share>,
-}
-
-/// Some bytes and how they are locked. The end is the last byte.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Range {
-    /// `F_RDLCK`, `F_WRLCK` or `F_UNLCK`.
-    pub kind: i32,
-    /// The first byte.
-    pub start: i64,
-    /// The last byte, `i64::MAX` for the end of the file wherever it is.
-    pub end: i64,
-}
-
-/// All owners of a session. They live by the open files that they have locked through.
-#[derive(Debug)]
+/// All that a session has locked.
 pub struct Locks {
-    owners: RefCell<HashMap<Key, Weak<Owner>>>,
-    /// Owners and ranges.
+    inodes: RefCell<HashMap<InodeId, Rc<Mutex<Holder>>, RandomState>>,
+    /// Processes and ranges.
     bound: Bound,
 }
 
-impl Range {
-    /// From a start and a length as the protocol has them, 0 being up to the end. Errors: EINVAL
-    /// for a range that begins, EOVERFLOW for one that ends behind the largest offset.
-    pub fn new(kind: i32, start: u64, length: u64) -> Result<Range, Errno> {
-        let start = i64::try_from(start).map_err(|_| Errno::EINVAL)?;
-        let end = match length {
-            0 => i64::MAX,
-            _ => i64::try_from(length - 1)
-                .ok()
-                .and_then(|more| start.checked_add(more))
-                .ok_or(Errno::EOVERFLOW)?,
-        };
-        Ok(Range { kind, start, end })
-    }
+/// A process of the guest.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Process {
+    /// The guest's name.
+    pub client: Box<[u8]>,
+    /// The number there.
+    pub number: u32,
+}
 
-    /// How many bytes; 0 means up to the end.
-    pub fn length(&self) -> u64 {
-        if self.end == i64::MAX {
-            0
-        } else {
-            (self.end - self.start + 1) as u64
-        }
-    }
+/// What the session holds of one inode.
+#[derive(Default)]
+pub struct Holder {
+    /// What the host knows the locks by: there from the first lock on.
+    description: Option<Closing<OwnedFd>>,
+    /// The processes that have locked something.
+    processes: HashMap<Process, Record, RandomState>,
+    /// Of all ranges of all processes.
+    union: Union,
+}
 
-    fn overlaps(&self, other: &Range) -> bool {
-        self.start <= other.end && other.start <= self.end
-    }
+/// What one process holds of one inode.
+struct Record {
+    held: Vec<Held>,
+    /// Itself and its ranges.
+    share: Share,
+}
 
-    fn flock(&self) -> libc::flock {
-        libc::flock {
-            l_type: self.kind as i16,
-            l_whence: libc::SEEK_SET as i16,
-            l_start: self.start,
-            l_len: self.length() as i64,
-            // Required to be 0 for locks of open file descriptions.
-            l_pid: 0,
-        }
-    }
+struct Held {
+    range: Range,
+    through: Weak<OpenFile>,
+}
 
-    /// The parts of this range that `hole` leaves over.
-    fn without(self, hole: &Range) -> impl Iterator<Item = Range> {
-        let before = (self.start < hole.start).then(|| Range {
-            end: self.end.min(hole.start - 1),
-            ..self
-        });
-        let behind = (self.end > hole.end).then(|| Range {
-            start: self.start.max(hole.end + 1),
-            ..self
-        });
-        before.into_iter().chain(behind)
-    }
+/// A lock or an unlock that is noted, and that the host is to be told of.
+pub struct Noted {
+    process: Process,
+    record: Record,
+    /// What the process has held there.
+    taken: Vec<Held>,
+    /// How many of the last ranges of the record are there instead.
+    given: usize,
+    change: Change,
+    /// The bytes that are locked in another way than before.
+    pub pieces: Vec<Range>,
+}
+
+/// As long as it lives, what the session holds of the inode is kept in one place, be it nothing.
+pub struct InUse<'a> {
+    locks: &'a Locks,
+    inode: InodeId,
+    holder: Rc<Mutex<Holder>>,
 }
 
 impl Locks {
     /// None yet, and never more than `limit`.
     pub fn new(limit: usize) -> Locks {
         Locks {
-            owners: RefCell::default(),
+            inodes: RefCell::default(),
             bound: Bound::new(limit, Errno::ENOLCK),
         }
     }
 
-    /// Whether the owner may lock, or unlock, `range`. Errors: ENOLCK if that makes more ranges than
-    /// there may be: to unlock the middle of one makes two.
-    pub fn allow(&self, owner: &Owner, range: &Range) -> Result<(), Errno> {
-        let ranges = owner.after(range).count();
-        self.bound.allows(&owner.share.borrow(), 1 + ranges)
-    }
-
-    /// The owner of the locks that `process` of the guest `client` takes through `file`; made if
-    /// there is none. `open` makes the open file description. Errors: those of open(2), ENOLCK if there
-    /// are as many as there may be.
-    pub fn owner(
-        &self,
-        file: &OpenFile,
-        client: &[u8],
-        process: u32,
-        open: impl FnOnce() -> Result<Closing<OwnedFd>, Errno>,
-    ) -> Result<Rc<Owner>, Errno> {
-        let key = Key {
-            inode: file.inode.key().id,
-            client: client.into(),
-            process,
-        };
-        let owner = match self.find(&key) {
-            Some(owner) => owner,
-            None => {
-                let share = RefCell::new(self.bound.take(1)?);
-                let description = open()?;
-                // Another request may have been faster while this one was opening.
-                self.find(&key).unwrap_or_else(|| {
-                    let held = RefCell::default();
-                    let owner = Rc::new(Owner {
-                        key: key.clone(),
-                        description,
-                        held,
-                        share,
-                    });
-                    let mut owners = self.owners.borrow_mut();
-                    owners.retain(|_, owner| owner.strong_count() > 0);
-                    owners.insert(key, Rc::downgrade(&owner));
-                    owner
-                })
-            }
-        };
-        let mut through = file.owners.borrow_mut();
-        if !through.iter().any(|other| Rc::ptr_eq(other, &owner)) {
-            through.push(owner.clone());
-        }
-        Ok(owner)
-    }
-
-    /// The owner, if it has locked through any file.
-    pub fn existing(&self, inode: InodeId, client: &[u8], process: u32) -> Option<Rc<Owner>> {
-        self.find(&Key {
+    /// What is held of an inode, for a request that is going to change that.
+    pub fn of(&self, inode: InodeId) -> InUse<'_> {
+        let mut inodes = self.inodes.borrow_mut();
+        let new = || Rc::new(Mutex::new(Holder::default()));
+        InUse {
+            locks: self,
             inode,
-            client: client.into(),
-            process,
+            holder: inodes.entry(inode).or_insert_with(new).clone(),
+        }
+    }
+
+    /// What is held of an inode, if something is.
+    pub fn existing(&self, inode: InodeId) -> Option<InUse<'_>> {
+        let holder = self.inodes.borrow().get(&inode)?.clone();
+        Some(InUse {
+            locks: self,
+            inode,
+            holder,
         })
     }
 
-    fn find(&self, key: &Key) -> Option<Rc<Owner>> {
-        self.owners.borrow().get(key)?.upgrade()
-    }
-
-    /// Whose the lock is that the kernel has found in the way of `asking`: the guest's name and
-    /// the process there; None if it is the host's, or another guest's.
-    pub fn holder(
-        &self,
-        inode: InodeId,
-        asking: Option<&Owner>,
-        found: &Range,
-    ) -> Option<(Box<[u8]>, u32)> {
-        let holds = |owner: &Rc<Owner>| {
-            let held = owner.held.borrow();
-            held.iter()
-                .any(|held| held.kind == found.kind && held.overlaps(found))
-        };
-        self.owners
-            .borrow()
-            .values()
-            .filter_map(Weak::upgrade)
-            .filter(|owner| owner.key.inode == inode)
-            .filter(|owner| asking.is_none_or(|asking| asking.key != owner.key))
-            .find(holds)
-            .map(|owner| (owner.key.client.clone(), owner.key.process))
+    /// The session has ended: all goes with the descriptions, not range by range.
+    pub fn clear(&self) {
+        self.inodes.take();
     }
 }
 
-impl Owner {
-    /// Which inode its locks are on.
-    pub fn inode(&self) -> InodeId {
-        self.key.inode
+impl InUse<'_> {
+    /// One request at a time: it asks the host as well.
+    pub fn lock(&self) -> MutexGuard<'_, Holder> {
+        self.holder.lock()
     }
+}
 
-    /// Takes or releases a lock. To be called on a worker. Errors: EAGAIN if another's is in the
-    /// way, those of fcntl(2).
-    pub fn set(description: impl AsFd, range: &Range) -> Result<(), Errno> {
-        match fcntl(description, FcntlArg::F_OFD_SETLK(&range.flock())) {
-            Ok(_) => Ok(()),
-            Err(Errno::EACCES) => Err(Errno::EAGAIN),
-            Err(error) => Err(error),
+/// What nothing is held of is forgotten, with its description.
+impl Drop for InUse<'_> {
+    fn drop(&mut self) {
+        let unused = Rc::strong_count(&self.holder) == 2
+            && self
+                .holder
+                .try_lock()
+                .is_some_and(|holder| holder.processes.is_empty());
+        if unused {
+            self.locks.inodes.borrow_mut().remove(&self.inode);
         }
     }
+}
 
-    /// Asks what stands in the way of a lock. To be called on a worker. Errors: those of fcntl(2).
-    pub fn probe(description: impl AsFd, range: &Range) -> Result<Option<Range>, Errno> {
-        let mut flock = range.flock();
-        fcntl(description, FcntlArg::F_OFD_GETLK(&mut flock))?;
-        if i32::from(flock.l_type) == libc::F_UNLCK {
-            return Ok(None);
-        }
-        let found = Range::new(
-            flock.l_type.into(),
-            flock.l_start as u64,
-            flock.l_len as u64,
-        )?;
-        Ok(Some(found))
-    }
-
-    /// Remembers what [`Owner::set`] has done.
-    pub fn note(&self, range: Range) {
-        let ranges: Vec<Range> = self.after(&range).collect();
-        self.share.borrow_mut().set(1 + ranges.len());
-        self.held.replace(ranges);
-    }
-
-    /// What would be held after `range`.
-    fn after(&self, range: &Range) -> impl Iterator<Item = Range> {
-        let held = self.held.borrow().clone();
-        let kept = held.into_iter().flat_map(|other| other.without(range));
-        kept.chain(Some(*range).filter(|range| range.kind != libc::F_UNLCK))
-    }
-
+impl Holder {
     /// The open file description that the locks are on.
-    pub fn description(&self) -> &OwnedFd {
-        &self.description
+    pub fn description(&self) -> Option<&OwnedFd> {
+        self.description.as_deref()
+    }
+
+    /// From now on the locks are on this one.
+    pub fn describe(&mut self, description: Closing<OwnedFd>) {
+        self.description = Some(description);
+    }
+
+    /// Whether the process has locked anything.
+    pub fn has(&self, process: &Process) -> bool {
+        self.processes.contains_key(process)
+    }
+
+    /// Notes that `process` locks a range through `through`, or unlocks it. As POSIX wants it, a
+    /// range belongs to the process, whichever open file it was locked through. But flock(2) comes as
+    /// a lock of the whole file, and that belongs to the open file: what is locked as a whole
+    /// elsewhere stays when the whole is locked or unlocked here.
+    ///
+    /// Errors: ENOLCK if that makes more ranges than there may be: to unlock the middle of one
+    /// makes two.
+    pub fn note(
+        &mut self,
+        locks: &Locks,
+        process: Process,
+        through: &Rc<OpenFile>,
+        range: &Range,
+    ) -> Result<Noted, Errno> {
+        let through = Rc::downgrade(through);
+        let mut record = match self.processes.remove(&process) {
+            Some(record) => record,
+            None => Record {
+                held: Vec::new(),
+                share: locks.bound.take(0)?,
+            },
+        };
+        let is_meant = |held: &mut Held| {
+            let elsewhere = range.is_whole() && held.range.is_whole();
+            held.range.overlaps(range) && (!elsewhere || held.through.ptr_eq(&through))
+        };
+        let taken: Vec<Held> = record.held.extract_if(.., is_meant).collect();
+        let left = |held: &Held| {
+            let through = held.through.clone();
+            let left = held.range.without(range);
+            left.map(move |range| Held {
+                range,
+                through: through.clone(),
+            })
+        };
+        let mut given: Vec<Held> = taken.iter().flat_map(left).collect();
+        if range.kind != Kind::Free {
+            let range = *range;
+            given.push(Held { range, through });
+        }
+        let count = 1 + record.held.len() + given.len();
+        if let Err(error) = locks.bound.allows(&record.share, count) {
+            record.held.extend(taken);
+            self.put(process, record);
+            return Err(error);
+        }
+        let mut change = Change::default();
+        taken.iter().for_each(|held| change.remove(&held.range));
+        given.iter().for_each(|held| change.add(&held.range));
+        let pieces = self.union.apply(&change);
+        let count = given.len();
+        record.held.extend(given);
+        Ok(Noted {
+            process,
+            record,
+            taken,
+            given: count,
+            change,
+            pieces,
+        })
+    }
+
+    /// The host has agreed.
+    pub fn keep(&mut self, noted: Noted) {
+        self.put(noted.process, noted.record);
+    }
+
+    /// The host has not agreed, or not to all. Returns what it is to be told then.
+    pub fn take_back(&mut self, noted: Noted) -> Vec<Range> {
+        let Noted {
+            process,
+            mut record,
+            taken,
+            given,
+            change,
+            ..
+        } = noted;
+        record.held.truncate(record.held.len() - given);
+        record.held.extend(taken);
+        self.put(process, record);
+        self.union.apply(&change.back())
+    }
+
+    /// Who holds nothing is forgotten.
+    fn put(&mut self, process: Process, mut record: Record) {
+        if !record.held.is_empty() {
+            record.share.set(1 + record.held.len());
+            self.processes.insert(process, record);
+        }
+    }
+
+    /// Forgets what was locked through files that are not open any more, and tells which bytes are
+    /// locked in another way now.
+    pub fn forget_closed(&mut self) -> Vec<Range> {
+        let mut change = Change::default();
+        self.processes.retain(|_, record| {
+            let is_closed = |held: &mut Held| held.through.strong_count() == 0;
+            for held in record.held.extract_if(.., is_closed) {
+                change.remove(&held.range);
+            }
+            record.share.set(1 + record.held.len());
+            !record.held.is_empty()
+        });
+        self.union.apply(&change)
+    }
+}
+
+/// Locks bytes toward the host, or frees them. To be called on a worker. Errors: EAGAIN if another's
+/// lock is in the way, those of fcntl(2).
+pub fn set(description: impl AsFd, range: &Range) -> Result<(), Errno> {
+    match fcntl(description, FcntlArg::F_OFD_SETLK(&flock(range))) {
+        Ok(_) => Ok(()),
+        Err(Errno::EACCES) => Err(Errno::EAGAIN),
+        Err(error) => Err(error),
+    }
+}
+
+/// Asks what stands in the way of a lock. To be called on a worker. Errors: those of fcntl(2).
+pub fn probe(description: impl AsFd, range: &Range) -> Result<Option<Range>, Errno> {
+    let mut flock = flock(range);
+    fcntl(description, FcntlArg::F_OFD_GETLK(&mut flock))?;
+    let kind = match i32::from(flock.l_type) {
+        libc::F_UNLCK => return Ok(None),
+        libc::F_RDLCK => Kind::Read,
+        _ => Kind::Write,
+    };
+    Range::new(kind, flock.l_start as u64, flock.l_len as u64).map(Some)
+}
+
+fn flock(range: &Range) -> libc::flock {
+    let kind = match range.kind {
+        Kind::Free => libc::F_UNLCK,
+        Kind::Read => libc::F_RDLCK,
+        Kind::Write => libc::F_WRLCK,
+    };
+    libc::flock {
+        l_type: kind as i16,
+        l_whence: libc::SEEK_SET as i16,
+        l_start: range.start,
+        l_len: range.length() as i64,
+        // Required to be 0 for locks of open file descriptions.
+        l_pid: 0,
     }
 }
 
@@ -268,65 +312,4 @@ pub fn open_for_locks(node: &Node, writable: bool, more: OFlag) -> Result<OwnedF
         }
     }
     node.reopen(OFlag::O_RDONLY | more)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::inodes::Inodes;
-    use super::*;
-
-    fn range(kind: i32, start: i64, end: i64) -> Range {
-        Range { kind, start, end }
-    }
-
-    #[test]
-    fn ranges_are_cut_as_the_kernel_cuts_them() {
-        let directory = tempfile::tempdir().unwrap();
-        let file = std::fs::File::create(directory.path().join("file")).unwrap();
-        let key = Key {
-            inode: InodeId {
-                device: (0, 0),
-                inode: 1,
-            },
-            client: [].into(),
-            process: 1,
-        };
-        let owner = Owner {
-            key,
-            description: Closing::new(
-                file.into(),
-                (0, 0),
-                Inodes::new(8, 1).count_open().unwrap(),
-                Rc::default(),
-            ),
-            held: RefCell::default(),
-            share: RefCell::new(Bound::new(9, Errno::ENOLCK).take(1).unwrap()),
-        };
-        let (read, write, none) = (libc::F_RDLCK, libc::F_WRLCK, libc::F_UNLCK);
-        owner.note(range(write, 0, i64::MAX));
-        owner.note(range(none, 10, 19));
-        owner.note(range(read, 5, 30));
-        owner.note(range(none, 0, 0));
-        let mut held = owner.held.borrow().clone();
-        held.sort_by_key(|range| range.start);
-        assert_eq!(
-            held,
-            [
-                range(write, 1, 4),
-                range(read, 5, 30),
-                range(write, 31, i64::MAX)
-            ]
-        );
-    }
-
-    #[test]
-    fn lengths_and_ends_agree() {
-        assert_eq!(Range::new(0, 5, 0).unwrap().end, i64::MAX);
-        assert_eq!(Range::new(0, 5, 1).unwrap(), range(0, 5, 5));
-        assert_eq!(Range::new(0, 5, 10).unwrap().length(), 10);
-        assert_eq!(Range::new(0, 5, 0).unwrap().length(), 0);
-        assert_eq!(Range::new(0, 1 << 63, 1), Err(Errno::EINVAL));
-        assert_eq!(Range::new(0, i64::MAX as u64, 2), Err(Errno::EOVERFLOW));
-        assert_eq!(Range::new(0, 0, 1 << 63).unwrap().end, i64::MAX);
-    }
 }

@@ -15,9 +15,9 @@ mod inodes;
 pub mod limits;
 mod locks;
 mod placement;
+mod ranges;
 mod requests;
 pub mod throttle;
-mod waiters;
 
 use std::cell::{Cell, RefCell};
 use std::ops::Deref;
@@ -40,7 +40,6 @@ use locks::Locks;
 use placement::{Device, Medium, Placement, Site};
 use requests::Requests;
 use throttle::{Rates, Throttle};
-use waiters::LockWaiters;
 
 /// The largest message that is agreed to, header included. QEMU's limit is the same; Linux's
 /// virtio transport asks for 512000 at the most.
@@ -90,7 +89,6 @@ struct Session {
     /// Bytes of attributes that fids read or write.
     xattr_bytes: Bound,
     locks: Locks,
-    lock_waiters: LockWaiters,
 }
 
 impl Server {
@@ -112,7 +110,6 @@ impl Server {
             qids: RefCell::new(Qids::new(export.root().id(), multidevs)),
             xattr_bytes: Bound::new(limits.xattr_bytes, Errno::ENOMEM),
             locks: Locks::new(limits.locks),
-            lock_waiters: LockWaiters::default(),
         };
         let root = export.root();
         let placement = Placement::new(workers, root.id().device, Medium::of(root));
@@ -262,6 +259,7 @@ impl Handler for Server {
 
     fn reset(&self) {
         self.session.msize.set(0);
+        self.session.locks.clear();
         self.session.fids.clear().for_each(|fid| self.let_go(fid));
         self.close_left();
     }

@@ -28,7 +28,7 @@ impl From<Errno> for Failure {
 /// Why a wait ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wake {
-    /// What is waited for may be there now.
+    /// The time is over.
     Retry,
     /// The guest does not want the answer any more.
     Flushed,
@@ -50,7 +50,7 @@ pub struct Requests {
 
 /// A request that is under way.
 #[derive(Default)]
-pub struct Record {
+struct Record {
     /// Tells the request apart from a later one with the same record.
     number: Cell<u64>,
     /// Why it is to end, once that is known. It may not wait yet.
@@ -148,22 +148,12 @@ impl Record {
         }
         self.waiting.wake_all();
     }
-
-    /// What it waits for may be there now.
-    pub fn retry(&self) {
-        self.waiting.wake_all();
-    }
 }
 
 impl Running<'_> {
     /// The guest's tag.
     pub fn tag(&self) -> u16 {
         self.tag
-    }
-
-    /// What others need to have its wait end.
-    pub fn record(&self) -> &Rc<Record> {
-        &self.record
     }
 
     /// Waits for `time` at the most, or not at all if the request is to end.

@@ -438,27 +438,40 @@ fn a_file_that_is_opened_in_vain_is_not_closed_on_the_loop() {
 }
 
 #[test]
-fn a_description_for_locks_that_comes_second_is_not_closed_on_the_loop() {
+fn a_description_for_locks_is_not_opened_or_closed_on_the_loop() {
     let Some(mut host) = Host::new(|launch| launch) else {
         return;
     };
     let fids = open_both(&mut host);
-    host.faulty.hang(Op::Open);
-    let tags = [(); 2].map(|()| {
+    let root = host.root;
+    let lock = |host: &mut Host, kind| {
         let lock = Tmessage::Lock(Tlock {
             fid: fids.there,
-            kind: lock::WRLCK,
+            kind,
             flags: 0,
             start: 0,
             length: 0,
             proc_id: 1,
             client_id: b"guest",
         });
-        host.guest.client.submit(&lock, &[]).unwrap()
-    });
+        host.client.submit(&lock, &[]).unwrap()
+    };
+    // The second waits for the first.
+    host.faulty.hang(Op::Open);
+    let tags = [(); 2].map(|()| lock(&mut host, lock::WRLCK));
     host.client.kick().unwrap();
-    host.faulty.wait_for_hanging(2);
-    assert_closed_elsewhere(&mut host, fids.here, tags.into());
+    host.faulty.wait_for_hanging(1);
+    use_the_other(&mut host.client, root, fids.here);
+    host.faulty.release();
+    assert_all_answered(&mut host.client, tags.into());
+    // It goes with the last lock.
+    host.faulty.hang(Op::Flush);
+    let tag = lock(&mut host, lock::UNLCK);
+    host.client.kick().unwrap();
+    host.faulty.wait_for_hanging(1);
+    host.client.wait(tag).unwrap().message().unwrap();
+    use_the_other(&mut host.client, root, fids.here);
+    host.faulty.release();
 }
 
 /// Asserts that the daemon has no answer on the control socket.

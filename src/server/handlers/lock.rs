@@ -1,25 +1,34 @@
 //! Tlock and Tgetlock: byte-range locks.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
 use nix::errno::Errno;
 use protocol::{Rgetlock, Rlock, Tgetlock, Tlock, lock};
 
+use crate::export::InodeId;
 use crate::server::Server;
 use crate::server::call::Actor;
+use crate::server::closing::Closing;
 use crate::server::fid::OpenFile;
-use crate::server::locks::{Owner, Range, open_for_locks};
-use crate::server::placement::Cost;
+use crate::server::locks::{self, Holder, InUse, Process, open_for_locks};
+use crate::server::placement::{Cost, Device};
+use crate::server::ranges::{Kind, Range};
 use crate::server::requests::{Failure, Running, Wake};
 
-/// How long a lock that is waited for is left alone before it is tried again. A release by this
-/// session's guest is noticed at once; nothing tells of one by the host.
+/// How long a lock that is waited for is left alone before it is tried again: nothing tells of a
+/// release by the host.
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 /// The longest name of a guest that is kept; Linux's is its host name, of 64 bytes at the most.
 const CLIENT_MAX: usize = 255;
 const LAST_PAUSE: Duration = Duration::from_millis(100);
+
+/// How the host has answered: the error, and whether it agreed to a part before.
+struct Refused {
+    error: Errno,
+    in_part: bool,
+}
 
 impl Server {
     /// Tlock takes or releases a lock. With BLOCK the answer comes when the lock is granted; a
@@ -32,145 +41,161 @@ impl Server {
         if m.flags & !(lock::BLOCK | lock::RECLAIM) != 0 {
             return Err(Errno::EINVAL.into());
         }
-        let range = Range::new(host_kind(m.kind)?, m.start, m.length)?;
-        let locks = &self.session.locks;
-        if range.kind == libc::F_UNLCK
-            && locks
-                .existing(open.inode.key().id, m.client_id, m.proc_id)
-                .is_none()
-        {
-            // It holds nothing: no descriptor is needed to give that up.
-            return Ok(Rlock {
-                status: lock::SUCCESS,
-            });
-        }
+        let range = Range::new(kind_of(m.kind)?, m.start, m.length)?;
         if m.client_id.len() > CLIENT_MAX {
             return Err(Errno::ENAMETOOLONG.into());
         }
-        let owner = self.lock_owner(&open, m.client_id, m.proc_id)?;
+        let process = Process {
+            client: m.client_id.into(),
+            number: m.proc_id,
+        };
+        let in_use = self.session.locks.of(open.inode.key().id);
         let mut pause = FIRST_PAUSE;
-        loop {
-            match self.set_lock(&owner, range) {
-                Ok(()) => {
-                    break Ok(Rlock {
-                        status: lock::SUCCESS,
-                    });
-                }
-                Err(Errno::EAGAIN) if m.flags & lock::BLOCK == 0 => {
-                    break Ok(Rlock {
-                        status: lock::BLOCKED,
-                    });
-                }
+        let status = loop {
+            match self.set_lock(&in_use, &open, &process, &range) {
+                Ok(()) => break lock::SUCCESS,
+                Err(Errno::EAGAIN) if m.flags & lock::BLOCK == 0 => break lock::BLOCKED,
                 Err(Errno::EAGAIN) => {}
                 // The description could not be opened for writing.
-                Err(Errno::EBADF) => break Err(Errno::ENOLCK.into()),
-                Err(error) => break Err(error.into()),
+                Err(Errno::EBADF) => return Err(Errno::ENOLCK.into()),
+                Err(error) => return Err(error.into()),
             }
-            match self
-                .session
-                .lock_waiters
-                .wait(open.inode.key().id, running, pause)
-            {
+            match running.wait(pause) {
                 Wake::Retry => pause = (pause * 2).min(LAST_PAUSE),
-                Wake::Flushed => break Err(Failure::Flushed),
-                Wake::Stopped => {
-                    break Ok(Rlock {
-                        status: lock::BLOCKED,
-                    });
+                Wake::Flushed => return Err(Failure::Flushed),
+                Wake::Stopped => break lock::BLOCKED,
+            }
+        };
+        Ok(Rlock { status })
+    }
+
+    fn set_lock(
+        &self,
+        in_use: &InUse<'_>,
+        open: &Rc<OpenFile>,
+        process: &Process,
+        range: &Range,
+    ) -> Result<(), Errno> {
+        let mut holder = in_use.lock();
+        if range.kind == Kind::Free && !holder.has(process) {
+            // It holds nothing: no descriptor is needed to give that up.
+            return Ok(());
+        }
+        if holder.description().is_none() {
+            holder.describe(self.open_for_locks(open)?);
+        }
+        let noted = holder.note(&self.session.locks, process.clone(), open, range)?;
+        let device = open.inode.key().id.device;
+        match self.tell(&holder, device, &noted.pieces) {
+            Ok(()) => {
+                holder.keep(noted);
+                if range.kind != Kind::Free {
+                    open.locked.set(true);
                 }
+                Ok(())
+            }
+            Err(Refused { error, in_part }) => {
+                let back = holder.take_back(noted);
+                if in_part {
+                    self.tell_again(&holder, device, &back);
+                }
+                Err(error)
             }
         }
     }
 
-    fn lock_owner(&self, open: &OpenFile, client: &[u8], process: u32) -> Result<Rc<Owner>, Errno> {
+    fn open_for_locks(&self, open: &OpenFile) -> Result<Closing<OwnedFd>, Errno> {
         let writable = self.export.writable().is_ok();
-        self.session.locks.owner(open, client, process, || {
-            let node = &*self.hold_open(open)?;
-            let counted = self.count_open()?;
-            let device = node.id().device;
-            let open = |more| open_for_locks(node, writable, more);
-            let description =
-                self.with_descriptors(|| self.call_open(device, Cost::Wait, Actor::Daemon, open))?;
-            Ok(self.closing(description, device, counted))
+        let node = &*self.hold_open(open)?;
+        let counted = self.count_open()?;
+        let device = node.id().device;
+        let open = |more| open_for_locks(node, writable, more);
+        let description =
+            self.with_descriptors(|| self.call_open(device, Cost::Wait, Actor::Daemon, open))?;
+        Ok(self.closing(description, device, counted))
+    }
+
+    /// Tells the host how the session holds bytes now.
+    fn tell(&self, holder: &Holder, device: Device, pieces: &[Range]) -> Result<(), Refused> {
+        let Some(description) = holder.description().filter(|_| !pieces.is_empty()) else {
+            return Ok(());
+        };
+        let on = self.placement.file_system(device);
+        self.placement.call(&on, Cost::Wait, || {
+            // From the last to the first: the kernel looks through what lies before.
+            for (done, piece) in pieces.iter().rev().enumerate() {
+                locks::set(description, piece).map_err(|error| Refused {
+                    error,
+                    in_part: done > 0,
+                })?;
+            }
+            Ok(())
         })
     }
 
-    fn set_lock(&self, owner: &Owner, range: Range) -> Result<(), Errno> {
-        self.session.locks.allow(owner, &range)?;
-        let description = owner.description();
-        self.call(owner.inode().device, Cost::Wait, Actor::Daemon, || {
-            Owner::set(description, &range)
-        })?;
-        owner.note(range);
-        // Bytes may have become free, also by a write lock that is a read lock now.
-        if range.kind != libc::F_WRLCK {
-            self.session.lock_waiters.wake(owner.inode());
+    /// Tells the host of what is not to fail: bytes that are freed.
+    fn tell_again(&self, holder: &Holder, device: Device, pieces: &[Range]) {
+        if let Err(Refused { error, .. }) = self.tell(holder, device, pieces) {
+            log::warn!("the host keeps a lock that the guest has given up: {error}");
         }
-        Ok(())
     }
 
-    /// Tgetlock tells which lock stands in the way of a write lock, UNLCK if none does. Linux
-    /// does not say which kind it is interested in. Errors: as for Tlock.
-    pub(super) fn getlock<'a>(
-        &self,
-        m: Tgetlock<'a>,
-        text: &'a mut Vec<u8>,
-    ) -> Result<Rgetlock<'a>, Errno> {
+    /// Frees what was locked through files of an inode that are not open any more.
+    pub(in crate::server) fn free_locks_of_closed(&self, inode: InodeId) {
+        if let Some(in_use) = self.session.locks.existing(inode) {
+            let mut holder = in_use.lock();
+            let freed = holder.forget_closed();
+            self.tell_again(&holder, inode.device, &freed);
+        }
+    }
+
+    /// Tgetlock tells which lock of another guest or of the host stands in the way of a write
+    /// lock, UNLCK if none does. Linux does not say which kind it is interested in, and has asked its
+    /// own processes before. Errors: as for Tlock.
+    pub(super) fn getlock<'a>(&self, m: Tgetlock<'a>) -> Result<Rgetlock<'a>, Errno> {
         let open = self.session.fids.get(m.fid)?.open_file()?;
-        let kind = match m.kind {
-            lock::UNLCK => libc::F_WRLCK,
-            kind => host_kind(kind)?,
+        let kind = match kind_of(m.kind)? {
+            Kind::Free => Kind::Write,
+            kind => kind,
         };
         let range = Range::new(kind, m.start, m.length)?;
         let inode = open.inode.key().id;
-        // Asked through its own description, an owner's locks are not in its way.
-        let owner = self.session.locks.existing(inode, m.client_id, m.proc_id);
-        let description = match &owner {
-            Some(owner) => owner.description().as_fd(),
-            None => open.handle.as_fd(),
-        };
+        // Asked through their description, the session's own locks are not in the way.
+        let in_use = self.session.locks.existing(inode);
+        let holder = in_use.as_ref().map(InUse::lock);
+        let description = holder.as_ref().and_then(|holder| holder.description());
+        let description = description.map_or(open.handle.as_fd(), AsFd::as_fd);
         let found = self.call(inode.device, Cost::Wait, Actor::Daemon, || {
-            Owner::probe(description, &range)
+            locks::probe(description, &range)
         })?;
-        let Some(found) = found else {
-            let Tgetlock {
-                start,
-                length,
-                proc_id,
-                client_id,
-                ..
-            } = m;
-            return Ok(Rgetlock {
+        Ok(match found {
+            None => Rgetlock {
                 kind: lock::UNLCK,
-                start,
-                length,
-                proc_id,
-                client_id,
-            });
-        };
-        let holder = self.session.locks.holder(inode, owner.as_deref(), &found);
-        let (client, process) = holder.unwrap_or_default();
-        *text = client.into_vec();
-        Ok(Rgetlock {
-            kind: if found.kind == libc::F_RDLCK {
-                lock::RDLCK
-            } else {
-                lock::WRLCK
+                start: m.start,
+                length: m.length,
+                proc_id: m.proc_id,
+                client_id: m.client_id,
             },
-            start: found.start as u64,
-            length: found.length(),
-            // 0 and no name for a process of the host.
-            proc_id: process,
-            client_id: text,
+            Some(found) => Rgetlock {
+                kind: match found.kind {
+                    Kind::Read => lock::RDLCK,
+                    _ => lock::WRLCK,
+                },
+                start: found.start as u64,
+                length: found.length(),
+                // Whose it is, nobody says.
+                proc_id: 0,
+                client_id: b"",
+            },
         })
     }
 }
 
-fn host_kind(wire: u8) -> Result<i32, Errno> {
+fn kind_of(wire: u8) -> Result<Kind, Errno> {
     match wire {
-        lock::RDLCK => Ok(libc::F_RDLCK),
-        lock::WRLCK => Ok(libc::F_WRLCK),
-        lock::UNLCK => Ok(libc::F_UNLCK),
+        lock::RDLCK => Ok(Kind::Read),
+        lock::WRLCK => Ok(Kind::Write),
+        lock::UNLCK => Ok(Kind::Free),
         _ => Err(Errno::EINVAL),
     }
 }

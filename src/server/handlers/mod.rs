@@ -74,7 +74,7 @@ impl Server {
             Tmessage::Xattrwalk(m) => Rmessage::Xattrwalk(self.xattrwalk(m)?),
             Tmessage::Xattrcreate(m) => Rmessage::Xattrcreate(self.xattrcreate(m)?),
             Tmessage::Lock(m) => Rmessage::Lock(self.lock(m, running)?),
-            Tmessage::Getlock(m) => Rmessage::Getlock(self.getlock(m, text)?),
+            Tmessage::Getlock(m) => Rmessage::Getlock(self.getlock(m)?),
         })
     }
 }

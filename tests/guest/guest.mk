@@ -24,7 +24,7 @@ uml-test: $(if $(BACKEND),,build) guest uml ## The checks in User-mode Linux
 	@GUEST=$(GUEST) tests/guest/run.sh uml checks
 	@GUEST=$(GUEST) MODES=none,mmap OBJECTS=400 tests/guest/run.sh uml apps
 
-guest-posix: $(if $(BACKEND),,build) guest uml ## pjdfstest, fsx, attributes and more beside the host's own; OPERATIONS=N for fsx
+guest-posix: $(if $(BACKEND),,build) guest uml ## pjdfstest, fsx, attributes, locks and more beside the host's own; OPERATIONS=N for fsx
 	@tests/guest/posix-tools.sh $(GUEST)/posix
 	@tests/guest/apps-tree.sh $(GUEST)/apps
 	@export GUEST=$(GUEST); status=0; \

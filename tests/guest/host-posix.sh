@@ -89,7 +89,7 @@ cases() {
         mount --bind "$3" "$1/mnt"
         exec chroot "$1" /usr/bin/env -i PATH=/usr/bin python3 -B /scripts/posix-cases.py /mnt/cases-host' \
         cases "$tree" "$here/posix-cases.py" "$share" >"$share/host/cases"
-    echo "the host's own: $(wc -l <"$share/host/cases") cases of attributes, lists and set-id bits"
+    echo "the host's own: $(wc -l <"$share/host/cases") cases of attributes, lists, set-id bits and locks"
 }
 
 plain() {

@@ -1,4 +1,4 @@
-"""Extended attributes, access control lists and set-id bits, as programs use them:
+"""Extended attributes, access control lists, set-id bits and locks, as programs use them:
 posix-cases.py DIRECTORY
 
 Run as root, in the guest on the share and on the host beside it, in a new directory. Each case prints one
@@ -7,6 +7,7 @@ that none has to exist. The commands are those of Debian's acl.
 """
 
 import errno
+import fcntl
 import os
 import struct
 import subprocess
@@ -459,6 +460,179 @@ def set_id_bits():
         case(f"set-id directory {mode:o}, below it", lambda: (mode_of(name + "/below"), os.stat(name + "/file").st_gid))
 
 
+# Locks
+
+
+def elsewhere(action, *arguments):
+    """In a child, which has inherited all descriptors."""
+    return as_user(0, [0], action, *arguments)
+
+
+def outcome_of(action, *arguments):
+    try:
+        action(*arguments)
+        return "done"
+    except OSError as error:
+        return errno.errorcode[error.errno]
+
+
+def flock_by_another(name, how):
+    """Whether a program that has inherited nothing may lock the file."""
+    return elsewhere(lambda: outcome_of(fcntl.flock, os.open(name, os.O_RDWR), how | fcntl.LOCK_NB))
+
+
+def flock_of_child(first, again):
+    name = new()
+    file = os.open(name, os.O_RDWR)
+    fcntl.flock(file, first)
+    before = flock_by_another(name, fcntl.LOCK_SH), flock_by_another(name, fcntl.LOCK_EX)
+    child = elsewhere(outcome_of, fcntl.flock, file, again | fcntl.LOCK_NB)
+    behind = flock_by_another(name, fcntl.LOCK_SH), flock_by_another(name, fcntl.LOCK_EX)
+    return before, child, behind
+
+
+def flock_that_a_child_waits_for():
+    """The child has the lock already: it does not wait."""
+    file = os.open(new(), os.O_RDWR)
+    fcntl.flock(file, fcntl.LOCK_EX)
+    return elsewhere(outcome_of, fcntl.flock, file, fcntl.LOCK_EX)
+
+
+def flock_after_child_s_end():
+    name = new()
+    file = os.open(name, os.O_RDWR)
+    fcntl.flock(file, fcntl.LOCK_EX)
+    elsewhere(os.getpid)
+    held = flock_by_another(name, fcntl.LOCK_EX)
+    fcntl.flock(file, fcntl.LOCK_UN)
+    return held, flock_by_another(name, fcntl.LOCK_EX)
+
+
+def flock_twice(first, second):
+    """Two descriptors of one process, which gives one up, by LOCK_UN and then by close."""
+    said = []
+    for give_up in lambda file: fcntl.flock(file, fcntl.LOCK_UN), os.close:
+        name = new()
+        files = [os.open(name, os.O_RDWR) for _ in range(2)]
+        fcntl.flock(files[0], first)
+        said.append(outcome_of(fcntl.flock, files[1], second | fcntl.LOCK_NB))
+        for file in files:
+            give_up(file)
+            said.append(flock_by_another(name, fcntl.LOCK_EX))
+    return said
+
+
+KINDS = {fcntl.F_RDLCK: "read", fcntl.F_WRLCK: "write", fcntl.F_UNLCK: "free"}
+
+
+def record_lock(file, command, kind, start, length):
+    """F_SETLK and its like; for F_GETLK what is in the way."""
+    lock = struct.pack("hhqqi0q", kind, os.SEEK_SET, start, length, 0)
+    kind, _, start, length, pid = struct.unpack("hhqqi0q", fcntl.fcntl(file, command, lock))
+    if kind == fcntl.F_UNLCK:
+        return "free"
+    return KINDS[kind], start, length, "mine" if pid in (os.getpid(), os.getppid()) else "another's"
+
+
+def get(file, kind, start=0, length=0):
+    return record_lock(file, fcntl.F_GETLK, kind, start, length)
+
+
+def set_lock(file, kind, start=0, length=0):
+    return outcome_of(record_lock, file, fcntl.F_SETLK, kind, start, length)
+
+
+def getlk(held):
+    """What the holder itself, and its child, is told."""
+    name = new()
+    file, other = os.open(name, os.O_RDWR), os.open(name, os.O_RDWR)
+    said = [set_lock(file, held, 10, 10)]
+    for kind in fcntl.F_RDLCK, fcntl.F_WRLCK:
+        for descriptor in file, other:
+            said.append(get(descriptor, kind))
+            said.append(elsewhere(get, descriptor, kind))
+    return said
+
+
+def map_of(name):
+    """Each tenth byte of the first hundred, as another process finds it."""
+
+    def look():
+        file = os.open(name, os.O_RDWR)
+        kinds = [get(file, fcntl.F_WRLCK, byte, 1) for byte in range(0, 100, 10)]
+        return "".join(kind[0][0] if kind != "free" else "-" for kind in kinds)
+
+    return elsewhere(look)
+
+
+def ranges():
+    """A process owns its ranges, whichever descriptor it has locked them through."""
+    name = new()
+    files = [os.open(name, os.O_RDWR) for _ in range(3)]
+    said = []
+    for file, kind, start, length in (
+        (files[0], fcntl.F_WRLCK, 10, 60),
+        (files[1], fcntl.F_UNLCK, 30, 10),
+        (files[1], fcntl.F_RDLCK, 50, 30),
+        (files[0], fcntl.F_RDLCK, 0, 20),
+        (files[2], fcntl.F_UNLCK, 75, 0),
+    ):
+        said.append((set_lock(file, kind, start, length), map_of(name)))
+    said.append(elsewhere(set_lock, files[0], fcntl.F_RDLCK, 0, 10))
+    said.append(elsewhere(set_lock, files[0], fcntl.F_WRLCK, 0, 10))
+    said.append(map_of(name))
+    os.close(files[2])
+    said.append(map_of(name))
+    return said
+
+
+def upgrade():
+    """From read to write, alone and beside another reader."""
+    name = new()
+    file = os.open(name, os.O_RDWR)
+    said = [set_lock(file, fcntl.F_RDLCK), set_lock(file, fcntl.F_WRLCK), set_lock(file, fcntl.F_RDLCK)]
+
+    def reader():
+        other = os.open(name, os.O_RDWR)
+        return set_lock(other, fcntl.F_RDLCK), set_lock(other, fcntl.F_WRLCK)
+
+    said.append(elsewhere(reader))
+    said.append(set_lock(file, fcntl.F_WRLCK))
+    return said
+
+
+def of_description():
+    """Locks of open file descriptions exclude each other also in one process."""
+    name = new()
+    files = [os.open(name, os.O_RDWR) for _ in range(2)]
+    lock = lambda file, kind: outcome_of(record_lock, file, fcntl.F_OFD_SETLK, kind, 0, 10)
+    said = [lock(files[0], fcntl.F_WRLCK), lock(files[1], fcntl.F_WRLCK)]
+    said.append(elsewhere(lock, files[0], fcntl.F_WRLCK))
+    said.append(elsewhere(lock, files[1], fcntl.F_RDLCK))
+    said.append(lock(files[0], fcntl.F_UNLCK))
+    said.append(lock(files[1], fcntl.F_WRLCK))
+    return said
+
+
+def locks():
+    kinds = {"shared": fcntl.LOCK_SH, "exclusive": fcntl.LOCK_EX, "none": fcntl.LOCK_UN}
+    for said, first in kinds.items():
+        if first == fcntl.LOCK_UN:
+            continue
+        for again, second in kinds.items():
+            case(f"lock flock {said}, then {again} by a child", flock_of_child, first, second)
+        for again, second in kinds.items():
+            if second != fcntl.LOCK_UN:
+                case(f"lock flock {said} and {again}, one given up", flock_twice, first, second)
+    case("lock flock that a child waits for", flock_that_a_child_waits_for)
+    case("lock flock after a child's end", flock_after_child_s_end)
+    case("lock F_GETLK of a read lock", getlk, fcntl.F_RDLCK)
+    case("lock F_GETLK of a write lock", getlk, fcntl.F_WRLCK)
+    case("lock ranges of several descriptors", ranges)
+    case("lock read, then write", upgrade)
+    case("lock of open file descriptions", of_description)
+
+
 os.umask(0o022)
 os.mkdir(directory)
 os.chdir(directory)
@@ -466,3 +640,4 @@ os.chmod(".", 0o777)
 extended_attributes()
 access_control_lists()
 set_id_bits()
+locks()

@@ -5,6 +5,7 @@ mod common;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::process::Command;
 
 use common::{BINARY, Guest, no_change, refused};
 use nix::errno::Errno;
@@ -379,7 +380,62 @@ fn a_chain_of_directories_deeper_than_a_stack_ends() {
     guest.client.clunk(77).unwrap();
     let root = guest.root;
     guest.client.getattr(root, getattr::ALL).unwrap();
-    remove_chain(&guest.path(""));
+    remove_chain(&guest.path("d"));
+}
+
+/// Makes a chain of directories below a fid, and returns one for the deepest.
+fn make_chain(guest: &mut Guest, top: u32, name: &str, depth: usize) -> u32 {
+    let fid = guest.client.alloc_fid();
+    guest.client.walk(top, fid, &[""; 0]).unwrap();
+    for _ in 0..depth {
+        guest.client.mkdir(fid, name, 0o755, common::NO_ID).unwrap();
+        guest.client.walk(fid, fid, &[name]).unwrap();
+    }
+    fid
+}
+
+/// Takes all descriptors, for a moment: what can give its own up has done so then.
+fn exhaust(guest: &mut Guest) {
+    let root = guest.root;
+    let mut fids = Vec::new();
+    loop {
+        // What has no name keeps its descriptor.
+        let path = guest.file("nameless", "");
+        let fid = guest.client.alloc_fid();
+        let walked = guest.client.walk(root, fid, &["nameless"]);
+        fs::remove_file(path).unwrap();
+        if let Err(error) = walked {
+            refused::<()>(Err(error), Errno::ENFILE);
+            break;
+        }
+        fids.push(fid);
+    }
+    for fid in fids {
+        guest.client.clunk(fid).unwrap();
+    }
+}
+
+#[test]
+fn what_is_deeper_than_any_path_is_not_looked_for() {
+    /// Two of them are more than a path has.
+    const DEPTH: usize = 2_100;
+    let launch = Launch::new(BINARY).arg("--rlimit-nofile=64");
+    let mut guest = Guest::on(launch.arg("--inode-file-handles=never"));
+    let root = guest.root;
+    let [above, below] = ["a", "b"].map(|name| make_chain(&mut guest, root, name, DEPTH));
+    exhaust(&mut guest);
+    guest.client.renameat(root, "b", above, "b").unwrap();
+    exhaust(&mut guest);
+    refused(
+        guest.client.getattr(below, getattr::BASIC),
+        Errno::ENAMETOOLONG,
+    );
+    // It is only too far away.
+    guest.client.renameat(above, "b", root, "b").unwrap();
+    guest.client.getattr(below, getattr::BASIC).unwrap();
+    for name in ["a", "b"] {
+        remove_chain(&guest.path(name));
+    }
 }
 
 #[test]
@@ -420,7 +476,7 @@ fn a_fid_keeps_no_more_directories_than_there_may_be_fids() {
         guest.walk("d/d/d");
         let again = open_descriptors(&guest);
         assert_eq!(again, before + 3, "{way}");
-        remove_chain(&guest.path(""));
+        remove_chain(&guest.path("d"));
     }
 }
 
@@ -491,18 +547,10 @@ fn turn_upside_down(guest: &mut Guest, depth: usize, by_guest: bool) -> Vec<u32>
     vec![top, low, again]
 }
 
-/// Removes a tree that is too deep for a path, from the top down.
+/// Removes a tree that is deeper than a path is long, and than there are descriptors to hold it by.
 fn remove_chain(top: &Path) {
-    let aside = top.join("aside");
-    while top.join("d").exists() {
-        if top.join("d/d").exists() {
-            fs::rename(top.join("d/d"), &aside).unwrap();
-            fs::remove_dir(top.join("d")).unwrap();
-            fs::rename(&aside, top.join("d")).unwrap();
-        } else {
-            fs::remove_dir(top.join("d")).unwrap();
-        }
-    }
+    let removed = Command::new("rm").arg("-r").arg(top).status().unwrap();
+    assert!(removed.success());
 }
 
 /// How many nanoseconds of processor time the daemon's loop has taken, and all its threads.

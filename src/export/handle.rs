@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use clap::ValueEnum;
@@ -141,9 +141,31 @@ impl Traces {
         (found == *node.key()).then_some(Trace::Name(mount))
     }
 
+    /// Follows traces, each to the inode that was of this key and by this name, below the one before and
+    /// the first below `top`. Errors: those of [`Traces::follow`]; EINTR if `stopping` is not 0.
+    pub fn follow_all<'a>(
+        &self,
+        top: Option<&Node>,
+        steps: impl IntoIterator<Item = (&'a Trace, &'a InodeKey, Option<&'a Name>)>,
+        stopping: &AtomicUsize,
+    ) -> Result<Node, Errno> {
+        /// So many steps are made in any case. They take no longer than a call that a stop waits for,
+        /// too, and no program of the guest is to see it fail because its machine is paused.
+        const FEW: usize = 64;
+        let mut found: Option<Node> = None;
+        for (step, (trace, key, name)) in steps.into_iter().enumerate() {
+            if step >= FEW && stopping.load(Ordering::Relaxed) > 0 {
+                return Err(Errno::EINTR);
+            }
+            let place = found.as_ref().or(top).zip(name);
+            found = Some(self.follow(trace, key, place)?);
+        }
+        found.ok_or(Errno::ESTALE)
+    }
+
     /// Follows a trace to the inode that was `key`. Errors: ESTALE if it is gone, or is not
     /// where it was; those of open_by_handle_at(2) and openat2(2).
-    pub fn follow(
+    fn follow(
         &self,
         trace: &Trace,
         key: &InodeKey,
@@ -312,5 +334,30 @@ mod tests {
                 .of(&other, Some((&top, &name("file"))))
                 .is_none()
         );
+    }
+
+    #[test]
+    fn a_long_chain_is_followed_until_a_stop() {
+        let dir = tempfile::tempdir().unwrap();
+        let top = pin(dir.path());
+        let (trace, name) = (Trace::Name(None), name("a"));
+        let mut path = dir.path().to_owned();
+        let keys: Vec<_> = (0..100)
+            .map(|_| {
+                path.push("a");
+                fs::create_dir(&path).unwrap();
+                *pin(&path).key()
+            })
+            .collect();
+        let traces = Traces::new(FileHandles::Never);
+        let follow = |depth, stopping| {
+            let steps = keys[..depth].iter().map(|key| (&trace, key, Some(&name)));
+            traces
+                .follow_all(Some(&top), steps, &AtomicUsize::new(stopping))
+                .map(|node| *node.key())
+        };
+        assert_eq!(follow(100, 0), Ok(keys[99]));
+        assert_eq!(follow(100, 1), Err(Errno::EINTR));
+        assert_eq!(follow(50, 1), Ok(keys[49]));
     }
 }

@@ -49,7 +49,7 @@ pub use name::{Component, Name};
 pub use node::{FileKind, InodeId, InodeKey, Lookup, Node, Stat, errno_of, permissions};
 pub use place::{Located, Place};
 pub use qid::{Multidevs, Qids};
-pub use way_up::WayUp;
+pub use way_up::{DEEPEST, WayUp};
 
 /// A directory of the host as it is given to the guest.
 #[derive(Debug)]

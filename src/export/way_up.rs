@@ -8,9 +8,9 @@ use nix::errno::Errno;
 
 use super::node::{InodeKey, Lookup, Node};
 
-/// Steps up that one request may take to prove that a directory is below its root. No path is so
-/// long that it names a directory at this depth.
-const STEPS: usize = 4096;
+/// How many directories, one above the other, are gone through for one request. No path is so long
+/// that it names one that is deeper.
+pub const DEEPEST: usize = 4096;
 
 /// What one request knows of the directories below its root. Each way up is proved once: a later one
 /// ends where it meets an earlier one. It is not kept for the next request, for the host may have
@@ -31,7 +31,7 @@ impl<'a> WayUp<'a> {
         WayUp {
             root,
             below: None,
-            left: STEPS,
+            left: DEEPEST,
             stopping,
         }
     }
@@ -135,7 +135,7 @@ mod tests {
             (node, _) = node.parent(&mut way, Lookup::Local).unwrap();
         }
         assert_eq!(node.id(), root.id());
-        assert!(STEPS - way.left < DEPTH, "{} steps", STEPS - way.left);
+        assert!(DEEPEST - way.left < DEPTH, "{} steps", DEEPEST - way.left);
     }
 
     #[test]

@@ -23,7 +23,7 @@ use super::fid::OpenFile;
 use super::placement::{Cost, Device, Site};
 use super::{InFlight, Server};
 use crate::export::handle::Trace;
-use crate::export::{InodeKey, Lookup, Name, Node};
+use crate::export::{DEEPEST, InodeKey, Lookup, Name, Node};
 
 /// A file of the share that the guest has reached.
 #[derive(Debug)]
@@ -188,8 +188,6 @@ impl Inode {
     /// this was moved away since it was seen here, for this is below it now: what is known of its
     /// place is forgotten, and the way ends.
     fn ends_above(&self, directory: &Rc<Inode>) -> bool {
-        /// So far is looked: a guest may know of any depth, and no way is longer that it can name.
-        const DEPTH: usize = 4096;
         if std::ptr::eq(&raw const **directory, self) {
             return false;
         }
@@ -202,7 +200,7 @@ impl Inode {
             return true;
         }
         let mut below = directory.clone();
-        for _ in 0..DEPTH {
+        for _ in 0..DEEPEST {
             let above = match &*below.place.borrow() {
                 Some(place) => place.directory.clone(),
                 None => return true,
@@ -447,7 +445,10 @@ impl Server {
                 let node = self.with_descriptors(|| match inode.held() {
                     // Another request was faster, while this one waited for a descriptor.
                     Some(node) => Ok(node),
-                    None => Ok(self.found_again(inode, self.find(inode)?, keeps)),
+                    None => {
+                        let mut steps = DEEPEST;
+                        Ok(self.found_again(inode, self.find(inode, &mut steps)?, keeps))
+                    }
                 })?;
                 self.relieve();
                 Ok(node)
@@ -518,8 +519,9 @@ impl Server {
     }
 
     /// Follows the inode's trace, and before it those of the directories that it depends on, which
-    /// do not keep what is opened on the way.
-    fn find(&self, inode: &Rc<Inode>) -> Result<Node, Errno> {
+    /// do not keep what is opened on the way. Errors: ENAMETOOLONG if that takes more than `steps`, of
+    /// which it takes its own away; EINTR if it takes many, and the session is to end.
+    fn find(&self, inode: &Rc<Inode>, steps: &mut usize) -> Result<Node, Errno> {
         // From the inode up to the first that needs no directory to be found.
         let mut chain = Vec::new();
         let mut top = None;
@@ -531,6 +533,7 @@ impl Server {
                 top = inode.peek();
                 break;
             };
+            *steps = steps.checked_sub(1).ok_or(Errno::ENAMETOOLONG)?;
             let mut name = None;
             if let Trace::Name(_) = *trace
                 && let Some(place) = inode.place()
@@ -541,34 +544,18 @@ impl Server {
             chain.push((trace, inode.key, name));
         }
         let traces = self.export.traces();
-        let steps: Vec<(&Trace, &InodeKey, Option<&Name>)> = chain
+        let links: Vec<(&Trace, &InodeKey, Option<&Name>)> = chain
             .iter()
             .rev()
             .map(|(trace, key, name)| (&**trace, key, name.as_ref()))
             .collect();
-        let top = top.as_deref();
-        let follow = || {
-            let mut found: Option<Node> = None;
-            for (trace, key, name) in steps {
-                let place = found.as_ref().or(top).zip(name);
-                found = Some(traces.follow(trace, key, place)?);
-            }
-            found.ok_or(Errno::ESTALE)
-        };
+        let (top, stopping) = (top.as_deref(), self.session.requests.stopping());
+        let follow = || traces.follow_all(top, links, stopping);
         let site = match remote {
             true => Site::Remote,
             false => Site::Worker,
         };
         self.placement.call_at(site, follow)
-    }
-
-    /// The pinned file of an inode, for a moment: if it has given its descriptor up, that is not
-    /// changed.
-    fn visit(&self, inode: &Rc<Inode>) -> Result<Rc<Node>, Errno> {
-        match inode.peek() {
-            Some(node) => Ok(node),
-            None => self.find(inode).map(Rc::new),
-        }
     }
 
     /// Gives descriptors up if there are too many. Called after new ones were made, when nothing
@@ -733,18 +720,26 @@ impl Server {
         let inodes = &self.session.inodes;
         let traces = self.export.traces();
         let nodes: Vec<_> = idle.iter().map(|inode| inode.peek()).collect();
+        // Directories that have given their descriptors up, and go on without. All together cost no more
+        // than one may that a request waits for.
+        let mut visited: HashMap<InodeKey, Option<Rc<Node>>, RandomState> = HashMap::default();
+        let mut steps = DEEPEST;
         let places: Vec<_> = idle
             .iter()
             .map(|inode| {
-                let place = inode.place()?;
-                let name = Name::for_new(&place.name).ok()?;
-                let directory = match place.directory.peek() {
-                    None if traces.by_name() => self.visit(&place.directory).ok(),
+                let Place { directory, name } = inode.place()?;
+                let name = Name::for_new(&name).ok()?;
+                let node = match directory.peek() {
+                    None if traces.by_name() => visited
+                        .entry(directory.key)
+                        .or_insert_with(|| self.find(&directory, &mut steps).ok().map(Rc::new))
+                        .clone(),
                     held => held,
                 };
-                Some((directory?, name))
+                Some((node?, name))
             })
             .collect();
+        drop(visited);
         let files: Vec<_> = nodes
             .iter()
             .zip(&places)

@@ -114,7 +114,7 @@ impl Exchange {
     /// Answers. The payload of Rread and Rreaddir is already behind its header in guest memory.
     /// A reply for which the guest left too little room becomes an error, and where not even that
     /// fits the request ends without a reply.
-    pub fn answer(mut self, reply: &Result<Rmessage<'_>, Errno>, scratch: &mut Vec<u8>) {
+    pub fn answer(mut self, reply: Result<&Rmessage<'_>, Errno>, scratch: &mut Vec<u8>) {
         self.send(reply, scratch);
     }
 
@@ -123,7 +123,7 @@ impl Exchange {
         let mut scratch = Vec::new();
         // Only the tag is needed.
         let _ = self.receive(&mut scratch, 0);
-        self.answer(&Err(errno), &mut scratch);
+        self.answer(Err(errno), &mut scratch);
     }
 
     /// Ends a request that was flushed: without a reply, which the guest knows by the length 0.
@@ -133,7 +133,7 @@ impl Exchange {
         }
     }
 
-    fn send(&mut self, reply: &Result<Rmessage<'_>, Errno>, scratch: &mut Vec<u8>) {
+    fn send(&mut self, reply: Result<&Rmessage<'_>, Errno>, scratch: &mut Vec<u8>) {
         let Some(request) = self.request.take() else {
             return;
         };
@@ -145,7 +145,7 @@ impl Exchange {
             }
             // Which the guest's program would take for a limit of its own.
             Err(Errno::EMFILE) => Err(Errno::ENFILE),
-            Err(errno) => Err(*errno),
+            Err(errno) => Err(errno),
         };
         let size = encoded.or_else(|errno| {
             log::debug!("tag {}: {errno}", self.tag);
@@ -174,7 +174,7 @@ impl Exchange {
 impl Drop for Exchange {
     fn drop(&mut self) {
         if self.request.is_some() {
-            self.send(&Err(Errno::EIO), &mut Vec::new());
+            self.send(Err(Errno::EIO), &mut Vec::new());
         }
     }
 }

@@ -32,8 +32,8 @@ impl Server {
         // Text of a reply that is not part of the request.
         let mut text = Vec::new();
         match self.reply(&exchange, message, running, &mut text) {
-            Ok(reply) => exchange.answer(&Ok(reply), scratch),
-            Err(Failure::Errno(errno)) => exchange.answer(&Err(errno), scratch),
+            Ok(ref reply) => exchange.answer(Ok(reply), scratch),
+            Err(Failure::Errno(errno)) => exchange.answer(Err(errno), scratch),
             Err(Failure::Flushed) => exchange.cancel(),
         }
     }

@@ -23,6 +23,7 @@ uml-test: $(if $(BACKEND),,build) guest uml ## The checks in User-mode Linux
 	@tests/guest/apps-tree.sh $(GUEST)/apps
 	@GUEST=$(GUEST) tests/guest/run.sh uml checks
 	@GUEST=$(GUEST) MODES=none,mmap OBJECTS=400 tests/guest/run.sh uml apps
+	@GUEST=$(GUEST) MODES=mmap ROUNDS=3 WATCH=yes tests/guest/run.sh uml sqlite
 
 guest-posix: $(if $(BACKEND),,build) guest uml ## pjdfstest, fsx, attributes, locks and more beside the host's own; OPERATIONS=N for fsx
 	@tests/guest/posix-tools.sh $(GUEST)/posix

@@ -325,7 +325,9 @@ where
     let result = catch_unwind(AssertUnwindSafe(move || {
         // SAFETY: `begin` has put the closure there for this one call.
         let f = unsafe { core.closure::<F, M>().read() };
-        if !cancelled {
+        if cancelled {
+            drop(f);
+        } else {
             f();
         }
     }));

@@ -13,10 +13,12 @@ const MAX_HEAD: usize = 64 * 1024;
 const MOST_HEADS: usize = 64;
 
 /// A request on its way to its reply. It is answered exactly once: by [`Exchange::answer`], or
-/// with EIO when it is dropped without, so that no failure of ours leaves the guest waiting.
+/// when it is dropped without: with EIO, so that no failure of ours leaves the guest waiting, or with
+/// ENOMEM if it has not been received, as there was no coroutine to serve it.
 pub struct Exchange {
     request: Option<Request>,
     tag: u16,
+    received: bool,
 }
 
 impl Exchange {
@@ -25,6 +27,7 @@ impl Exchange {
         Exchange {
             request: Some(request),
             tag: NOTAG,
+            received: false,
         }
     }
 
@@ -39,6 +42,7 @@ impl Exchange {
         head: &'a mut Vec<u8>,
         msize: u32,
     ) -> Result<(u16, Tmessage<'a>), Errno> {
+        self.received = true;
         let readable = self.readable();
         let mut start = [0; MOST_HEADS];
         let copied = readable.read_at(0, &mut start);
@@ -118,14 +122,6 @@ impl Exchange {
         self.send(reply, scratch);
     }
 
-    /// Answers a request that was not received with an error.
-    pub fn refuse(mut self, errno: Errno) {
-        let mut scratch = Vec::new();
-        // Only the tag is needed.
-        let _ = self.receive(&mut scratch, 0);
-        self.answer(Err(errno), &mut scratch);
-    }
-
     /// Ends a request that was flushed: without a reply, which the guest knows by the length 0.
     pub fn cancel(mut self) {
         if let Some(request) = self.request.take() {
@@ -173,9 +169,18 @@ impl Exchange {
 
 impl Drop for Exchange {
     fn drop(&mut self) {
-        if self.request.is_some() {
-            self.send(Err(Errno::EIO), &mut Vec::new());
+        if self.request.is_none() {
+            return;
         }
+        let mut scratch = Vec::new();
+        let errno = if self.received {
+            Errno::EIO
+        } else {
+            // Only the tag is needed.
+            let _ = self.receive(&mut scratch, 0);
+            Errno::ENOMEM
+        };
+        self.send(Err(errno), &mut scratch);
     }
 }
 

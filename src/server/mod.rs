@@ -179,8 +179,7 @@ impl Server {
         Ok(node)
     }
 
-    fn serve(&self, request: Request) {
-        let mut exchange = Exchange::new(request);
+    fn serve(&self, mut exchange: Exchange) {
         let mut scratch = self.scratch.borrow_mut().pop().unwrap_or_default();
         let Scratch { head, reply } = &mut scratch;
         match exchange.receive(head, self.session.msize.get()) {
@@ -227,20 +226,18 @@ impl Handler for Server {
         let Some(server) = InFlight::of(self) else {
             return;
         };
-        let serve = move || {
-            // Called by the loop itself, for lack of a stack.
-            if !coroutine::in_coroutine() {
-                return Exchange::new(request).refuse(Errno::ENOMEM);
-            }
+        let exchange = Exchange::new(request);
+        let spawned = coroutine::spawn(move || {
             // A fault of ours costs the guest one request, which its exchange answers with EIO
             // while the stack unwinds, not the daemon.
-            if catch_unwind(AssertUnwindSafe(|| server.serve(request))).is_err() {
+            if catch_unwind(AssertUnwindSafe(|| server.serve(exchange))).is_err() {
                 log::error!("a request failed by a fault of this program");
             }
-        };
-        if let Err(failed) = coroutine::spawn(serve) {
+        });
+        if let Err(failed) = spawned {
             log::warn!("no coroutine for a request: {failed}");
-            (failed.closure)();
+            // With the exchange in it, which answers ENOMEM.
+            drop(failed.closure);
         }
     }
 

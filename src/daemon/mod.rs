@@ -362,7 +362,7 @@ fn export(
         Ok(export) => export,
         Err(error) => return Err(Error::Model { path, error }),
     };
-    match export.traces().check(export.root()) {
+    match export.locators().check(export.root()) {
         Ok(()) => Ok(export),
         Err(error) => Err(Error::Handles { path, error }),
     }

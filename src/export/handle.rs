@@ -37,14 +37,14 @@ const FUSE: FsType = FsType(0x6573_5546);
 
 /// How an inode without a descriptor is found again.
 #[derive(Debug)]
-pub enum Trace {
+pub enum InodeLocator {
     /// By the kernel's handle, on this mount.
     Handle(FileHandle, Arc<Mount>),
     /// By a name in the directory that is known for it. The mount has no handles, if they are used.
     Name(Option<Arc<Mount>>),
 }
 
-/// What is known of a mount. It lives by the traces on it, for its descriptor keeps the host from
+/// What is known of a mount. It lives by the locators on it, for its descriptor keeps the host from
 /// unmounting. Whoever drops the last one closes it: no server is asked, for nothing was read by it.
 #[derive(Debug)]
 pub struct Mount {
@@ -52,10 +52,10 @@ pub struct Mount {
     descriptor: Option<OwnedFd>,
 }
 
-/// What traces are made and followed with. Called on workers.
+/// What locators are made and followed with. Called on workers.
 #[derive(Debug)]
-pub struct Traces {
-    /// Each mount on which there are traces; some have ended. Nothing at all if handles are not to
+pub struct InodeLocators {
+    /// Each mount on which there are locators; some have ended. Nothing at all if handles are not to
     /// be used.
     mounts: Option<Mutex<HashMap<u64, Weak<Mount>>>>,
     by_name: AtomicBool,
@@ -63,11 +63,11 @@ pub struct Traces {
     mandatory: bool,
 }
 
-impl Traces {
+impl InodeLocators {
     /// With file handles, or without.
-    pub fn new(handles: FileHandles) -> Traces {
+    pub fn new(handles: FileHandles) -> InodeLocators {
         let never = handles == FileHandles::Never;
-        Traces {
+        InodeLocators {
             mounts: (!never).then(Mutex::default),
             by_name: AtomicBool::new(never),
             mandatory: handles == FileHandles::Mandatory,
@@ -85,7 +85,7 @@ impl Traces {
             match node.kind() {
                 FileKind::Directory | FileKind::Regular => {
                     let descriptor = node.reopen(OFlag::O_RDONLY)?;
-                    Traces::leads_back(descriptor.as_fd(), &handle, node)
+                    InodeLocators::leads_back(descriptor.as_fd(), &handle, node)
                 }
                 // Is not opened to find out.
                 FileKind::Symlink | FileKind::Special => Ok(true),
@@ -118,10 +118,10 @@ impl Traces {
         self.by_name.load(Ordering::Relaxed)
     }
 
-    /// A trace of `node`, by which it can be given up; None if only its descriptor leads to it.
+    /// A locator of `node`, by which it can be given up; None if only its descriptor leads to it.
     /// That is so for one that has no name any more, for it lives by the descriptor. `place` is
     /// where it was seen last.
-    pub fn of(&self, node: &Node, place: Option<(&Node, &Name)>) -> Option<Trace> {
+    pub fn of(&self, node: &Node, place: Option<(&Node, &Name)>) -> Option<InodeLocator> {
         let stat = node.stat().ok()?;
         if stat.0.stx_nlink == 0 {
             return None;
@@ -130,7 +130,7 @@ impl Traces {
         if let Some(mount) = mount.as_ref().filter(|mount| mount.descriptor.is_some())
             && let Ok(handle) = sys::name_to_handle(node.as_fd())
         {
-            return Some(Trace::Handle(handle, mount.clone()));
+            return Some(InodeLocator::Handle(handle, mount.clone()));
         }
         if self.mandatory {
             return None;
@@ -138,46 +138,46 @@ impl Traces {
         let (directory, name) = place?;
         // No descriptor is taken: there may be none left.
         let found = directory.child_key(name).ok()?;
-        (found == *node.key()).then_some(Trace::Name(mount))
+        (found == *node.key()).then_some(InodeLocator::Name(mount))
     }
 
-    /// Follows traces, each to the inode that was of this key and by this name, below the one before and
-    /// the first below `top`. Errors: those of [`Traces::follow`]; EINTR if `stopping` is not 0.
+    /// Follows locators, each to the inode that was of this key and by this name, below the one before and
+    /// the first below `top`. Errors: those of [`InodeLocators::follow`]; EINTR if `stopping` is not 0.
     pub fn follow_all<'a>(
         &self,
         top: Option<&Node>,
-        steps: impl IntoIterator<Item = (&'a Trace, &'a InodeKey, Option<&'a Name>)>,
+        steps: impl IntoIterator<Item = (&'a InodeLocator, &'a InodeKey, Option<&'a Name>)>,
         stopping: &AtomicUsize,
     ) -> Result<Node, Errno> {
         /// So many steps are made in any case. They take no longer than a call that a stop waits for,
         /// too, and no program of the guest is to see it fail because its machine is paused.
         const FEW: usize = 64;
         let mut found: Option<Node> = None;
-        for (step, (trace, key, name)) in steps.into_iter().enumerate() {
+        for (step, (locator, key, name)) in steps.into_iter().enumerate() {
             if step >= FEW && stopping.load(Ordering::Relaxed) > 0 {
                 return Err(Errno::EINTR);
             }
             let place = found.as_ref().or(top).zip(name);
-            found = Some(self.follow(trace, key, place)?);
+            found = Some(self.follow(locator, key, place)?);
         }
         found.ok_or(Errno::ESTALE)
     }
 
-    /// Follows a trace to the inode that was `key`. Errors: ESTALE if it is gone, or is not
+    /// Follows a locator to the inode that was `key`. Errors: ESTALE if it is gone, or is not
     /// where it was; those of open_by_handle_at(2) and openat2(2).
     fn follow(
         &self,
-        trace: &Trace,
+        locator: &InodeLocator,
         key: &InodeKey,
         place: Option<(&Node, &Name)>,
     ) -> Result<Node, Errno> {
-        let found = match (trace, place) {
-            (Trace::Handle(handle, mount), _) => {
+        let found = match (locator, place) {
+            (InodeLocator::Handle(handle, mount), _) => {
                 let mount = mount.descriptor.as_ref().ok_or(Errno::ESTALE)?;
                 sys::open_by_handle(mount.as_fd(), handle, OFlag::O_PATH | OFlag::O_CLOEXEC)
                     .and_then(Node::new)
             }
-            (Trace::Name(_), Some((directory, name))) => {
+            (InodeLocator::Name(_), Some((directory, name))) => {
                 // What is mounted there by now is not asked: it would be another.
                 let there = directory.key();
                 let crosses = there.mount == 0
@@ -188,7 +188,7 @@ impl Traces {
                 };
                 directory.child(name, lookup)
             }
-            (Trace::Name(_), None) => return Err(Errno::ESTALE),
+            (InodeLocator::Name(_), None) => return Err(Errno::ESTALE),
         };
         match found {
             // A handle leads to the mount that it is opened on, so only the inode is compared.
@@ -216,7 +216,7 @@ impl Traces {
             .find(|node| node.kind() == FileKind::Directory && node.key().mount == id)?;
         let descriptor = directory.reopen(OFlag::O_RDONLY).ok()?;
         let works = sys::name_to_handle(node.as_fd())
-            .and_then(|handle| Traces::leads_back(descriptor.as_fd(), &handle, node));
+            .and_then(|handle| InodeLocators::leads_back(descriptor.as_fd(), &handle, node));
         let works = match works {
             Ok(works) => works,
             // Says nothing of the mount.
@@ -262,24 +262,24 @@ mod tests {
         fs::create_dir(dir.path().join("sub")).unwrap();
         fs::write(dir.path().join("file"), "").unwrap();
         let file = pin(&dir.path().join("file"));
-        let traces = Traces::new(FileHandles::Prefer);
+        let locators = InodeLocators::new(FileHandles::Prefer);
         let top = pin(dir.path());
-        let trace = traces.of(&file, Some((&top, &name("file"))));
-        let Some(trace @ Trace::Handle(..)) = trace else {
-            assert!(matches!(trace, Some(Trace::Name(_))));
+        let locator = locators.of(&file, Some((&top, &name("file"))));
+        let Some(locator @ InodeLocator::Handle(..)) = locator else {
+            assert!(matches!(locator, Some(InodeLocator::Name(_))));
             stub_guest::skipped("this user, or this file system, has no file handles");
             return;
         };
         let key = *file.key();
         drop(file);
         fs::rename(dir.path().join("file"), dir.path().join("sub/moved")).unwrap();
-        let found = traces.follow(&trace, &key, None).unwrap();
+        let found = locators.follow(&locator, &key, None).unwrap();
         assert_eq!(found.key(), &key);
         drop(found);
         fs::remove_file(dir.path().join("sub/moved")).unwrap();
         fs::write(dir.path().join("file"), "").unwrap();
         assert_eq!(
-            traces.follow(&trace, &key, None).unwrap_err(),
+            locators.follow(&locator, &key, None).unwrap_err(),
             Errno::ESTALE
         );
     }
@@ -291,19 +291,19 @@ mod tests {
         let (top, file) = (pin(dir.path()), pin(&dir.path().join("file")));
         let name = name("file");
         let place = Some((&top, &name));
-        let traces = Traces::new(FileHandles::Never);
-        let trace = traces.of(&file, place).unwrap();
+        let locators = InodeLocators::new(FileHandles::Never);
+        let locator = locators.of(&file, place).unwrap();
         let key = *file.key();
         drop(file);
-        assert_eq!(traces.follow(&trace, &key, place).unwrap().key(), &key);
+        assert_eq!(locators.follow(&locator, &key, place).unwrap().key(), &key);
         fs::rename(dir.path().join("file"), dir.path().join("other")).unwrap();
         assert_eq!(
-            traces.follow(&trace, &key, place).unwrap_err(),
+            locators.follow(&locator, &key, place).unwrap_err(),
             Errno::ESTALE
         );
         fs::write(dir.path().join("file"), "").unwrap();
         assert_eq!(
-            traces.follow(&trace, &key, place).unwrap_err(),
+            locators.follow(&locator, &key, place).unwrap_err(),
             Errno::ESTALE
         );
     }
@@ -320,17 +320,17 @@ mod tests {
             FileHandles::Mandatory,
         ] {
             assert!(
-                Traces::new(handles)
+                InodeLocators::new(handles)
                     .of(&file, Some((&top, &name("file"))))
                     .is_none()
             );
         }
-        // Another file by its name is no trace of it.
+        // Another file by its name is no locator of it.
         fs::write(dir.path().join("file"), "").unwrap();
         fs::write(dir.path().join("other"), "").unwrap();
         let other = pin(&dir.path().join("other"));
         assert!(
-            Traces::new(FileHandles::Never)
+            InodeLocators::new(FileHandles::Never)
                 .of(&other, Some((&top, &name("file"))))
                 .is_none()
         );
@@ -340,7 +340,7 @@ mod tests {
     fn a_long_chain_is_followed_until_a_stop() {
         let dir = tempfile::tempdir().unwrap();
         let top = pin(dir.path());
-        let (trace, name) = (Trace::Name(None), name("a"));
+        let (locator, name) = (InodeLocator::Name(None), name("a"));
         let mut path = dir.path().to_owned();
         let keys: Vec<_> = (0..100)
             .map(|_| {
@@ -349,10 +349,10 @@ mod tests {
                 *pin(&path).key()
             })
             .collect();
-        let traces = Traces::new(FileHandles::Never);
+        let locators = InodeLocators::new(FileHandles::Never);
         let follow = |depth, stopping| {
-            let steps = keys[..depth].iter().map(|key| (&trace, key, Some(&name)));
-            traces
+            let steps = keys[..depth].iter().map(|key| (&locator, key, Some(&name)));
+            locators
                 .follow_all(Some(&top), steps, &AtomicUsize::new(stopping))
                 .map(|node| *node.key())
         };

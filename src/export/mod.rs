@@ -37,7 +37,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, AtomicUsize};
 
 pub use handle::FileHandles;
-use handle::Traces;
+use handle::InodeLocators;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat, openat2, readlink};
 use nix::sys::stat::Mode;
@@ -57,7 +57,7 @@ pub struct Export {
     root: Node,
     readonly: bool,
     identity: Identity,
-    traces: Traces,
+    locators: InodeLocators,
     model: Model,
     /// Rises after a chmod that may give a file set-id bits; never 0.
     set_id_given: AtomicU64,
@@ -97,7 +97,7 @@ impl Export {
             root,
             readonly,
             identity,
-            traces: Traces::new(handles),
+            locators: InodeLocators::new(handles),
             model: Model::new(SecurityModel::default(), HostModes::default()),
             set_id_given: AtomicU64::new(1),
         })
@@ -110,7 +110,7 @@ impl Export {
         self.model.supported(&self.root)?;
         if self.model.by_name() {
             // A file that was found by its handle does not know its name.
-            self.traces = Traces::new(FileHandles::Never);
+            self.locators = InodeLocators::new(FileHandles::Never);
         }
         Ok(self)
     }
@@ -121,8 +121,8 @@ impl Export {
     }
 
     /// How inodes are found again.
-    pub fn traces(&self) -> &Traces {
-        &self.traces
+    pub fn locators(&self) -> &InodeLocators {
+        &self.locators
     }
 
     /// On whose behalf the daemon acts.

@@ -1,14 +1,18 @@
 //! A file that a request works on.
 
 use std::ops::Deref;
+use std::os::fd::AsFd;
 use std::rc::Rc;
 
 use nix::errno::Errno;
 
 use super::Server;
-use super::fid::{Fid, Target};
+use super::call::Actor;
+use super::fid::{Fid, OpenFile, Target};
 use super::inodes::Inode;
-use crate::export::{Located, Name, Node, Place};
+use super::placement::{Cost, Site};
+use crate::export::handle::InodeLocator;
+use crate::export::{DEEPEST, InodeKey, Located, Name, Node, Place};
 
 /// A pinned file, and where it was seen last if the export finds files by their names.
 #[derive(Debug)]
@@ -65,5 +69,88 @@ impl Server {
         let place = inode.place()?;
         let directory = self.hold(&place.directory).ok()?;
         Some((directory, Name::for_new(&place.name).ok()?))
+    }
+
+    /// The pinned file of an inode, found again if its descriptor was given up. Errors: ESTALE if
+    /// the host has removed it, or moved it where it cannot be found.
+    pub(super) fn hold(&self, inode: &Rc<Inode>) -> Result<Rc<Node>, Errno> {
+        match inode.held() {
+            Some(node) => Ok(node),
+            None => {
+                let keeps = self.room().is_ok();
+                let node = self.with_descriptors(|| match inode.held() {
+                    // Another request was faster, while this one waited for a descriptor.
+                    Some(node) => Ok(node),
+                    None => {
+                        let mut steps = DEEPEST;
+                        Ok(self.found_again(inode, self.find(inode, &mut steps)?, keeps))
+                    }
+                })?;
+                self.evict_if_needed();
+                Ok(node)
+            }
+        }
+    }
+
+    /// The pinned file of an open one, which its own descriptor always leads to.
+    pub(super) fn hold_open(&self, open: &OpenFile) -> Result<Rc<Node>, Errno> {
+        if let Some(node) = open.inode.held() {
+            return Ok(node);
+        }
+        let keeps = self.room().is_ok();
+        let (device, fd) = (open.inode.key().id.device, open.handle.as_fd());
+        let (node, _) = self.with_descriptors(|| {
+            self.call(device, Cost::Held, Actor::Daemon, || Node::of_open_file(fd))
+        })?;
+        Ok(self.found_again(&open.inode, node, keeps))
+    }
+
+    /// The pinned file of an inode that had given its descriptor up. Where there is no room for
+    /// another, only the request keeps it.
+    fn found_again(&self, inode: &Rc<Inode>, node: Node, keeps: bool) -> Rc<Node> {
+        match keeps {
+            true => self.session.inodes.hold(inode, node),
+            false => inode.held().unwrap_or_else(|| Rc::new(node)),
+        }
+    }
+
+    /// Follows the inode's locator, and before it those of the directories that it depends on, which
+    /// do not keep what is opened on the way. Errors: ENAMETOOLONG if that takes more than `steps`, of
+    /// which it takes its own away; EINTR if it takes many, and the session is to end.
+    pub(super) fn find(&self, inode: &Rc<Inode>, steps: &mut usize) -> Result<Node, Errno> {
+        // From the inode up to the first that needs no directory to be found.
+        let mut chain = Vec::new();
+        let mut top = None;
+        let mut remote = false;
+        let mut next = Some(inode.clone());
+        while let Some(inode) = next.take() {
+            remote |= self.placement.is_remote(inode.key().id.device);
+            let Some(locator) = inode.locator() else {
+                top = inode.peek();
+                break;
+            };
+            *steps = steps.checked_sub(1).ok_or(Errno::ENAMETOOLONG)?;
+            let mut name = None;
+            if let InodeLocator::Name(_) = *locator
+                && let Some(place) = inode.place()
+            {
+                name = Name::for_new(&place.name).ok();
+                next = Some(place.directory);
+            }
+            chain.push((locator, *inode.key(), name));
+        }
+        let locators = self.export.locators();
+        let links: Vec<(&InodeLocator, &InodeKey, Option<&Name>)> = chain
+            .iter()
+            .rev()
+            .map(|(locator, key, name)| (&**locator, key, name.as_ref()))
+            .collect();
+        let (top, stopping) = (top.as_deref(), self.session.requests.stopping());
+        let follow = || locators.follow_all(top, links, stopping);
+        let site = match remote {
+            true => Site::Remote,
+            false => Site::Worker,
+        };
+        self.placement.call_at(site, follow)
     }
 }

@@ -7,6 +7,7 @@
 
 mod call;
 mod closing;
+mod eviction;
 mod exchange;
 mod fid;
 mod handlers;
@@ -145,10 +146,10 @@ impl Server {
         let device = node.id().device;
         self.session.qids.borrow_mut().check(node.id())?;
         if device != from && !self.placement.is_root(device) {
-            let traces = self.export.traces();
+            let locators = self.export.locators();
             let (medium, found_again) = self
                 .placement
-                .call_at(Site::Remote, || (Medium::of(&node), traces.check(&node)));
+                .call_at(Site::Remote, || (Medium::of(&node), locators.check(&node)));
             self.placement.learn(device, medium);
             found_again?;
         }

@@ -1,5 +1,7 @@
 //! Tlink, Trename, Trenameat, Tunlinkat and Tremove: what happens to names.
 
+use std::rc::Rc;
+
 use nix::errno::Errno;
 use nix::unistd::UnlinkatFlags;
 use protocol::{
@@ -7,10 +9,11 @@ use protocol::{
     unlink,
 };
 
-use crate::export::{FileKind, Name};
+use crate::export::{FileKind, InodeKey, Lookup, Name, Node};
 use crate::server::Server;
 use crate::server::call::Actor;
 use crate::server::fid::Fid;
+use crate::server::inodes::{Inode, Place};
 use crate::server::placement::Cost;
 
 impl Server {
@@ -37,61 +40,50 @@ impl Server {
     /// it has no name any more, EBUSY for the share's root, EROFS, those of rename(2).
     pub(super) fn rename(&self, m: Trename<'_>) -> Result<Rrename, Errno> {
         let fid = self.session.fids.get(m.fid)?;
-        let node = self.node_of(&fid)?;
-        let to = self.session.fids.get(m.dfid)?.target()?.inode().clone();
-        let directory = self.directory(m.dfid)?;
-        let name = Name::for_rename(m.name)?;
-        self.export.writable()?;
-        node.same_mount(&directory)?;
-        let (export, node, directory) = (&self.export, &*node, &*directory);
-        let (before, after) = (self.find_before_removal(), self.find_after_move());
-        let (replaced, moved) = self.call(
-            directory.id().device,
-            Cost::Change,
-            Actor::User(fid.user),
-            || {
-                let (from, old) = export.locate(node)?;
-                let replaced = before(directory, &name);
-                export.rename(&from, &old, directory, &name)?;
-                Ok((replaced, after(directory, &name)))
-            },
-        )?;
-        self.keep_found(replaced);
-        self.note_move(moved, &to, &name);
+        let (export, node) = (&self.export, &*self.node_of(&fid)?);
+        self.move_to(&fid, node, m.dfid, m.name, |directory, name| {
+            let (from, old) = export.locate(node)?;
+            export.rename(&from, &old, directory, name)
+        })?;
         Ok(Rrename {})
     }
 
     /// Trenameat moves a name to another. Errors: those of rename(2), EROFS.
     pub(super) fn renameat(&self, m: Trenameat<'_>) -> Result<Rrenameat, Errno> {
         let fid = self.session.fids.get(m.olddirfid)?;
-        let from = self.directory(m.olddirfid)?;
-        let to = self
-            .session
-            .fids
-            .get(m.newdirfid)?
-            .target()?
-            .inode()
-            .clone();
-        let directory = self.directory(m.newdirfid)?;
+        let (export, from) = (&self.export, &*self.directory(m.olddirfid)?);
         let old = Name::for_rename(m.oldname)?;
-        let new = Name::for_rename(m.newname)?;
-        self.export.writable()?;
-        from.same_mount(&directory)?;
-        let (export, from, directory) = (&self.export, &*from, &*directory);
-        let (before, after) = (self.find_before_removal(), self.find_after_move());
-        let (replaced, moved) = self.call(
-            directory.id().device,
-            Cost::Change,
-            Actor::User(fid.user),
-            || {
-                let replaced = before(directory, &new);
-                export.rename(from, &old, directory, &new)?;
-                Ok((replaced, after(directory, &new)))
-            },
-        )?;
-        self.keep_found(replaced);
-        self.note_move(moved, &to, &new);
+        self.move_to(&fid, from, m.newdirfid, m.newname, |directory, new| {
+            export.rename(from, &old, directory, new)
+        })?;
         Ok(Rrenameat {})
+    }
+
+    /// Moves something that is on the mount of `from` to a name in the directory `dfid`, as the fid's
+    /// user, by `rename`, which takes both.
+    fn move_to(
+        &self,
+        fid: &Fid,
+        from: &Node,
+        dfid: u32,
+        name: &[u8],
+        rename: impl FnOnce(&Node, &Name) -> Result<(), Errno> + Send,
+    ) -> Result<(), Errno> {
+        let to = self.session.fids.get(dfid)?.target()?.inode().clone();
+        let directory = &*self.directory(dfid)?;
+        let name = &Name::for_rename(name)?;
+        self.export.writable()?;
+        from.same_mount(directory)?;
+        let (before, after) = (self.find_before_removal(), self.find_after_move());
+        let (device, actor) = (directory.id().device, Actor::User(fid.user));
+        let (replaced, moved) = self.call(device, Cost::Change, actor, || {
+            let replaced = before(directory, name);
+            rename(directory, name)?;
+            Ok((replaced, after(directory, name)))
+        })?;
+        self.keep_found(replaced);
+        self.note_move(moved, &to, name);
+        Ok(())
     }
 
     /// Tunlinkat removes a name; with REMOVEDIR that of an empty directory. Errors: those of
@@ -150,5 +142,45 @@ impl Server {
                 export.unlink(&directory, &name, flag)
             },
         )
+    }
+
+    /// What a name stands for that is about to lose it: found while it can be, for a fid of the
+    /// guest may stand for it too. To be called on a worker, and what it returns to be given to
+    /// [`Server::keep_found`] afterwards.
+    fn find_before_removal(&self) -> impl Fn(&Node, &Name) -> Option<Node> + Send + use<> {
+        let needed = self.session.inodes.evicted_count.get() > 0;
+        move |directory, name| {
+            // Nothing that is mounted on loses its name.
+            let found = needed.then(|| directory.child(name, Lookup::Local));
+            found?.ok().map(|(node, _)| node)
+        }
+    }
+
+    /// Lets the inode that was found keep the descriptor, if it had given up its own.
+    fn keep_found(&self, found: Option<Node>) {
+        let Some(node) = found else { return };
+        match self.session.inodes.get(node.key()) {
+            Some(inode) if self.room().is_ok() => drop(self.session.inodes.hold(&inode, node)),
+            // The file's last descriptor may be this one.
+            _ => self.session.inodes.leaving().unpin(Rc::new(node)),
+        }
+    }
+
+    /// What a name stands for that a file was moved to, if the file may depend on that to be
+    /// found again. To be called on a worker, and what it returns to be given to
+    /// [`Server::note_move`] afterwards.
+    fn find_after_move(&self) -> impl Fn(&Node, &Name) -> Option<InodeKey> + Send + use<> {
+        let needed = self.export.locators().by_name();
+        move |directory, name| needed.then(|| directory.child_key(name).ok())?
+    }
+
+    /// Remembers the place that a file was moved to.
+    fn note_move(&self, moved: Option<InodeKey>, directory: &Rc<Inode>, name: &Name) {
+        if let Some(inode) = moved.and_then(|key| self.session.inodes.get(&key)) {
+            inode.moved_to(Place {
+                directory: directory.clone(),
+                name: name.as_bytes().into(),
+            });
+        }
     }
 }

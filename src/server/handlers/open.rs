@@ -45,7 +45,7 @@ impl Server {
         let handle = self.closing(handle, file.id().device, counted);
         inode.note_size(stat.0.stx_blocks);
         fid.open(OpenFile::new(inode, handle))?;
-        self.relieve();
+        self.evict_if_needed();
         Ok(Rlopen {
             qid: self.qid(&stat),
             iounit: NO_IOUNIT,
@@ -94,7 +94,7 @@ impl Server {
         let inode = self.admit(node, Some(place), from)?;
         inode.note_size(stat.0.stx_blocks);
         fid.open(OpenFile::new(inode, handle))?;
-        self.relieve();
+        self.evict_if_needed();
         Ok(Rlcreate {
             qid: self.qid(&stat),
             iounit: NO_IOUNIT,

@@ -74,7 +74,7 @@ impl Server {
         self.session
             .fids
             .insert(m.fid, Fid::walked(user, root.clone(), root))?;
-        self.relieve();
+        self.evict_if_needed();
         Ok(Rattach {
             qid: self.qid(&stat),
         })

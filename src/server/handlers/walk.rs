@@ -67,7 +67,7 @@ impl Server {
         } else {
             self.session.fids.insert(m.newfid, walked)?;
         }
-        self.relieve();
+        self.evict_if_needed();
         Ok(Rwalk { qids })
     }
 

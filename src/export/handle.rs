@@ -142,7 +142,7 @@ impl InodeLocators {
     }
 
     /// Follows locators, each to the inode that was of this key and by this name, below the one before and
-    /// the first below `top`. Errors: those of [`InodeLocators::follow`]; EINTR if `stopping` is not 0.
+    /// the first below `top`. Errors: those of openat2(2) and open_by_handle_at(2), ESTALE; EINTR if `stopping` is not 0.
     pub fn follow_all<'a>(
         &self,
         top: Option<&Node>,

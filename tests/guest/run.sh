@@ -38,10 +38,12 @@ export NOTE=from-the-guest.${run##*.}
 
 clean_up() {
     [ -z "$guest" ] || kill -KILL -- "-$guest" 2>/dev/null || kill -KILL "$guest" 2>/dev/null || true
-    for process in "${daemons[@]}" "${load[@]}" $writer; do
-        kill -KILL "$process" 2>/dev/null || true
-    done
-    wait
+    {
+        for process in "${daemons[@]}" "${load[@]}" $writer; do
+            kill -KILL "$process" || true
+        done
+        wait
+    } 2>/dev/null # bash would name each that was killed
     [ -z "$note" ] || rm -f "$note"
     rm -rf "$run"
 }

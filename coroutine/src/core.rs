@@ -34,6 +34,7 @@ pub(crate) struct Core {
     /// The queue that the coroutine waits in, so that it can be taken out.
     pub(crate) queue: Cell<*const List>,
     /// What the hook that is called when the stack has been left is given, untyped.
+    #[cfg(target_os = "linux")]
     pub(crate) parcel: Cell<*const ()>,
     /// Told apart from others that have lain here by this number, if anybody has asked.
     generation: Cell<u64>,
@@ -109,7 +110,8 @@ impl Core {
     /// the pool, or null.
     ///
     /// # Safety
-    /// `top` must be the end of a stack that is unused.
+    /// `top` must be the end of a stack of [`MIN_STACK_SIZE`](crate::MIN_STACK_SIZE) bytes or more
+    /// that is writable and unused, and the core not be used when that is unmapped.
     pub(crate) unsafe fn place<'a>(top: *mut u8, own_stack: *mut u8) -> &'a Core {
         // A pointer to the core alone leads to the rest of the stack (`below`).
         top.expose_provenance();
@@ -121,6 +123,7 @@ impl Core {
             caller: Cell::new(ptr::null()),
             links: Links::new(),
             queue: Cell::new(ptr::null()),
+            #[cfg(target_os = "linux")]
             parcel: Cell::new(ptr::null()),
             generation: Cell::new(generation),
             panic: Cell::new(None),
@@ -131,7 +134,7 @@ impl Core {
             oddities: Cell::new(if own_stack.is_null() { 0 } else { OWN_STACK }),
             own_stack: Cell::new(own_stack),
         };
-        // SAFETY: the place lies in the stack, aligned.
+        // SAFETY: the place is the highest aligned one in the stack, which nobody else uses.
         unsafe {
             place.write(core);
             &*place
@@ -197,7 +200,11 @@ impl Core {
     }
 
     /// Notes that the coroutine holds one lock less.
-    pub(crate) fn drop_lock(&self) {
+    ///
+    /// # Safety
+    /// It must have been noted by [`take_lock`](Core::take_lock), and who was given the lock not use
+    /// the core any more.
+    pub(crate) unsafe fn drop_lock(&self) {
         self.oddities.set(self.oddities.get() - 1);
     }
 
@@ -219,7 +226,7 @@ impl Core {
 
     #[inline(always)]
     pub(crate) fn has_panicked(&self) -> bool {
-        // SAFETY: nothing else has a reference to what is in the cell.
+        // SAFETY: nobody ever has a reference to what is in the cell, and none leaves this function.
         unsafe { (*self.panic.as_ptr()).is_some() }
     }
 }

@@ -190,7 +190,8 @@ impl<In, Out, Return> Coroutine<In, Out, Return> {
         Return: 'static,
     {
         let body = || {
-            let core = lifecycle::this();
+            // SAFETY: it is used in this coroutine alone.
+            let core = unsafe { lifecycle::this() };
             // SAFETY: `create` puts a mailbox of this type there, and it lies above this stack's
             // frames until the core is released, which is after its end.
             let mailbox = unsafe { core.mailbox::<Mailbox<In, Out, Return>>().as_ref() };
@@ -258,7 +259,7 @@ impl<In, Out, Return> Coroutine<In, Out, Return> {
 
     #[inline(always)]
     fn core(&self) -> &Core {
-        // SAFETY: a core lives as long as its handle.
+        // SAFETY: the core comes from `create`, and is given back only when the handle is dropped.
         unsafe { self.core.as_ref() }
     }
 
@@ -274,7 +275,8 @@ impl<In, Out, Return> Drop for Coroutine<In, Out, Return> {
         if std::mem::needs_drop::<Mailbox<In, Out, Return>>() {
             self.mailbox().empty();
         }
-        self.core().disown();
+        // SAFETY: the handle, which alone uses the core, goes away.
+        unsafe { self.core().disown() };
     }
 }
 

@@ -8,7 +8,6 @@
 
 use std::any::Any;
 use std::fmt;
-use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::ptr::{self, NonNull};
 use std::thread::panicking;
@@ -17,7 +16,7 @@ use crate::arch::{self, Link};
 use crate::core::{Core, Id, List, below, flags, state};
 use crate::pool;
 use crate::stack::StackError;
-use crate::thread::Thread;
+use crate::thread::{self, Thread};
 use crate::trace;
 
 /// There is no stack to [`spawn`](crate::spawn) a coroutine on. Gives the closure back, with all
@@ -59,24 +58,26 @@ const MAX_REFUSALS: usize = 100;
 /// Whether the caller runs in a coroutine.
 #[inline]
 pub fn in_coroutine() -> bool {
-    !Thread::this().current.get().is_null()
+    !thread::running().is_null()
 }
 
 /// The coroutine that the caller runs in, if any.
 pub fn current() -> Option<Id> {
-    Thread::this().core().map(Core::id)
+    // SAFETY: the caller runs in that coroutine, so it is alive.
+    unsafe { thread::running().as_ref() }.map(Core::id)
 }
 
 /// Whether the coroutine has been entered and has neither yielded nor ended: the caller runs in
 /// it, or in a coroutine that it has entered, directly or through others.
 pub fn entered(id: Id) -> bool {
-    let mut core = Thread::this().core();
-    while let Some(running) = core {
+    let mut core = thread::running();
+    // SAFETY: the caller runs in that coroutine, and each has been entered by the next, which
+    // cannot end before it is gone back to.
+    while let Some(running) = unsafe { core.as_ref() } {
         if running.id() == id {
             return true;
         }
-        // SAFETY: who has entered a coroutine that runs is alive, as this runs on top of it.
-        core = unsafe { running.caller.get().as_ref() };
+        core = running.caller.get();
     }
     false
 }
@@ -89,10 +90,12 @@ pub fn entered(id: Id) -> bool {
 /// while somebody else panics.
 #[inline(never)]
 pub fn yield_now() {
-    let core = leaving(state::SUSPENDED);
-    // SAFETY: the coroutine runs, so the link has the state of who entered it, which cannot have
-    // gone on meanwhile. A null reference has not come out of `leaving`.
-    unsafe { arch::switch(core.link(), true) };
+    // SAFETY: the coroutine that is left runs, so its link has the state of who entered it, which
+    // cannot have gone on meanwhile.
+    unsafe {
+        let core = leaving(state::SUSPENDED);
+        arch::switch(core.link(), true);
+    }
 }
 
 /// As [`yield_now`], copied into the caller. Together with [`Coroutine::enter_inline`] this makes
@@ -104,44 +107,63 @@ pub fn yield_now() {
 /// As [`yield_now`].
 #[inline(always)]
 pub fn yield_inline() {
-    let core = leaving(state::INLINE);
-    // SAFETY: as in `yield_now`. Who cancels sees `INLINE` and does not unwind into this.
-    let cancelled = unsafe { arch::switch_inline(core.link(), true) };
+    // SAFETY: the coroutine that is left runs, so its link has the state of who entered it, which
+    // cannot have gone on meanwhile. Who cancels sees `INLINE` and does not unwind into this.
+    let cancelled = unsafe {
+        let core = leaving(state::INLINE);
+        arch::switch_inline(core.link(), true)
+    };
     if cancelled {
         unwind_cancelled();
     }
 }
 
 /// Does the bookkeeping for leaving the running coroutine, which is returned.
+///
+/// # Safety
+/// The switch by the coroutine's link must come next. The coroutine must not be used after its end.
 #[inline(always)]
-fn leaving<'a>(state: u8) -> &'a Core {
+unsafe fn leaving<'a>(state: u8) -> &'a Core {
     // First, as this may be a call, over which nothing has to be kept.
     if panicking() {
         check_panic();
     }
-    let thread = Thread::this();
-    let Some(core) = thread.core() else {
+    // SAFETY: this function does not switch.
+    let thread = unsafe { Thread::this() };
+    // SAFETY: the coroutine that runs is alive, as this runs on its stack.
+    let Some(core) = (unsafe { thread.running().as_ref() }) else {
         nothing_to_suspend()
     };
     trace::event(trace::Kind::Yield, core);
     core.state.set(state);
-    thread.current.set(core.caller.get());
+    // SAFETY: the caller switches next, to who has entered the coroutine.
+    unsafe { thread.set_running(core.caller.get()) };
     core
 }
 
-/// Suspends the running coroutine, which is in `queue`, until [`resume`] is called for it.
-pub(crate) fn wait_in(queue: &List, core: &Core) {
-    core.refuse_migration();
-    leaving(state::WAITING);
-    move_to(queue, core);
-    // SAFETY: as in `yield_now`.
-    unsafe { arch::switch(core.link(), true) };
+/// Suspends the running coroutine in `queue` until [`resume`] is called for it.
+pub(crate) fn wait_in(queue: &List) {
+    refuse_migration();
+    // SAFETY: the coroutine that is left runs, so its link has the state of who entered it, which
+    // cannot have gone on meanwhile. One that runs is in no queue. The queue is borrowed until the
+    // coroutine goes on, for which it is taken out.
+    unsafe {
+        let core = leaving(state::WAITING);
+        move_to(queue, core);
+        arch::switch(core.link(), true);
+    }
 }
 
-/// Puts a waiting coroutine into another queue.
+/// Puts a coroutine into a queue.
+///
+/// # Safety
+/// The coroutine must wait, or be about to, and be in no queue; the queue must be there until it is
+/// taken out.
 #[inline]
-pub(crate) fn move_to(queue: &List, core: &Core) {
-    queue.push_back(core);
+pub(crate) unsafe fn move_to(queue: &List, core: &Core) {
+    // SAFETY: the caller says that the coroutine is in no queue. As it waits, it is alive until it
+    // is continued, which takes somebody who has taken it out.
+    unsafe { queue.push_back(core) };
     core.queue.set(queue);
 }
 
@@ -149,33 +171,43 @@ pub(crate) fn move_to(queue: &List, core: &Core) {
 /// stack has been left, and sees to that: called before, it might let somebody resume a coroutine
 /// that still runs.
 #[cfg(target_os = "linux")]
-pub(crate) fn wait_for<F: FnOnce()>(hand_over: F, core: &Core) {
+pub(crate) fn wait_for<F: FnOnce()>(hand_over: F) {
     unsafe extern "C-unwind" fn left<F: FnOnce()>(link: *const Link) {
         // SAFETY: the hook is called with the link that was switched, the beginning of the core.
-        // The closure lies on the stack that has been left, where nothing else reads it.
+        // The parcel is the closure, which lies on the stack that has been left, so that nothing
+        // changes it, and which nothing else reads or drops.
         let hand_over = unsafe { (*link.cast::<Core>()).parcel.get().cast::<F>().read() };
         hand_over();
     }
-    core.refuse_migration();
-    leaving(state::WAITING);
-    let hand_over = ManuallyDrop::new(hand_over);
-    core.parcel.set((&raw const hand_over).cast());
-    // SAFETY: as in `yield_now`; who has entered this coroutine has begun.
-    unsafe { arch::switch_then(core.link(), true, left::<F>) };
+    refuse_migration();
+    let hand_over = std::mem::ManuallyDrop::new(hand_over);
+    // SAFETY: the coroutine that is left runs, so its link has the state of who entered it, which
+    // has begun, and cannot have gone on meanwhile.
+    unsafe {
+        let core = leaving(state::WAITING);
+        core.parcel.set((&raw const hand_over).cast());
+        arch::switch_then(core.link(), true, left::<F>);
+    }
 }
 
 /// The running coroutine.
 ///
+/// # Safety
+/// It must be used in this coroutine alone, or by somebody who knows that it has not ended.
+///
 /// # Panics
 /// Outside of a coroutine.
-pub(crate) fn this<'a>() -> &'a Core {
-    Thread::this()
-        .core()
-        .unwrap_or_else(|| nothing_to_suspend())
+pub(crate) unsafe fn this<'a>() -> &'a Core {
+    // SAFETY: the coroutine that runs is alive, as this runs on its stack.
+    unsafe { thread::running().as_ref() }.unwrap_or_else(|| nothing_to_suspend())
 }
 
-/// Continues a coroutine that waits, and is in no queue any more.
-pub(crate) fn resume(core: &Core) {
+/// Continues a coroutine that waits.
+///
+/// # Safety
+/// The coroutine must be one of this thread and be in no queue any more, and what it has handed
+/// over must not use its stack any more.
+pub(crate) unsafe fn resume(core: &Core) {
     assert!(
         core.state.get() & state::WAITING != 0,
         "a coroutine was continued that does not wait"
@@ -183,11 +215,14 @@ pub(crate) fn resume(core: &Core) {
     core.queue.set(ptr::null());
     core.state.set(state::SUSPENDED);
     if core.flags.get() & flags::CANCELLED != 0 {
-        return cancel(core);
+        // SAFETY: it was disowned before, when it was cancelled, and waits for nothing any more.
+        return unsafe { cancel(core) };
     }
-    core.entering(in_panic());
     // SAFETY: the coroutine is suspended, so the link has its state.
-    unsafe { arch::switch(core.link(), false) };
+    unsafe {
+        core.entering(in_panic());
+        arch::switch(core.link(), false);
+    }
 }
 
 /// A bit for the state of a coroutine that is entered now.
@@ -202,9 +237,12 @@ fn in_panic() -> u8 {
 /// If the coroutine runs, waits or has ended.
 #[inline(never)]
 pub(crate) fn enter(core: &Core) -> bool {
-    core.entering(0);
-    // SAFETY: the coroutine is suspended, so the link has its state.
-    unsafe { arch::switch(core.link(), false) }
+    check(core);
+    // SAFETY: the coroutine is suspended, as was checked, so the link has its state.
+    unsafe {
+        core.entering(0);
+        arch::switch(core.link(), false)
+    }
 }
 
 /// Panics as [`enter`] would.
@@ -218,25 +256,33 @@ pub(crate) fn check(core: &Core) {
 /// As [`enter`], copied into the caller.
 #[inline(always)]
 pub(crate) fn enter_inline(core: &Core) -> bool {
-    core.entering(state::ENTERED_INLINE);
-    // SAFETY: as in `enter`. A panic in the coroutine is not raised here while that bit is set.
-    let alive = unsafe { arch::switch_inline(core.link(), false) };
+    check(core);
+    // SAFETY: the coroutine is suspended, as was checked, so the link has its state. A panic in it is
+    // not raised here while that bit is set.
+    let alive = unsafe {
+        core.entering(state::ENTERED_INLINE);
+        arch::switch_inline(core.link(), false)
+    };
     if !alive && core.has_panicked() {
-        core.raise();
+        // SAFETY: it has ended just now.
+        unsafe { core.raise() };
     }
     alive
 }
 
-/// Unwinds a coroutine that does not run and whose handle is gone.
-pub(crate) fn cancel(core: &Core) {
+/// Unwinds a coroutine.
+///
+/// # Safety
+/// The coroutine must not run, nor wait, nor have ended; its handle must be gone.
+pub(crate) unsafe fn cancel(core: &Core) {
     core.flags
         .set(core.flags.get() | flags::CANCELLED | flags::DETACHED);
     for _ in 0..MAX_REFUSALS {
         let before = core.state.get();
-        core.entering(in_panic());
-        // SAFETY: the coroutine does not run, so the link has its state; the hook is not used if
+        // SAFETY: the coroutine is suspended, so the link has its state; the hook is not used if
         // it has not begun, or cannot be unwound from outside.
         let alive = unsafe {
+            core.entering(in_panic());
             if before & (state::FRESH | state::INLINE) == 0 {
                 arch::switch_then(core.link(), true, unwind)
             } else {
@@ -268,7 +314,8 @@ where
     M: Default,
 {
     let core = take()?;
-    core.begin::<F, M>(f, flags);
+    // SAFETY: the core is unused.
+    unsafe { core.begin::<F, M>(f, flags) };
     Ok(NonNull::from(core))
 }
 
@@ -277,7 +324,8 @@ where
 pub(crate) fn spawn<F: FnOnce() + 'static>(f: F) -> Result<(), SpawnError<F>> {
     match take() {
         Ok(core) => {
-            core.begin_detached(f);
+            // SAFETY: the core is unused.
+            unsafe { core.begin_detached(f) };
             Ok(())
         }
         Err(error) => Err(SpawnError { closure: f, error }),
@@ -287,13 +335,9 @@ pub(crate) fn spawn<F: FnOnce() + 'static>(f: F) -> Result<(), SpawnError<F>> {
 /// A core that is unused.
 #[inline(always)]
 fn take<'a>() -> Result<&'a Core, StackError> {
-    let thread = Thread::this();
-    // SAFETY: what is in the list is an initialised core that nobody else knows of.
-    match unsafe { thread.free.get().as_ref() } {
-        Some(core) => {
-            thread.pop_free(core);
-            Ok(core)
-        }
+    // SAFETY: it is used for this alone, without a switch.
+    match unsafe { Thread::this() }.pop_free() {
+        Some(core) => Ok(core),
         None => pool::take(),
     }
 }
@@ -309,11 +353,16 @@ where
     M: Default,
 {
     let core = pool::map_own(size)?;
-    core.begin::<F, M>(f, flags);
+    // SAFETY: the core is unused.
+    unsafe { core.begin::<F, M>(f, flags) };
     Ok(NonNull::from(core))
 }
 
 /// The first function on a coroutine's stack.
+///
+/// # Safety
+/// The link must be that of a coroutine that has a closure `F` below a mailbox `M`, and that runs
+/// from now on, on its own stack.
 unsafe extern "C-unwind" fn run<F, M>(link: *const Link, cancelled: bool) -> !
 where
     F: FnOnce() + 'static,
@@ -331,31 +380,43 @@ where
             f();
         }
     }));
-    finish(core, result)
+    // SAFETY: the coroutine runs, and this function owns nothing that is to be dropped.
+    unsafe { finish(core, result) }
 }
 
+/// Ends the running coroutine.
+///
+/// # Safety
+/// `core` must be the running coroutine, and nothing on its stack be needed any more.
 #[inline(always)]
-fn finish(core: &Core, result: Result<(), Box<dyn Any + Send>>) -> ! {
+unsafe fn finish(core: &Core, result: Result<(), Box<dyn Any + Send>>) -> ! {
     if result.is_err() || core.oddities.get() != 0 {
-        finish_badly(core, result);
+        // SAFETY: the caller says that the coroutine runs and that its stack is not needed any more.
+        unsafe { finish_badly(core, result) };
     }
-    let thread = core.finished();
-    if core.is_detached() {
-        // The stack is in the pool while this still runs on it; nothing can take it from there
-        // before the thread has left it.
-        core.give_back(thread);
+    // SAFETY: the coroutine runs, so its link has the state of who entered it, which cannot have
+    // gone on meanwhile; nobody enters a coroutine that has ended. The stack may be in the pool
+    // while this still runs on it: nothing can take it from there before this thread has left it.
+    unsafe {
+        let thread = core.finished();
+        if core.is_detached() {
+            core.give_back(thread);
+        }
+        arch::switch_for_good(core.link(), false)
     }
-    // SAFETY: as in `yield_now`; nobody enters a coroutine that has ended.
-    unsafe { arch::switch_for_good(core.link(), false) }
 }
 
 /// The end of a coroutine with more to do when its stack has been left.
+///
+/// # Safety
+/// As for [`finish`].
 #[cold]
 #[inline(never)]
-fn finish_badly(core: &Core, result: Result<(), Box<dyn Any + Send>>) -> ! {
+unsafe fn finish_badly(core: &Core, result: Result<(), Box<dyn Any + Send>>) -> ! {
     unsafe extern "C-unwind" fn settle(link: *const Link) {
-        // SAFETY: the hook is called with the link that was switched, the beginning of the core.
-        unsafe { &*link.cast::<Core>() }.raise();
+        // SAFETY: the hook is called with the link that was switched, the beginning of the core. The
+        // coroutine has ended, and its stack has been left.
+        unsafe { (*link.cast::<Core>()).raise() };
     }
     core.panic.set(match result {
         Err(panic) if !panic.is::<Cancelled>() => Some(panic),
@@ -363,12 +424,13 @@ fn finish_badly(core: &Core, result: Result<(), Box<dyn Any + Send>>) -> ! {
         _ => None,
     });
     let inline = core.state.get() & state::ENTERED_INLINE != 0;
-    core.finished();
-    if core.oddities.get() != 0 {
-        core.state.set(state::FINISHED | state::ODD);
-    }
-    // SAFETY: as in `finish`; who has entered this coroutine has begun.
+    // SAFETY: the coroutine runs, so its link has the state of who entered it, which has begun, and
+    // cannot have gone on meanwhile; nobody enters a coroutine that has ended.
     unsafe {
+        core.finished();
+        if core.oddities.get() != 0 {
+            core.state.set(state::FINISHED | state::ODD);
+        }
         if inline {
             // Calls `raise` itself.
             arch::switch_for_good(core.link(), false);
@@ -379,8 +441,11 @@ fn finish_badly(core: &Core, result: Result<(), Box<dyn Any + Send>>) -> ! {
 
 impl Core {
     /// Puts the mailbox and the closure in their places, and returns that of the first frame.
+    ///
+    /// # Safety
+    /// The core must be unused: nothing runs on its stack, and nobody else uses it.
     #[inline(always)]
-    fn fill<F, M>(&self, f: F) -> *mut u8
+    unsafe fn fill<F, M>(&self, f: F) -> *mut u8
     where
         F: FnOnce() + 'static,
         M: Default,
@@ -389,8 +454,8 @@ impl Core {
             assert!(align_of::<F>() <= 1024 && align_of::<M>() <= 1024);
             assert!(size_of::<F>() <= MAX_CLOSURE && size_of::<M>() <= MAX_CLOSURE);
         }
-        // SAFETY: both places lie below the core on its stack, aligned and apart; nothing runs on
-        // the stack.
+        // SAFETY: both places lie below the core on its stack, aligned and apart, and leave more
+        // than 4 KiB of the least size, as both are bounded above. Nothing runs on the stack.
         unsafe {
             self.mailbox::<M>().write(M::default());
             let place = self.closure::<F, M>();
@@ -408,127 +473,182 @@ impl Core {
         self.named.set(false);
     }
 
+    /// Makes the coroutine, which will run `f` when it is entered.
+    ///
+    /// # Safety
+    /// The core must be unused: nothing runs on its stack, and nobody else uses it.
     #[inline(always)]
-    fn begin<F, M>(&self, f: F, flags: u8)
+    unsafe fn begin<F, M>(&self, f: F, flags: u8)
     where
         F: FnOnce() + 'static,
         M: Default,
     {
-        let top = self.fill::<F, M>(f);
-        // SAFETY: below that place is more than 4 KiB of the stack, as it has at least 32 KiB.
-        unsafe { self.link.prepare(top, run::<F, M>) };
+        // SAFETY: the core is unused. Below the place that `fill` returns, which is aligned, is more
+        // than 4 KiB of the stack. The core stays where it is, and has what `run` wants.
+        unsafe {
+            let top = self.fill::<F, M>(f);
+            self.link.prepare(top, run::<F, M>);
+        }
         self.set(state::FRESH, flags);
     }
 
     /// Makes the coroutine, which has no owner, and enters it at once.
+    ///
+    /// # Safety
+    /// The core must be unused: nothing runs on its stack, and nobody else uses it.
     #[inline(always)]
-    fn begin_detached<F>(&self, f: F)
+    unsafe fn begin_detached<F>(&self, f: F)
     where
         F: FnOnce() + 'static,
     {
-        let top = self.fill::<F, ()>(f);
+        // SAFETY: the core is unused.
+        let top = unsafe { self.fill::<F, ()>(f) };
         self.set(
             state::RUNNING | state::ENTERED_INLINE | in_panic(),
             flags::DETACHED,
         );
         trace::event(trace::Kind::Enter, self);
-        self.caller.set(Thread::this().current.replace(self));
-        // SAFETY: as in `begin`.
-        let alive = unsafe { arch::start_inline(&self.link, top, run::<F, ()>) };
+        // SAFETY: the switch comes next. Below `top`, which is aligned, is more than 4 KiB of the
+        // stack. The core stays where it is, and has what `run` wants.
+        let alive = unsafe {
+            self.caller.set(Thread::this().set_running(self));
+            arch::start_inline(&self.link, top, run::<F, ()>)
+        };
         // At its end it is in the pool, but nothing else has run since.
         if !alive && self.has_panicked() {
-            self.raise();
+            // SAFETY: it has ended just now, without an owner.
+            unsafe { self.raise() };
         }
     }
 
     /// Does the bookkeeping for entering the coroutine.
+    ///
+    /// # Safety
+    /// The coroutine must be suspended, and the switch by its link come next.
     #[inline(always)]
-    fn entering(&self, how: u8) {
-        check(self);
+    unsafe fn entering(&self, how: u8) {
         trace::event(trace::Kind::Enter, self);
         self.state.set(state::RUNNING | how);
-        self.caller.set(Thread::this().current.replace(self));
+        // SAFETY: the caller switches to this coroutine next.
+        self.caller.set(unsafe { Thread::this().set_running(self) });
     }
 
-    /// Does the bookkeeping for leaving the coroutine for good.
+    /// Does the bookkeeping for leaving the coroutine for good. Returns the thread's state.
+    ///
+    /// # Safety
+    /// The coroutine must run, and the switch by its link come next. The thread's state must not be
+    /// used after that.
     #[inline(always)]
-    fn finished<'a>(&self) -> &'a Thread {
+    unsafe fn finished<'a>(&self) -> &'a Thread {
         trace::event(trace::Kind::Terminate, self);
-        let thread = Thread::this();
         self.state.set(state::FINISHED);
-        thread.current.set(self.caller.get());
-        thread
+        // SAFETY: the caller switches next, to who has entered the coroutine, and does not use the
+        // thread's state after that.
+        unsafe {
+            let thread = Thread::this();
+            thread.set_running(self.caller.get());
+            thread
+        }
     }
 
     /// After a coroutine's end: gives back what it leaves, and goes on with its panic.
+    ///
+    /// # Safety
+    /// The coroutine must have ended, and its stack have been left. If it has no owner nobody may use
+    /// the core any more.
     #[cold]
     #[inline(never)]
-    fn raise(&self) {
+    unsafe fn raise(&self) {
         let panic = self.panic.take();
-        if self.flags.get() & flags::DETACHED != 0 {
-            self.release();
+        if self.is_detached() {
+            // SAFETY: the caller says that the coroutine has ended and that nobody uses the core.
+            unsafe { self.release() };
         }
         if let Some(panic) = panic {
             resume_unwind(panic);
         }
     }
 
-    /// Gives back a coroutine that has ended and that nobody knows of any more.
-    fn release(&self) {
+    /// Gives back a coroutine.
+    ///
+    /// # Safety
+    /// The coroutine must have ended, its stack have been left, and nobody use the core any more but
+    /// for locks that it has taken.
+    unsafe fn release(&self) {
         if self.state.get() & state::ODD == 0 {
-            self.give_back(Thread::this());
+            // SAFETY: the caller says that it has ended and that nobody uses it. It is not odd, so
+            // its stack is one of the pool's.
+            unsafe { self.give_back(Thread::this()) };
         } else if !self.holds_locks() {
-            pool::unmap_own(self);
+            // SAFETY: the caller says that its stack has been left and that nobody uses it.
+            unsafe { pool::unmap_own(self) };
         }
         // Who has been given a lock by the coroutine still points to it: then it stays.
     }
 
+    /// Puts a coroutine whose stack is one of the pool's on the list of those that are free.
+    ///
+    /// # Safety
+    /// The coroutine must have ended, and nobody use it any more; what still runs on its stack must
+    /// end in a switch before anything else runs on this thread.
     #[inline(always)]
-    fn give_back(&self, thread: &Thread) {
-        thread.push_free(self);
+    unsafe fn give_back(&self, thread: &Thread) {
+        // SAFETY: the caller says that the coroutine has ended, and that a switch comes before its stack
+        // can be used again.
+        unsafe { thread.push_free(self) };
         if thread.pooled.get() > pool::MAX_POOLED {
             pool::overflow(thread);
         }
     }
 
-    /// The owner has dropped its handle.
+    /// For the owner, when it drops its handle.
+    ///
+    /// # Safety
+    /// The owner must not use the core any more.
     #[inline]
-    pub(crate) fn disown(&self) {
+    pub(crate) unsafe fn disown(&self) {
         if self.state.get() == state::FINISHED {
-            self.give_back(Thread::this());
+            // SAFETY: the coroutine has ended and its stack has been left, as somebody else runs.
+            // Nobody but the owner has used it. It is not odd, so its stack is one of the pool's.
+            unsafe { self.give_back(Thread::this()) };
         } else {
-            self.abandon();
+            // SAFETY: the caller says that the owner does not use the core any more.
+            unsafe { self.abandon() };
         }
     }
 
+    /// Ends a coroutine that has no owner any more, or lets it end.
+    ///
+    /// # Safety
+    /// The owner must not use the core any more.
     #[cold]
-    fn abandon(&self) {
+    unsafe fn abandon(&self) {
         let state = self.state.get();
         if state & state::FINISHED != 0 {
-            self.release();
+            // SAFETY: the coroutine has ended and its stack has been left, as somebody else runs.
+            // Nobody but the owner and its locks have used it.
+            unsafe { self.release() };
         } else if state & state::RUNNING != 0 {
             // It drops its own handle, or one that it has entered does: it ends as it would have.
             self.flags.set(self.flags.get() | flags::DETACHED);
         } else if state & state::WAITING == 0 {
-            cancel(self);
-        // SAFETY: a queue that a coroutine waits in is borrowed by it.
+            // SAFETY: it does not run, does not wait, has not ended, and has no owner.
+            unsafe { cancel(self) };
+        // SAFETY: the queue that a coroutine waits in is borrowed by it, or its thread's.
         } else if let Some(queue) = unsafe { self.queue.get().as_ref() } {
-            queue.remove(self);
             self.flags
                 .set(self.flags.get() | flags::CANCELLED | flags::DETACHED);
-            resume(self);
+            // SAFETY: it waits in that queue, and so for nothing that uses its stack. It is this
+            // thread's: one that may move does not wait.
+            unsafe {
+                queue.remove(self);
+                resume(self);
+            }
         } else {
             // A worker uses the stack: it is unwound when the job is done.
             self.flags
                 .set(self.flags.get() | flags::CANCELLED | flags::DETACHED);
         }
-    }
-
-    fn refuse_migration(&self) {
-        assert!(
-            self.flags.get() & flags::MIGRATES == 0,
-            "a coroutine that may move between threads waits for something that belongs to one"
-        );
     }
 
     #[cold]
@@ -542,6 +662,16 @@ impl Core {
     }
 }
 
+/// Panics if the running coroutine may move between threads: then it cannot wait.
+fn refuse_migration() {
+    // SAFETY: it is used for this alone.
+    let core = unsafe { this() };
+    assert!(
+        core.flags.get() & flags::MIGRATES == 0,
+        "a coroutine that may move between threads waits for something that belongs to one"
+    );
+}
+
 #[cold]
 #[inline(never)]
 fn nothing_to_suspend() -> ! {
@@ -552,7 +682,8 @@ fn nothing_to_suspend() -> ! {
 #[cold]
 #[inline(never)]
 fn check_panic() {
-    if let Some(core) = Thread::this().core()
+    // SAFETY: the coroutine that runs is alive, as this runs on its stack.
+    if let Some(core) = unsafe { thread::running().as_ref() }
         && core.state.get() & state::IN_PANIC == 0
     {
         panic!("a coroutine cannot be suspended while it panics");

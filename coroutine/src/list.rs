@@ -52,15 +52,18 @@ impl<T> List<T> {
 
 impl<T: Linked> List<T> {
     pub(crate) fn first<'a>(&self) -> Option<&'a T> {
-        // SAFETY: what is in a queue waits there, and takes itself out before it goes away.
+        // SAFETY: an element that is in the list is alive (`push_back`).
         unsafe { self.first.get().as_ref() }
     }
 
-    pub(crate) fn push_back(&self, element: &T) {
+    /// # Safety
+    /// `element` must be in no list, and stay alive until it has been taken out of this one and
+    /// whoever has taken it out, or has looked at it by [`first`](List::first), is done with it.
+    pub(crate) unsafe fn push_back(&self, element: &T) {
         let last = self.last.replace(element);
         element.links().previous.set(last);
         element.links().next.set(ptr::null());
-        // SAFETY: as for `first`.
+        // SAFETY: an element that is in the list is alive: each came in by this function.
         match unsafe { last.as_ref() } {
             Some(last) => last.links().next.set(element),
             None => self.first.set(element),
@@ -69,18 +72,22 @@ impl<T: Linked> List<T> {
 
     pub(crate) fn pop_front<'a>(&self) -> Option<&'a T> {
         let element = self.first()?;
-        self.remove(element);
+        // SAFETY: it is in the list, as the first.
+        unsafe { self.remove(element) };
         Some(element)
     }
 
-    /// Takes `element` out, which must be in this queue.
-    pub(crate) fn remove(&self, element: &T) {
+    /// Takes `element` out.
+    ///
+    /// # Safety
+    /// `element` must be in this list.
+    pub(crate) unsafe fn remove(&self, element: &T) {
         let links = element.links();
         let (previous, next) = (
             links.previous.replace(ptr::null()),
             links.next.replace(ptr::null()),
         );
-        // SAFETY: as for `first`; the neighbours are in the queue.
+        // SAFETY: the neighbours of what is in the list are in the list, and so alive (`push_back`).
         unsafe {
             match previous.as_ref() {
                 Some(previous) => previous.links().next.set(next),

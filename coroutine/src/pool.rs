@@ -48,7 +48,8 @@ struct Pool {
     blank: Vec<*mut u8>,
 }
 
-// SAFETY: the pool owns the coroutines and stacks that it points to: nobody else knows of them.
+// SAFETY: the coroutines and stacks that the pool points to are its own: nobody else uses them, on
+// no thread.
 unsafe impl Send for Pool {}
 
 fn pool() -> MutexGuard<'static, Pool> {
@@ -77,7 +78,8 @@ pub fn set_stack_size(size: usize) -> Result<(), StackError> {
 /// # Errors
 /// As when a coroutine is made.
 pub fn reserve(count: usize) -> Result<(), StackError> {
-    let thread = Thread::this();
+    // SAFETY: this function does not switch.
+    let thread = unsafe { Thread::this() };
     prepare_thread(thread)?;
     let mut pool = pool();
     while pool.blank.len() + pool.batches.len() * BATCH + thread.pooled.get() < count {
@@ -91,7 +93,8 @@ pub fn reserve(count: usize) -> Result<(), StackError> {
 /// To be called about once a second by a loop that has nothing to do. Returns how many stacks gave
 /// their pages back.
 pub fn trim() -> usize {
-    let thread = Thread::this();
+    // SAFETY: this function does not switch.
+    let thread = unsafe { Thread::this() };
     if thread.taken.replace(0) > 0 {
         return 0;
     }
@@ -103,11 +106,12 @@ pub fn trim() -> usize {
     lists.push(idle);
     for list in lists {
         let mut next = list;
-        // SAFETY: what is in the list is a core that nobody else knows of.
+        // SAFETY: the list is this function's alone, and each core in it was not yet discarded.
         while let Some(core) = unsafe { next.as_ref() } {
             next = core.links.next.get();
             let top = core.top();
-            // SAFETY: nothing runs on the stack, and the core is not looked at again.
+            // SAFETY: the coroutine has ended and its stack has been left, as `overflow` keeps the
+            // one that may not have been. The core is not looked at again.
             unsafe { stack::discard(top, pool.size) };
             pool.blank.push(top);
             count += 1;
@@ -133,7 +137,8 @@ pub struct Counters {
 
 /// How many coroutines there are, and were.
 pub fn counters() -> Counters {
-    let thread = Thread::this();
+    // SAFETY: this function does not switch.
+    let thread = unsafe { Thread::this() };
     Counters {
         live: thread.live() as isize,
         peak: thread.peak() as isize,
@@ -146,12 +151,14 @@ pub fn counters() -> Counters {
 #[cold]
 #[inline(never)]
 pub(crate) fn take<'a>() -> Result<&'a Core, StackError> {
-    let thread = Thread::this();
+    // SAFETY: this function does not switch.
+    let thread = unsafe { Thread::this() };
     prepare_thread(thread)?;
     thread.taken.set(thread.taken.get() + 1);
     let mut pool = pool();
     if let Some(batch) = pool.batches.pop() {
-        // SAFETY: a batch is a list of cores that nobody else knows of, and is not empty.
+        // SAFETY: a batch is a list of `BATCH` cores, whose stacks are mapped, as the pool's always
+        // are.
         let first = unsafe { &*batch };
         thread.free.set(first.links.next.get());
         thread.change(BATCH as isize, BATCH - 1);
@@ -165,28 +172,36 @@ pub(crate) fn take<'a>() -> Result<&'a Core, StackError> {
     };
     drop(pool);
     thread.change(1, 0);
-    // SAFETY: the stack is unused, and now known to the caller alone.
+    // SAFETY: the stack is one of a slab's, which is never unmapped, of at least the least size. It
+    // was blank, and so unused, and is no longer in the pool.
     Ok(unsafe { Core::place(top, ptr::null_mut()) })
 }
 
 /// A coroutine on a stack of `size` bytes that does not come from the pool.
 pub(crate) fn map_own<'a>(size: usize) -> Result<&'a Core, StackError> {
     let size = round(size)?;
-    let thread = Thread::this();
+    // SAFETY: this function does not switch.
+    let thread = unsafe { Thread::this() };
     prepare_thread(thread)?;
     let slab = Slab::map(size, 1)?;
     thread.change(1, thread.pooled.get());
-    // SAFETY: the stack is unused.
+    // SAFETY: the stack has just been mapped, of at least the least size. It is unmapped by
+    // `unmap_own` alone, whose caller says that nobody uses the core.
     Ok(unsafe { Core::place(slab.top(0), slab.base()) })
 }
 
-/// Unmaps the stack of a coroutine from [`map_own`] that has ended.
+/// Unmaps the stack of a coroutine if it is from [`map_own`].
+///
+/// # Safety
+/// Nothing may run on the stack, and nobody use the core any more.
 #[cold]
-pub(crate) fn unmap_own(core: &Core) {
+pub(crate) unsafe fn unmap_own(core: &Core) {
     if let Some(base) = core.own_stack() {
-        let thread = Thread::this();
+        // SAFETY: this function does not switch.
+        let thread = unsafe { Thread::this() };
         thread.change(-1, thread.pooled.get());
-        // SAFETY: nothing runs on the stack, and the caller forgets the core.
+        // SAFETY: `map_own` has mapped a slab of one stack from `base` up to the core's end. The
+        // caller says that it is in no use.
         unsafe { stack::unmap(base.as_ptr(), core.top()) };
     }
 }
@@ -245,21 +260,24 @@ struct GiveBack;
 
 impl Drop for GiveBack {
     fn drop(&mut self) {
-        let thread = Thread::this();
+        // SAFETY: this function does not switch, and the thread's slot outlives its destructors.
+        let thread = unsafe { Thread::this() };
         thread.registered.set(false);
         while thread.pooled.get() >= BATCH {
             overflow(thread);
         }
         let mut next = thread.cut(0);
         let mut pool = pool();
-        // SAFETY: what is in the list is a core that nobody else knows of.
+        // SAFETY: the list is this function's alone, of cores whose stacks are mapped, as the
+        // pool's always are.
         while let Some(core) = unsafe { next.as_ref() } {
             next = core.links.next.get();
             // Not enough for a batch: as if it were new.
             pool.blank.push(core.top());
         }
         drop(pool);
-        thread.drop_timers();
+        // SAFETY: this runs at the thread's end, outside of every function that uses the timers.
+        unsafe { thread.drop_timers() };
         #[cfg(own_stacks)]
         stack::unwatch_thread();
     }

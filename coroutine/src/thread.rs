@@ -11,7 +11,7 @@ use crate::timer::Timers;
 #[repr(C)]
 pub(crate) struct Thread {
     /// The coroutine that runs; null on the thread's own stack.
-    pub(crate) current: Cell<*const Core>,
+    running: Cell<*const Core>,
     /// Coroutines that have ended and can be used again, linked by `Core::links`, the one used last
     /// first: its pages are warm.
     pub(crate) free: Cell<*const Core>,
@@ -42,36 +42,64 @@ const _: () = assert!(
 
 thread_slot!("coroutine_thread_0", "88");
 
+/// The coroutine that runs; null on the thread's own stack.
+#[inline(always)]
+pub(crate) fn running() -> *const Core {
+    // SAFETY: it is used for this alone, without a switch.
+    unsafe { Thread::this() }.running()
+}
+
 impl Thread {
-    /// The state of the thread that this runs on; not to be kept over a switch.
+    /// The state of the thread that this runs on.
+    ///
+    /// # Safety
+    /// It must not be used after a switch, behind which another thread may run the caller, nor
+    /// after the thread's end.
     #[inline(always)]
-    pub(crate) fn this<'a>() -> &'a Thread {
+    pub(crate) unsafe fn this<'a>() -> &'a Thread {
         // SAFETY: the slot is the calling thread's own, aligned, large enough, lives as long as
         // the thread, and is all zero at first: null pointers, numbers, false.
         unsafe { &*slot().cast::<Thread>() }
     }
 
-    /// The coroutine that runs.
+    /// The coroutine that runs; null on the thread's own stack.
     #[inline(always)]
-    pub(crate) fn core<'a>(&self) -> Option<&'a Core> {
-        // SAFETY: the pointer is null or that of the coroutine on whose stack this very call is,
-        // which outlives the call.
-        unsafe { self.current.get().as_ref() }
+    pub(crate) fn running(&self) -> *const Core {
+        self.running.get()
     }
 
-    /// Takes the first from the list of those that are free.
+    /// Sets which coroutine runs, or by null that none does. Returns which did before.
+    ///
+    /// # Safety
+    /// A switch to that coroutine, or to the thread's own stack, must come next on this thread.
     #[inline(always)]
-    pub(crate) fn pop_free(&self, first: &Core) {
+    pub(crate) unsafe fn set_running(&self, core: *const Core) -> *const Core {
+        self.running.replace(core)
+    }
+
+    /// Takes the first from the list of those that are free. It is the caller's alone until it
+    /// comes back.
+    #[inline(always)]
+    pub(crate) fn pop_free<'a>(&self) -> Option<&'a Core> {
+        // SAFETY: what is in the list is a core whose stack is mapped, as the pool's always are.
+        let first = unsafe { self.free.get().as_ref() }?;
         self.free.set(first.links.next.get());
         let pooled = self.pooled.get() - 1;
         self.pooled.set(pooled);
         if pooled < self.low.get() {
             self.low.set(pooled);
         }
+        Some(first)
     }
 
+    /// Puts a coroutine on the list of those that are free.
+    ///
+    /// # Safety
+    /// The coroutine's stack must be one of the pool's, the coroutine have ended, and nobody use it
+    /// any more; what still runs on its stack must end in a switch before anything else runs on
+    /// this thread.
     #[inline(always)]
-    pub(crate) fn push_free(&self, core: &Core) {
+    pub(crate) unsafe fn push_free(&self, core: &Core) {
         core.links.next.set(self.free.replace(ptr::from_ref(core)));
         self.pooled.set(self.pooled.get() + 1);
     }
@@ -81,15 +109,20 @@ impl Thread {
         if self.timers.get().is_null() {
             self.timers.set(Box::into_raw(Box::default()));
         }
-        // SAFETY: what is there comes from the line above, and is freed at the thread's end.
+        // SAFETY: what is there comes from the line above, and is freed by `drop_timers`, when
+        // nothing uses it any more.
         unsafe { &*self.timers.get() }
     }
 
-    /// At the thread's end, when nothing enters those that wait any more.
-    pub(crate) fn drop_timers(&self) {
+    /// For the thread's end, when nothing enters those that wait any more.
+    ///
+    /// # Safety
+    /// What [`timers`](Thread::timers) has returned must not be in use.
+    pub(crate) unsafe fn drop_timers(&self) {
         let timers = self.timers.replace(ptr::null()).cast_mut();
         if !timers.is_null() {
-            // SAFETY: what is there comes from `timers`, and is not used again.
+            // SAFETY: what is there comes from the `Box` in `timers`. The caller says that nobody
+            // uses it, and it cannot be found any more.
             drop(unsafe { Box::from_raw(timers) });
         }
     }
@@ -98,7 +131,7 @@ impl Thread {
     pub(crate) fn cut(&self, keep: usize) -> *const Core {
         let mut place: &Cell<*const Core> = &self.free;
         for _ in 0..keep {
-            // SAFETY: what is in the list is a core that nobody else knows of.
+            // SAFETY: what is in the list is a core whose stack is mapped, as the pool's always are.
             match unsafe { place.get().as_ref() } {
                 Some(core) => place = &core.links.next,
                 None => return ptr::null(),

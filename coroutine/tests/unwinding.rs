@@ -184,7 +184,7 @@ fn a_running_one_is_not_entered() {
     })
     .unwrap();
     *shared.borrow_mut() = Some(itself);
-    // SAFETY: as above.
+    // SAFETY: none. It stands for a program that gets a second reference by a bug of its own.
     let itself = unsafe { &mut *shared.as_ptr() }.as_mut().unwrap();
     assert!(!itself.enter());
     shared.take();

@@ -42,7 +42,7 @@ pub mod corosensei {
         for _ in 0..count {
             coroutine.resume(());
         }
-        // SAFETY: as above.
+        // SAFETY: nothing on the stack needs to be dropped.
         unsafe { coroutine.force_reset() };
     }
 

@@ -62,6 +62,10 @@ impl Link {
     }
 }
 
+/// What a fiber begins with.
+///
+/// # Safety
+/// `link` must be that of a coroutine that is being entered for the first time.
 unsafe extern "system" fn start(link: *mut c_void) {
     let link = link.cast_const().cast::<Link>();
     // SAFETY: the fiber was made with the link, which outlives the coroutine.
@@ -99,7 +103,7 @@ fn this() -> Fiber {
 /// The other side must be alive.
 #[inline(never)]
 pub(crate) unsafe fn switch(link: *const Link, value: bool) -> bool {
-    // SAFETY: granted by the caller.
+    // SAFETY: the caller says that the other side is alive and that its state is in this link.
     unsafe { exchange(link, value, None) }
 }
 
@@ -109,7 +113,8 @@ pub(crate) unsafe fn switch(link: *const Link, value: bool) -> bool {
 /// As for [`switch`]; the other side must have begun.
 #[inline(never)]
 pub(crate) unsafe fn switch_then(link: *const Link, value: bool, hook: Hook) -> bool {
-    // SAFETY: granted by the caller.
+    // SAFETY: the caller says that the other side is alive, has begun, and that its state is in
+    // this link.
     unsafe { exchange(link, value, Some(hook)) }
 }
 
@@ -118,7 +123,8 @@ pub(crate) unsafe fn switch_then(link: *const Link, value: bool, hook: Hook) -> 
 /// # Safety
 /// As for [`switch`], and nothing ever switches back.
 pub(crate) unsafe fn switch_for_good(link: *const Link, value: bool) -> ! {
-    // SAFETY: granted by the caller.
+    // SAFETY: the caller says that the other side is alive, that its state is in this link, and
+    // that nothing switches back.
     unsafe {
         (*link).ended.set(true);
         exchange(link, value, None);
@@ -131,7 +137,8 @@ pub(crate) unsafe fn switch_for_good(link: *const Link, value: bool) -> ! {
 /// # Safety
 /// As for [`switch_then`], and nothing ever switches back.
 pub(crate) unsafe fn switch_for_good_then(link: *const Link, value: bool, hook: Hook) -> ! {
-    // SAFETY: granted by the caller.
+    // SAFETY: the caller says that the other side is alive, has begun, that its state is in
+    // this link, and that nothing switches back.
     unsafe {
         (*link).ended.set(true);
         exchange(link, value, Some(hook));
@@ -145,10 +152,14 @@ pub(crate) unsafe fn switch_for_good_then(link: *const Link, value: bool, hook: 
 /// As for [`switch`].
 #[inline(always)]
 pub(crate) unsafe fn switch_inline(link: *const Link, value: bool) -> bool {
-    // SAFETY: granted by the caller.
+    // SAFETY: the caller says that the other side is alive and that its state is in this link.
     unsafe { switch(link, value) }
 }
 
+/// Switches, and calls the hook that the other side has left.
+///
+/// # Safety
+/// As for [`switch`].
 unsafe fn exchange(link: *const Link, value: bool, hook: Option<Hook>) -> bool {
     // SAFETY: the link lives as long as the coroutine, and until the hook is called. The fiber
     // switched to exists and does not run; one that has ended is deleted by another.

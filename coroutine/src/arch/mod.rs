@@ -78,7 +78,8 @@ pub(crate) use backend::start_inline;
 /// As for `Link::prepare`.
 #[cfg(not(all(backend = "assembly", target_arch = "x86_64", not(watched))))]
 pub(crate) unsafe fn start_inline(link: &Link, top: *mut u8, entry: used::Entry) -> bool {
-    // SAFETY: granted by the caller.
+    // SAFETY: the caller says that the memory below `top` and the link can be used so; then the
+    // coroutine can be switched to.
     unsafe {
         link.prepare(top, entry);
         switch_inline(link, false)

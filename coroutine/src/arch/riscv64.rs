@@ -52,7 +52,8 @@ impl Link {
     /// and the link be where it is until the coroutine has ended.
     #[inline(always)]
     pub(crate) unsafe fn prepare(&self, top: *mut u8, entry: Entry) {
-        // SAFETY: granted by the caller. The multiple of 16 bytes keeps the alignment.
+        // SAFETY: the caller says that the memory below `top` is writable and unused: these words are
+        // at the end of it. An even number of them keeps the alignment of 16 bytes.
         unsafe {
             let sp = top.cast::<usize>().sub(FRAME + 2);
             sp.write(start as *const () as usize);
@@ -247,7 +248,8 @@ pub(crate) unsafe extern "C" fn switch_for_good(link: *const Link, value: bool) 
 /// # Safety
 /// As for [`switch_then`], and nothing ever switches back.
 pub(crate) unsafe fn switch_for_good_then(link: *const Link, value: bool, hook: Hook) -> ! {
-    // SAFETY: granted by the caller.
+    // SAFETY: the caller says that the other side is alive, has begun, that its state is in
+    // this link, and that nothing switches back.
     unsafe { switch_then(link, value, hook) };
     unreachable!("a finished coroutine was entered")
 }
@@ -258,7 +260,7 @@ pub(crate) unsafe fn switch_for_good_then(link: *const Link, value: bool, hook: 
 /// As for [`switch`].
 #[inline(always)]
 pub(crate) unsafe fn switch_inline(link: *const Link, value: bool) -> bool {
-    // SAFETY: granted by the caller.
+    // SAFETY: the caller says that the other side is alive and that its state is in this link.
     unsafe { switch(link, value) }
 }
 

@@ -133,7 +133,7 @@ pub(crate) fn usable() -> bool {
 /// The other side must be alive.
 #[inline(never)]
 pub(crate) unsafe fn switch(link: *const Link, value: bool) -> bool {
-    // SAFETY: granted by the caller.
+    // SAFETY: the caller says that the other side is alive and that its state is in this link.
     unsafe { exchange(link, value, None) }
 }
 
@@ -143,7 +143,8 @@ pub(crate) unsafe fn switch(link: *const Link, value: bool) -> bool {
 /// As for [`switch`]; the other side must have begun.
 #[inline(never)]
 pub(crate) unsafe fn switch_then(link: *const Link, value: bool, hook: Hook) -> bool {
-    // SAFETY: granted by the caller.
+    // SAFETY: the caller says that the other side is alive, has begun, and that its state is in
+    // this link.
     unsafe { exchange(link, value, Some(hook)) }
 }
 
@@ -152,7 +153,8 @@ pub(crate) unsafe fn switch_then(link: *const Link, value: bool, hook: Hook) -> 
 /// # Safety
 /// As for [`switch`], and nothing ever switches back.
 pub(crate) unsafe fn switch_for_good(link: *const Link, value: bool) -> ! {
-    // SAFETY: granted by the caller.
+    // SAFETY: the caller says that the other side is alive, that its state is in this link, and
+    // that nothing switches back.
     unsafe { end(link, value, None) }
 }
 
@@ -161,12 +163,18 @@ pub(crate) unsafe fn switch_for_good(link: *const Link, value: bool) -> ! {
 /// # Safety
 /// As for [`switch_then`], and nothing ever switches back.
 pub(crate) unsafe fn switch_for_good_then(link: *const Link, value: bool, hook: Hook) -> ! {
-    // SAFETY: granted by the caller.
+    // SAFETY: the caller says that the other side is alive, has begun, that its state is in
+    // this link, and that nothing switches back.
     unsafe { end(link, value, Some(hook)) }
 }
 
+/// Passes the baton for the last time, and ends this thread.
+///
+/// # Safety
+/// As for [`switch`], and nothing ever switches back.
 unsafe fn end(link: *const Link, value: bool, hook: Option<Hook>) -> ! {
-    // SAFETY: granted by the caller; this thread does not look at the link afterwards.
+    // SAFETY: the link is alive as long as the coroutine, which is until the baton is passed. After
+    // that this thread does not look at it.
     let baton = unsafe {
         (*link).value.set(value);
         (*link).hook.set(hook);
@@ -185,12 +193,17 @@ unsafe fn end(link: *const Link, value: bool, hook: Option<Hook>) -> ! {
 /// As for [`switch`].
 #[inline(always)]
 pub(crate) unsafe fn switch_inline(link: *const Link, value: bool) -> bool {
-    // SAFETY: granted by the caller.
+    // SAFETY: the caller says that the other side is alive and that its state is in this link.
     unsafe { switch(link, value) }
 }
 
+/// Passes the baton; returns when it comes back.
+///
+/// # Safety
+/// As for [`switch`].
 unsafe fn exchange(link: *const Link, value: bool, hook: Option<Hook>) -> bool {
-    // SAFETY: the link lives as long as the coroutine, and until the hook is called.
+    // SAFETY: the link lives as long as the coroutine, which is at least until the hook is called:
+    // nothing of it is used after that.
     let link = unsafe { &*link };
     link.value.set(value);
     link.hook.set(hook);
@@ -217,7 +230,7 @@ unsafe fn exchange(link: *const Link, value: bool, hook: Option<Hook>) -> bool {
     }
     let value = link.value.get();
     if let Some(hook) = link.hook.take() {
-        // SAFETY: the other side has granted the hook for this place.
+        // SAFETY: the other side has asked for the hook, and has been left. The link is still alive.
         unsafe { hook(link) };
     }
     value

@@ -60,7 +60,11 @@ impl Link {
     }
 }
 
-/// Arguments of a context are integers of 32 bits.
+/// What a context begins with. Its arguments are integers of 32 bits.
+///
+/// # Safety
+/// They must be the halves of the address of the link of a coroutine that is being entered for the
+/// first time.
 unsafe extern "C" fn start(upper: u32, lower: u32) {
     let link = ((u64::from(upper) << 32) | u64::from(lower)) as usize as *const Link;
     // SAFETY: `prepare` has passed the link, which outlives the coroutine, and set the entry.
@@ -83,7 +87,7 @@ pub(crate) fn usable() -> bool {
 /// The other stack must be alive, and its state have been saved in this link.
 #[inline(never)]
 pub(crate) unsafe fn switch(link: *const Link, value: bool) -> bool {
-    // SAFETY: granted by the caller.
+    // SAFETY: the caller says that the other side is alive and that its state is in this link.
     unsafe { exchange(link, value, None) }
 }
 
@@ -94,7 +98,8 @@ pub(crate) unsafe fn switch(link: *const Link, value: bool) -> bool {
 /// As for [`switch`]; the other stack must not be one that has not begun.
 #[inline(never)]
 pub(crate) unsafe fn switch_then(link: *const Link, value: bool, hook: Hook) -> bool {
-    // SAFETY: granted by the caller.
+    // SAFETY: the caller says that the other side is alive, has begun, and that its state is in
+    // this link.
     unsafe { exchange(link, value, Some(hook)) }
 }
 
@@ -103,7 +108,8 @@ pub(crate) unsafe fn switch_then(link: *const Link, value: bool, hook: Hook) -> 
 /// # Safety
 /// As for [`switch`], and nothing ever switches back.
 pub(crate) unsafe fn switch_for_good(link: *const Link, value: bool) -> ! {
-    // SAFETY: granted by the caller.
+    // SAFETY: the caller says that the other side is alive, that its state is in this link, and
+    // that nothing switches back.
     unsafe { exchange(link, value, None) };
     unreachable!("a finished coroutine was entered")
 }
@@ -113,7 +119,8 @@ pub(crate) unsafe fn switch_for_good(link: *const Link, value: bool) -> ! {
 /// # Safety
 /// As for [`switch_then`], and nothing ever switches back.
 pub(crate) unsafe fn switch_for_good_then(link: *const Link, value: bool, hook: Hook) -> ! {
-    // SAFETY: granted by the caller.
+    // SAFETY: the caller says that the other side is alive, has begun, that its state is in
+    // this link, and that nothing switches back.
     unsafe { exchange(link, value, Some(hook)) };
     unreachable!("a finished coroutine was entered")
 }
@@ -124,10 +131,14 @@ pub(crate) unsafe fn switch_for_good_then(link: *const Link, value: bool, hook: 
 /// As for [`switch`].
 #[inline(always)]
 pub(crate) unsafe fn switch_inline(link: *const Link, value: bool) -> bool {
-    // SAFETY: granted by the caller.
+    // SAFETY: the caller says that the other side is alive and that its state is in this link.
     unsafe { switch(link, value) }
 }
 
+/// Switches, and calls the hook that the other side has left.
+///
+/// # Safety
+/// As for [`switch`].
 unsafe fn exchange(link: *const Link, value: bool, hook: Option<Hook>) -> bool {
     // SAFETY: the link lives as long as the coroutine. Of the two contexts one is that of the side
     // that runs, which is written, and the other was written when that side was left.

@@ -78,10 +78,11 @@ impl Link {
         }
     }
 
-    /// As for the back-end.
+    /// Prepares the memory below `top` so that the first switch calls `entry(link, value)`.
     ///
     /// # Safety
-    /// As for the back-end.
+    /// `top` must be aligned to 16 bytes, the 4 KiB below it be writable and used by nothing else,
+    /// and the link be where it is until the coroutine has ended.
     pub(crate) unsafe fn prepare(&self, top: *mut u8, entry: Entry) {
         self.entry.set(Some(entry));
         self.runs_inside.set(false);
@@ -93,7 +94,7 @@ impl Link {
         #[cfg(feature = "tsan")]
         // SAFETY: the fiber is destroyed at the coroutine's end.
         self.inside.handle.set(unsafe { __tsan_create_fiber(0) });
-        // SAFETY: granted by the caller.
+        // SAFETY: the caller says that the memory below `top` and the link can be used so.
         unsafe { self.link.prepare(top, start) };
     }
 
@@ -107,12 +108,15 @@ impl Link {
 
     /// Tells that this side is left, for good if `ends`. Part of its caller: ThreadSanitizer counts
     /// calls and returns, each on the side that runs.
+    ///
+    /// # Safety
+    /// The switch to the other side must come next.
     #[inline(always)]
     unsafe fn leave(&self, ends: bool) {
         let (this, other) = self.sides();
         let runs_inside = self.runs_inside.replace(!self.runs_inside.get());
         // SAFETY: the sanitizer's handles are used as it demands: saved when a side is left, used
-        // when that is gone back to.
+        // when that is gone back to. The caller switches next.
         unsafe {
             #[cfg(feature = "asan")]
             {
@@ -136,11 +140,15 @@ impl Link {
     }
 
     /// Tells that this side has been arrived at.
+    ///
+    /// # Safety
+    /// It must have been switched to just now, from a side that [`leave`](Link::leave) was called on.
     unsafe fn arrive(&self) {
         #[cfg(feature = "asan")]
         {
             let (this, other) = self.sides();
-            // SAFETY: as in `leave`. Who has entered is known from the first time on.
+            // SAFETY: the handle is the one that was saved when this side was left, or null the
+            // first time. The sanitizer writes the bounds of the side that it came from.
             unsafe {
                 __sanitizer_finish_switch_fiber(
                     this.handle.get(),
@@ -152,6 +160,10 @@ impl Link {
     }
 }
 
+/// What the back-end takes for the coroutine's first function.
+///
+/// # Safety
+/// The link must be the beginning of one that was prepared and has just been switched to.
 unsafe extern "C-unwind" fn start(link: *const backend::Link, cancelled: bool) -> ! {
     // SAFETY: the back-end's link is the beginning of this one, which `prepare` has prepared.
     unsafe {
@@ -164,41 +176,46 @@ unsafe extern "C-unwind" fn start(link: *const backend::Link, cancelled: bool) -
     }
 }
 
-/// As for the back-end.
+/// Saves this side's state in the link and goes on on the other side, where `value` is what the
+/// switch returns. Returns when something switches back.
 ///
 /// # Safety
-/// As for the back-end.
+/// The other stack must be alive, and its state have been saved in this link.
 #[inline(never)]
 pub(crate) unsafe fn switch(link: *const Link, value: bool) -> bool {
-    // SAFETY: granted by the caller.
+    // SAFETY: the caller says that the other side is alive and that its state is in this link.
     unsafe { exchange(link, value, None) }
 }
 
-/// As for the back-end.
+/// As [`switch`], but on the other stack `hook` is called before it goes on. When that runs, this
+/// stack has been left.
 ///
 /// # Safety
-/// As for the back-end.
+/// As for [`switch`]; the other stack must not be one that has not begun.
 #[inline(never)]
 pub(crate) unsafe fn switch_then(link: *const Link, value: bool, hook: Hook) -> bool {
-    // SAFETY: granted by the caller.
+    // SAFETY: the caller says that the other side is alive, has begun, and that its state is in
+    // this link.
     unsafe { exchange(link, value, Some(hook)) }
 }
 
-/// As for the back-end.
+/// As [`switch`], for the last time.
 ///
 /// # Safety
-/// As for the back-end.
+/// As for [`switch`], and nothing ever switches back.
 pub(crate) unsafe fn switch_for_good(link: *const Link, value: bool) -> ! {
-    // SAFETY: granted by the caller.
+    // SAFETY: the caller says that the other side is alive, that its state is in this link, and
+    // that nothing switches back.
     unsafe { end(link, value, None) }
 }
 
-/// As for the back-end.
+/// As [`switch_then`], for the last time.
 ///
 /// # Safety
-/// As for the back-end.
+/// As for [`switch_then`], and nothing ever switches back.
 pub(crate) unsafe fn switch_for_good_then(link: *const Link, value: bool, hook: Hook) -> ! {
-    // SAFETY: granted by the caller.
+    // SAFETY: the caller says that the other side is alive, has begun, that its state is in
+    // this link, and that nothing switches back.
     unsafe { end(link, value, Some(hook)) }
 }
 
@@ -208,12 +225,17 @@ pub(crate) unsafe fn switch_for_good_then(link: *const Link, value: bool, hook: 
 /// As for [`switch`].
 #[inline(always)]
 pub(crate) unsafe fn switch_inline(link: *const Link, value: bool) -> bool {
-    // SAFETY: granted by the caller.
+    // SAFETY: the caller says that the other side is alive and that its state is in this link.
     unsafe { switch(link, value) }
 }
 
+/// Switches for the last time, and leaves a hook for the other side.
+///
+/// # Safety
+/// As for [`switch`], and nothing ever switches back.
 unsafe fn end(link: *const Link, value: bool, hook: Option<Hook>) -> ! {
-    // SAFETY: granted by the callers.
+    // SAFETY: the caller says that the other side is alive, that its state is in this link, and that
+    // nothing switches back. The link is alive until then.
     unsafe {
         (*link).ended.set(true);
         (*link).hook.set(hook);
@@ -222,8 +244,13 @@ unsafe fn end(link: *const Link, value: bool, hook: Option<Hook>) -> ! {
     }
 }
 
+/// Switches, and calls the hook that the other side has left.
+///
+/// # Safety
+/// As for [`switch`].
 unsafe fn exchange(link: *const Link, value: bool, hook: Option<Hook>) -> bool {
-    // SAFETY: granted by the callers; the link lives until the hook is called.
+    // SAFETY: the caller says that the other side is alive and that its state is in this link, which
+    // lives as long as the coroutine: at least until the hook is called.
     unsafe {
         (*link).hook.set(hook);
         (*link).leave(false);

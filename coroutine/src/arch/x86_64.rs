@@ -51,7 +51,8 @@ impl Link {
     /// and the link be where it is until the coroutine has ended.
     #[inline(always)]
     pub(crate) unsafe fn prepare(&self, top: *mut u8, entry: Entry) {
-        // SAFETY: granted by the caller. The first function begins with the stack pointer at the
+        // SAFETY: the caller says that the memory below `top` is writable and unused: these words are
+        // at the end of it. The first function begins with the stack pointer at the
         // return address, 8 bytes off an aligned address, as after any call.
         unsafe {
             let sp = top.cast::<usize>().sub(10);
@@ -164,7 +165,8 @@ pub(crate) unsafe extern "C-unwind" fn switch_then(
 /// As for [`switch`], and nothing ever switches back.
 #[inline(always)]
 pub(crate) unsafe fn switch_for_good(link: *const Link, value: bool) -> ! {
-    // SAFETY: granted by the caller.
+    // SAFETY: the caller says that the other side is alive, that its state is in this link, and
+    // that nothing switches back.
     unsafe {
         asm!(
             "mov rsp, [rdi]",
@@ -188,7 +190,8 @@ pub(crate) unsafe fn switch_for_good(link: *const Link, value: bool) -> ! {
 /// # Safety
 /// As for [`switch_then`], and nothing ever switches back.
 pub(crate) unsafe fn switch_for_good_then(link: *const Link, value: bool, hook: Hook) -> ! {
-    // SAFETY: granted by the caller.
+    // SAFETY: the caller says that the other side is alive, has begun, that its state is in
+    // this link, and that nothing switches back.
     unsafe { switch_then(link, value, hook) };
     unreachable!("a finished coroutine was entered")
 }
@@ -200,8 +203,9 @@ pub(crate) unsafe fn switch_for_good_then(link: *const Link, value: bool, hook: 
 #[inline(always)]
 pub(crate) unsafe fn switch_inline(link: *const Link, value: bool) -> bool {
     let result: u32;
-    // SAFETY: granted by the caller. All that the other side may change is declared as changed, or
-    // is saved: rbx and rbp, which cannot be declared. The stack is left as it was found.
+    // SAFETY: the caller says that the other side is alive and that its state is in this link. All
+    // that the other side may change is declared as changed, or is saved: rbx and rbp, which cannot
+    // be declared. The stack is left as it was found.
     unsafe {
         asm!(
             "lea rcx, [rip + 2f]",
@@ -239,7 +243,10 @@ pub(crate) unsafe fn switch_inline(link: *const Link, value: bool) -> bool {
 #[inline(always)]
 pub(crate) unsafe fn start_inline(link: &Link, top: *mut u8, entry: Entry) -> bool {
     let result: u32;
-    // SAFETY: as in `switch_inline`; the three words at the top are those that `prepare` puts there.
+    // SAFETY: the caller says that the memory below `top` is writable and unused; the three words
+    // that are pushed there are those that `prepare` writes. All that the other side may change is
+    // declared as changed, or is saved: rbx and rbp, which cannot be declared. The stack is left as
+    // it was found.
     unsafe {
         asm!(
             "lea rcx, [rip + 2f]",

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::mutex::{Mutex, MutexGuard};
 use crate::core::List;
-use crate::lifecycle::{self, this};
+use crate::lifecycle::wait_in;
 use crate::scheduler::{self, make_ready};
 
 /// Coroutines that wait for something to happen: with a [`Mutex`], a condition variable.
@@ -41,7 +41,7 @@ impl WaitQueue {
     /// # Panics
     /// Outside of a coroutine.
     pub fn wait(&self) {
-        lifecycle::wait_in(&self.waiting, this());
+        wait_in(&self.waiting);
     }
 
     /// As [`wait`](WaitQueue::wait), for `duration` at most. Returns whether it was woken in time.
@@ -69,7 +69,12 @@ impl WaitQueue {
 
     /// Wakes the coroutine that has waited longest; false if none waits.
     pub fn wake_one(&self) -> bool {
-        self.waiting.pop_front().map(make_ready).is_some()
+        let first = self.waiting.pop_front();
+        if let Some(core) = first {
+            // SAFETY: it waited in the queue that it was taken out of just now.
+            unsafe { make_ready(core) };
+        }
+        first.is_some()
     }
 
     /// Wakes all that wait, and returns how many.

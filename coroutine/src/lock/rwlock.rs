@@ -6,7 +6,7 @@ use std::ops::{Deref, DerefMut};
 
 use super::holder::Holder;
 use crate::core::{Core, List};
-use crate::lifecycle::{self, this};
+use crate::lifecycle::{this, wait_in};
 use crate::scheduler::make_ready;
 
 /// Many coroutines read the value, or one changes it. Readers and writers are served in the order
@@ -21,12 +21,14 @@ pub struct RwLock<T> {
 /// Shares the value of an [`RwLock`] until it is dropped, by the coroutine that has taken it.
 pub struct ReadGuard<'a, T> {
     lock: &'a RwLock<T>,
+    /// Dropped with the guard.
     holder: Holder,
 }
 
 /// Has the value of an [`RwLock`] alone until it is dropped, by the coroutine that has taken it.
 pub struct WriteGuard<'a, T> {
     lock: &'a RwLock<T>,
+    /// Dropped with the guard.
     holder: Holder,
 }
 
@@ -102,11 +104,14 @@ impl<T> RwLock<T> {
     fn wait_for(&self, wish: u8) -> Holder {
         let waiter = Waiter {
             lock: self,
-            core: this(),
+            // SAFETY: it is used in this frame alone.
+            core: unsafe { this() },
         };
         waiter.core.wish.set(wish);
-        lifecycle::wait_in(&self.waiting, waiter.core);
-        let holder = Holder(waiter.core);
+        wait_in(&self.waiting);
+        // SAFETY: only `hand_over` takes a coroutine out of the queue that goes on here, and it
+        // grants the lock. One that is unwound does not come here.
+        let holder = unsafe { Holder::granted(waiter.core) };
         mem::forget(waiter);
         holder
     }
@@ -127,9 +132,12 @@ impl<T> RwLock<T> {
                 self.readers.set(self.readers.get() + 1);
                 core.wish.set(GRANTED_READ);
             }
-            Holder::of(core);
-            self.waiting.remove(core);
-            make_ready(core);
+            Holder::grant(core);
+            // SAFETY: it is the first in the queue, waits, and is in no other queue when it is out.
+            unsafe {
+                self.waiting.remove(core);
+                make_ready(core);
+            }
         }
     }
 
@@ -150,10 +158,10 @@ impl<'a, T> ReadGuard<'a, T> {
     ///
     /// # Panics
     /// If it has to wait outside of a coroutine.
-    pub fn upgrade(self) -> WriteGuard<'a, T> {
+    pub fn upgrade(mut self) -> WriteGuard<'a, T> {
         let lock = self.lock;
         if lock.readers.get() == 1 && lock.waiting.is_empty() {
-            let holder = self.holder;
+            let holder = self.holder.take();
             mem::forget(self);
             lock.readers.set(0);
             lock.writer.set(true);
@@ -166,8 +174,8 @@ impl<'a, T> ReadGuard<'a, T> {
 
 impl<'a, T> WriteGuard<'a, T> {
     /// Goes on as a reader, together with those readers that wait before the next writer.
-    pub fn downgrade(self) -> ReadGuard<'a, T> {
-        let (lock, holder) = (self.lock, self.holder);
+    pub fn downgrade(mut self) -> ReadGuard<'a, T> {
+        let (lock, holder) = (self.lock, self.holder.take());
         mem::forget(self);
         lock.writer.set(false);
         lock.readers.set(1);
@@ -178,14 +186,12 @@ impl<'a, T> WriteGuard<'a, T> {
 
 impl<T> Drop for ReadGuard<'_, T> {
     fn drop(&mut self) {
-        self.holder.release();
         self.lock.release_read();
     }
 }
 
 impl<T> Drop for WriteGuard<'_, T> {
     fn drop(&mut self) {
-        self.holder.release();
         self.lock.release_write();
     }
 }
@@ -201,11 +207,13 @@ impl<T> Drop for Waiter<'_, T> {
     fn drop(&mut self) {
         match self.core.wish.get() {
             GRANTED_READ => {
-                Holder(self.core).release();
+                // SAFETY: `hand_over` has granted the lock, and `wait_for` has not gone on.
+                drop(unsafe { Holder::granted(self.core) });
                 self.lock.release_read();
             }
             GRANTED_WRITE => {
-                Holder(self.core).release();
+                // SAFETY: `hand_over` has granted the lock, and `wait_for` has not gone on.
+                drop(unsafe { Holder::granted(self.core) });
                 self.lock.release_write();
             }
             _ => self.lock.hand_over(),
@@ -233,7 +241,8 @@ impl<T> Deref for WriteGuard<'_, T> {
 
 impl<T> DerefMut for WriteGuard<'_, T> {
     fn deref_mut(&mut self) -> &mut T {
-        // SAFETY: as for `deref`, and the guard itself is borrowed alone.
+        // SAFETY: while the write guard lives `writer` is set, so no other guard is made. The guard
+        // is borrowed alone.
         unsafe { &mut *self.lock.value.get() }
     }
 }

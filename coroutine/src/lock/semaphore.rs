@@ -3,7 +3,7 @@
 use std::cell::Cell;
 
 use crate::core::{Core, List};
-use crate::lifecycle::{self, this};
+use crate::lifecycle::{this, wait_in};
 use crate::scheduler::make_ready;
 
 /// A number of permits, each had by one coroutine at a time.
@@ -39,10 +39,11 @@ impl Semaphore {
         }
         let waiter = Waiter {
             semaphore: self,
-            core: this(),
+            // SAFETY: it is used in this frame alone.
+            core: unsafe { this() },
         };
         waiter.core.wish.set(WANTED);
-        lifecycle::wait_in(&self.waiting, waiter.core);
+        wait_in(&self.waiting);
         std::mem::forget(waiter);
         Permit(self)
     }
@@ -57,7 +58,8 @@ impl Semaphore {
         match self.waiting.pop_front() {
             Some(core) => {
                 core.wish.set(GRANTED);
-                make_ready(core);
+                // SAFETY: it waited in the queue that it was taken out of just now.
+                unsafe { make_ready(core) };
             }
             None => self.free.set(self.free.get() + 1),
         }

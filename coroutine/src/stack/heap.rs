@@ -42,15 +42,16 @@ impl Slab {
 /// Does nothing: the block is small.
 ///
 /// # Safety
-/// None.
+/// As for the other kind of stacks: the block must be in no use.
 pub(crate) unsafe fn discard(_: *mut u8, _: usize) {}
 
 /// Frees a block.
 ///
 /// # Safety
-/// The block must be in no use.
+/// The block must come from [`Slab::map`] and be in no use.
 pub(crate) unsafe fn unmap(base: *mut u8, _: *mut u8) {
-    // SAFETY: granted by the caller; the block comes from `map`.
+    // SAFETY: the caller says that the block comes from `map`, which has this layout, and is in no
+    // use.
     unsafe { alloc::dealloc(base, BLOCK) };
 }
 

@@ -99,6 +99,9 @@ fn install() {
 }
 
 /// Says so if the fault is in a guard, and dies of it; leaves other faults to the handler before.
+///
+/// # Safety
+/// For the kernel, as a handler of one of [`SIGNALS`] with SA_SIGINFO.
 unsafe extern "C" fn handle(
     signal: libc::c_int,
     info: *mut libc::siginfo_t,
@@ -139,8 +142,8 @@ unsafe extern "C" fn handle(
 
 /// Restores the default: the instruction faults again when the handler returns, and that kills
 /// with the right signal and a core file of the right place.
-unsafe fn die_of(signal: libc::c_int) {
-    // SAFETY: a zeroed description is the default action.
+fn die_of(signal: libc::c_int) {
+    // SAFETY: a zeroed description is the default action, which is read and kept nowhere.
     unsafe {
         let default = MaybeUninit::<libc::sigaction>::zeroed().assume_init();
         libc::sigaction(signal, &raw const default, ptr::null_mut());

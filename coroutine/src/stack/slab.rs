@@ -127,7 +127,7 @@ impl Slab {
 /// The guard must be in a mapping of ours and in no use.
 unsafe fn guard(start: *mut u8) -> Result<(), StackError> {
     if !NO_LIGHT_GUARDS.load(Ordering::Relaxed) {
-        // SAFETY: granted by the caller.
+        // SAFETY: the caller says that nothing uses these pages of a mapping of ours.
         if unsafe { libc::madvise(start.cast(), GUARD_SIZE, MADV_GUARD_INSTALL) } == 0
             && is_guarded(start)
         {
@@ -135,7 +135,7 @@ unsafe fn guard(start: *mut u8) -> Result<(), StackError> {
         }
         NO_LIGHT_GUARDS.store(true, Ordering::Relaxed);
     }
-    // SAFETY: granted by the caller.
+    // SAFETY: the caller says that nothing uses these pages of a mapping of ours.
     if unsafe { libc::mprotect(start.cast(), GUARD_SIZE, libc::PROT_NONE) } == 0 {
         Ok(())
     } else {
@@ -159,14 +159,15 @@ fn is_guarded(start: *mut u8) -> bool {
 /// # Safety
 /// The stack of `size` bytes below `top` must be mapped by [`Slab::map`] and in no use.
 pub(crate) unsafe fn discard(top: *mut u8, size: usize) {
-    // SAFETY: granted by the caller. Pages that cannot be given back stay, which is no error.
+    // SAFETY: the caller says that nothing uses these pages of a mapping of ours. Pages that cannot be
+    // given back stay, which is no error.
     unsafe { libc::madvise(top.wrapping_sub(size).cast(), size, libc::MADV_DONTNEED) };
 }
 
 /// Unmaps a slab of a single stack.
 ///
 /// # Safety
-/// The stack must be in no use.
+/// The slab must have been mapped by [`Slab::map`] from `base` to `top`, and be in no use.
 pub(crate) unsafe fn unmap(base: *mut u8, top: *mut u8) {
     let mut next = SLABS.load(Ordering::Acquire);
     // SAFETY: entries are never freed.
@@ -176,7 +177,7 @@ pub(crate) unsafe fn unmap(base: *mut u8, top: *mut u8) {
         }
         next = known.next;
     }
-    // SAFETY: granted by the caller.
+    // SAFETY: the caller says that this is a mapping of ours, in no use.
     unsafe { libc::munmap(base.cast(), top as usize - base as usize) };
 }
 

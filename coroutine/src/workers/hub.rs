@@ -105,9 +105,11 @@ struct Queue {
 // alone.
 unsafe impl Send for Queue {}
 
-// SAFETY: as for the queue; everything else is atomic.
+// SAFETY: threads share jobs by the two atomic pointers and by the queue, which is locked, and whoever
+// takes one out has it alone. The rest is Sync by itself.
 unsafe impl<E: Sync> Sync for Shared<E> {}
-// SAFETY: as above.
+// SAFETY: what the pointers lead to are jobs, which are made to be run by another thread. The rest is
+// Send by itself.
 unsafe impl<E: Send> Send for Shared<E> {}
 
 impl<E> Deref for Hub<E> {
@@ -144,8 +146,13 @@ impl<E: Event + Send + Sync + 'static> Hub<E> {
     // ---- the loop's side
 
     /// Gives a job to the workers.
-    pub(super) fn submit(&self, job: NonNull<Job>) {
-        push(&self.inbox, job);
+    ///
+    /// # Safety
+    /// The job must be in no list, and stay alive, used by nobody else, until
+    /// [`take_done`](Hub::take_done) returns it.
+    pub(super) unsafe fn submit(&self, job: NonNull<Job>) {
+        // SAFETY: the caller says that the job is in no list, alive, and used by nobody else.
+        unsafe { push(&self.inbox, job) };
         in_order();
         if self.awake.load(SeqCst) == 0 {
             self.wake_one();
@@ -183,7 +190,8 @@ impl<E: Event + Send + Sync + 'static> Hub<E> {
         if self.done.load(Relaxed).is_null() {
             return ptr::null_mut();
         }
-        reversed(self.done.swap(ptr::null_mut(), Acquire))
+        // SAFETY: the list is taken whole, of jobs that are alive until they are returned here.
+        unsafe { reversed(self.done.swap(ptr::null_mut(), Acquire)) }
     }
 
     pub(super) fn is_done(&self) -> bool {
@@ -275,7 +283,8 @@ impl<E: Event + Send + Sync + 'static> Hub<E> {
                 return;
             };
             drop(queue);
-            self.run(job);
+            // SAFETY: the job was taken out of the queue just now.
+            unsafe { self.run(job) };
             queue = self.lock();
         }
     }
@@ -318,7 +327,8 @@ impl<E: Event + Send + Sync + 'static> Hub<E> {
                 if self.sleeping.load(SeqCst) {
                     self.see_to_the_rest();
                 }
-                self.run(job);
+                // SAFETY: the job was taken out of the queue just now.
+                unsafe { self.run(job) };
                 if !self.is_left() {
                     break;
                 }
@@ -338,10 +348,11 @@ impl<E: Event + Send + Sync + 'static> Hub<E> {
             if self.inbox.load(Relaxed).is_null() {
                 return None;
             }
-            queue.first = reversed(self.inbox.swap(ptr::null_mut(), SeqCst));
+            // SAFETY: the list is taken whole, of jobs that are alive until they are done.
+            queue.first = unsafe { reversed(self.inbox.swap(ptr::null_mut(), SeqCst)) };
         }
         let job = NonNull::new(queue.first)?;
-        // SAFETY: the job is in the queue, and so the workers' alone.
+        // SAFETY: the job is in the queue, which is locked: it is alive, and nobody else uses it.
         queue.first = unsafe { job.as_ref() }.next.get();
         let backlog = !queue.first.is_null();
         if backlog != self.backlog.load(Relaxed) {
@@ -393,10 +404,17 @@ impl<E: Event + Send + Sync + 'static> Hub<E> {
         true
     }
 
-    fn run(&self, job: NonNull<Job>) {
-        // SAFETY: the job was taken out of the queue, and is this thread's alone.
-        unsafe { Job::run(job) };
-        push(&self.done, job);
+    /// Does a job, and gives it to the loop.
+    ///
+    /// # Safety
+    /// The job must have been taken out of the queue by this thread.
+    unsafe fn run(&self, job: NonNull<Job>) {
+        // SAFETY: what was taken out of the queue is this thread's alone, was submitted once, is
+        // alive until the loop has it, and is in no list.
+        unsafe {
+            Job::run(job);
+            push(&self.done, job);
+        }
         // The job is the loop's now.
         in_order();
         if self.sleeping.load(SeqCst) && self.sleeping.swap(false, SeqCst) {
@@ -412,10 +430,14 @@ impl Queue {
     }
 }
 
-fn push(list: &AtomicPtr<Job>, job: NonNull<Job>) {
+/// Puts a job on a list, at the head.
+///
+/// # Safety
+/// The job must be in no list, used by nobody else, and stay alive until it is taken from the list.
+unsafe fn push(list: &AtomicPtr<Job>, job: NonNull<Job>) {
     let mut first = list.load(Relaxed);
     loop {
-        // SAFETY: until it is on the list the job is this thread's alone.
+        // SAFETY: until it is on the list the job is alive and this thread's alone.
         unsafe { job.as_ref() }.next.set(first);
         match list.compare_exchange_weak(first, job.as_ptr(), SeqCst, Relaxed) {
             Ok(_) => return,
@@ -424,10 +446,13 @@ fn push(list: &AtomicPtr<Job>, job: NonNull<Job>) {
     }
 }
 
-/// Turns a list round that nobody else knows of.
-fn reversed(mut list: *mut Job) -> *mut Job {
+/// Turns a list round.
+///
+/// # Safety
+/// The jobs in the list must be alive and used by nobody else.
+unsafe fn reversed(mut list: *mut Job) -> *mut Job {
     let mut result = ptr::null_mut();
-    // SAFETY: granted by the callers, who have taken the list whole.
+    // SAFETY: the caller says that the jobs are alive and nobody else's.
     while let Some(job) = unsafe { list.as_ref() } {
         list = job.next.replace(result);
         result = ptr::from_ref(job).cast_mut();

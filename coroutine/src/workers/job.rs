@@ -29,9 +29,10 @@ impl Job {
     /// Calls the closure.
     ///
     /// # Safety
-    /// To be called once, by the only thread that knows of the job.
+    /// The job must be alive, and used by the calling thread alone.
     pub(super) unsafe fn run(job: NonNull<Job>) {
-        // SAFETY: granted by the caller; `run` is the function made for this job.
+        // SAFETY: the caller says that the job is this thread's alone. It is the beginning of the
+        // `JobOf` that it was made with, as was its function.
         unsafe { (job.as_ref().run)(job) }
     }
 
@@ -68,12 +69,15 @@ impl<T: Send, F: FnOnce() -> T + Send> JobOf<F, T> {
     }
 }
 
+/// Calls the closure of a job.
+///
 /// # Safety
 /// `job` must be the beginning of a `JobOf<F, T>` that the calling thread has alone.
 unsafe fn run<T: Send, F: FnOnce() -> T + Send>(job: NonNull<Job>) {
-    // SAFETY: granted by the caller; `repr(C)` puts the job at the beginning.
+    // SAFETY: the caller says what the job is the beginning of, where `repr(C)` puts it.
     let job = unsafe { job.cast::<JobOf<F, T>>().as_ref() };
-    // SAFETY: the thread has the job alone, so nobody else is in the cells.
+    // SAFETY: the caller says that this thread has the job alone, so nothing else refers to what is
+    // in the cells.
     let (f, result) = unsafe { (&mut *job.f.get(), &mut *job.result.get()) };
     if let Some(f) = f.take() {
         *result = Some(catch_unwind(AssertUnwindSafe(f)));

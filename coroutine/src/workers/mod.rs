@@ -126,11 +126,11 @@ impl Workers {
         if !in_coroutine() || panicking() {
             return f();
         }
-        let waiter = this();
-        let job = JobOf::new(f, waiter);
-        // From here until the wait is over the job is the workers' and then the loop's. The
-        // coroutine cannot be unwound before: it is not entered by anybody but the completion.
-        wait_for(|| self.submit(NonNull::from(&job).cast()), waiter);
+        // SAFETY: the job is used while this coroutine waits for it.
+        let job = JobOf::new(f, unsafe { this() });
+        // SAFETY: from here until the wait is over the job is the workers' and then the loop's. The
+        // coroutine cannot go on or be unwound before: it is continued by the completion alone.
+        wait_for(|| unsafe { self.submit(NonNull::from(&job).cast()) });
         job.value()
     }
 
@@ -146,17 +146,20 @@ impl Workers {
         }
         let mut count = 0;
         // A coroutine that is continued may call this too: it goes on with the same list.
-        // SAFETY: a job that is done is the loop's alone, until its coroutine is continued; all
-        // that is needed is read before.
+        // SAFETY: a job on the list is done, and the loop's alone. It is alive until its coroutine
+        // is continued; what is needed of it is read before.
         while let Some(job) = unsafe { self.completed.get().as_ref() } {
             self.completed.set(job.next.get());
             self.outstanding.set(self.outstanding.get() - 1);
             self.hops.set(self.hops.get() + 1);
             count += 1;
-            // SAFETY: the coroutine waits for the job.
-            let waiter = unsafe { &*job.waiter };
-            trace::event(trace::Kind::Complete, waiter);
-            resume(waiter);
+            // SAFETY: the coroutine waits for the job, so it is alive and in no queue. The worker is
+            // done with the job, which was all that used its stack.
+            unsafe {
+                let waiter = &*job.waiter;
+                trace::event(trace::Kind::Complete, waiter);
+                resume(waiter);
+            }
         }
         count
     }
@@ -217,11 +220,15 @@ impl Workers {
         self.hops.get()
     }
 
-    fn submit(&self, job: NonNull<Job>) {
+    /// # Safety
+    /// The job must be in no list, and stay alive, used by nobody else, until it is done and its
+    /// coroutine, which waits for it, is continued.
+    unsafe fn submit(&self, job: NonNull<Job>) {
         self.outstanding.set(self.outstanding.get() + 1);
-        // SAFETY: the job is alive, and its waiter is the coroutine on whose stack it lies.
+        // SAFETY: the caller says that the job is alive, and that the coroutine waits.
         trace::event(trace::Kind::Offload, unsafe { &*job.as_ref().waiter });
-        self.hub.submit(job);
+        // SAFETY: the caller says that nobody else uses the job, until `take_done` returns it.
+        unsafe { self.hub.submit(job) };
     }
 }
 

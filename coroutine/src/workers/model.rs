@@ -39,8 +39,16 @@ impl hub::Event for Flag {
     }
 }
 
-fn job() -> NonNull<Job> {
-    NonNull::from(Box::leak(Box::new(Job::with(|_| ()))))
+/// Submits a job that calls `run`.
+fn submit_job(hub: &Hub<Flag>, run: unsafe fn(NonNull<Job>)) {
+    let job = NonNull::from(Box::leak(Box::new(Job::with(run))));
+    // SAFETY: the job is new, and is freed by `take_done`.
+    unsafe { hub.submit(job) };
+}
+
+/// Submits a job that does nothing.
+fn submit(hub: &Hub<Flag>) {
+    submit_job(hub, |_| ());
 }
 
 /// Counts and frees what is done.
@@ -48,7 +56,7 @@ fn take_done(hub: &Hub<Flag>) -> usize {
     let mut list = hub.take_done();
     let mut count = 0;
     while let Some(job) = NonNull::new(list) {
-        // SAFETY: a job that is done is the loop's alone, and comes from `job`.
+        // SAFETY: a job that is done is the loop's alone, and comes from `submit_job`.
         let job = unsafe { Box::from_raw(job.as_ptr()) };
         list = job.next.get();
         count += 1;
@@ -85,8 +93,8 @@ fn check(preemptions: Option<usize>, model: impl Fn() + Send + Sync + 'static) {
 fn one_worker() {
     check(Some(3), || {
         let hub = Hub::new(1, Flag::new(), Box::new(|| {}));
-        hub.submit(job());
-        hub.submit(job());
+        submit(&hub);
+        submit(&hub);
         drain(&hub, 2);
         hub.end();
     });
@@ -98,7 +106,7 @@ fn a_worker_between_sleep_and_work() {
     check(Some(3), || {
         let hub = Hub::new(1, Flag::new(), Box::new(|| {}));
         for _ in 0..2 {
-            hub.submit(job());
+            submit(&hub);
             drain(&hub, 1);
         }
         hub.end();
@@ -114,12 +122,8 @@ fn a_job_that_blocks() {
     }
     check(Some(2), || {
         let hub = Hub::new(2, Flag::new(), Box::new(|| {}));
-        hub.submit(NonNull::from(Box::leak(Box::new(Job::with(|_| {
-            GATE.wait()
-        })))));
-        hub.submit(NonNull::from(Box::leak(Box::new(Job::with(|_| {
-            hub::Event::signal(&*GATE)
-        })))));
+        submit_job(&hub, |_| GATE.wait());
+        submit_job(&hub, |_| hub::Event::signal(&*GATE));
         drain(&hub, 2);
         hub.end();
     });
@@ -131,10 +135,10 @@ fn two_workers() {
     check(Some(2), || {
         let hub = Hub::new(2, Flag::new(), Box::new(|| {}));
         for _ in 0..2 {
-            hub.submit(job());
+            submit(&hub);
         }
         drain(&hub, 2);
-        hub.submit(job());
+        submit(&hub);
         drain(&hub, 1);
         hub.end();
     });

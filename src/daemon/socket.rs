@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, FcntlArg, FdFlag, OFlag, fcntl, open};
-use nix::sys::stat::{FchmodatFlags, Mode, fchmodat, umask};
+use nix::sys::stat::{FchmodatFlags, Mode, fchmodat, fstat, umask};
 use nix::unistd::{Gid, Group, fchownat};
 
 use crate::export::sys::ProcPath;
@@ -70,8 +70,11 @@ pub enum Socket {
 /// by then.
 #[derive(Debug)]
 pub struct SocketFile {
-    path: PathBuf,
-    id: (u64, u64),
+    /// None if the file is left to another process.
+    path: Option<PathBuf>,
+    /// The file itself: no other can have its number as long as this is open, though the socket may be
+    /// closed.
+    file: OwnedFd,
 }
 
 impl Socket {
@@ -93,10 +96,10 @@ impl Socket {
             }
             result => result.map_err(failed)?,
         };
-        let metadata = fs::symlink_metadata(path).map_err(failed)?;
+        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let file = SocketFile {
-            path: path.into(),
-            id: (metadata.dev(), metadata.ino()),
+            file: open(path, flags, Mode::empty()).map_err(|error| failed(error.into()))?,
+            path: Some(path.into()),
         };
         if let Some((name, gid)) = group {
             file.open_to(gid).map_err(|error| Error::Group {
@@ -193,23 +196,16 @@ fn gid_of(group: &str) -> Result<Gid, Error> {
 
 impl SocketFile {
     /// Leaves the file to the process that has it, too.
-    pub fn leave(self) {
-        std::mem::forget(self);
+    pub fn leave(mut self) {
+        self.path = None;
     }
 
     /// Lets the members of a group connect. First it is given to them and then opened: in between
-    /// it is open to fewer, never to more. Errors: those of open(2), fchownat(2) and fchmodat(2);
-    /// ESTALE if something else is there by now.
+    /// it is open to fewer, never to more. Errors: those of fchownat(2) and fchmodat(2).
     fn open_to(&self, group: Gid) -> Result<(), Errno> {
-        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let file = open(&self.path, flags, Mode::empty())?;
-        let stat = nix::sys::stat::fstat(&file)?;
-        if (stat.st_dev, stat.st_ino) != self.id {
-            return Err(Errno::ESTALE);
-        }
-        fchownat(&file, c"", None, Some(group), AtFlags::AT_EMPTY_PATH)?;
+        fchownat(&self.file, c"", None, Some(group), AtFlags::AT_EMPTY_PATH)?;
         let mode = Mode::S_IRUSR | Mode::S_IWUSR | Mode::S_IRGRP | Mode::S_IWGRP;
-        let path = ProcPath::new(file.as_fd());
+        let path = ProcPath::new(self.file.as_fd());
         fchmodat(
             AT_FDCWD,
             path.as_c_str(),
@@ -221,11 +217,14 @@ impl SocketFile {
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
+        let Some(path) = &self.path else { return };
         // Another daemon may have put its own there meanwhile.
-        let ours = fs::symlink_metadata(&self.path)
-            .is_ok_and(|metadata| (metadata.dev(), metadata.ino()) == self.id);
-        if ours && let Err(error) = fs::remove_file(&self.path) {
-            log::warn!("cannot remove {}: {error}", self.path.display());
+        let ours = fs::symlink_metadata(path).is_ok_and(|there| {
+            fstat(&self.file)
+                .is_ok_and(|own| (there.dev(), there.ino()) == (own.st_dev, own.st_ino))
+        });
+        if ours && let Err(error) = fs::remove_file(path) {
+            log::warn!("cannot remove {}: {error}", path.display());
         }
     }
 }
@@ -254,5 +253,24 @@ fn remove_stale(path: &Path) -> Result<(), Error> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(failed(error)),
         Ok(_) => Err(Error::InUse(path.into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_own_file_is_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let (socket, file) = Socket::bind(&path, None).unwrap();
+        // The process that listened is gone, and another replaces its socket.
+        drop(socket);
+        let (_other, others) = Socket::bind(&path, None).unwrap();
+        drop(file);
+        assert!(path.exists());
+        drop(others);
+        assert!(!path.exists());
     }
 }

@@ -725,6 +725,31 @@ fn a_stop_answers_what_waits_and_keeps_the_locks() {
 }
 
 #[test]
+fn a_wait_is_not_ended_by_what_was_stopped_before_it_began() {
+    let mut guest = Guest::new();
+    guest.file("file", "x");
+    let host = host_file(&guest);
+    lock_on_host(&host, libc::F_WRLCK, 0, 0);
+    for _ in 0..2 {
+        let fid = guest.open("file", open::RDWR);
+        let c = &mut guest.client;
+        let wanted = Lock::whole(lock::WRLCK);
+        let wait = tlock(fid, lock::BLOCK, &wanted);
+        let waiting = [(); 3].map(|()| c.submit(&wait, &[]).unwrap());
+        c.kick().unwrap();
+        assert_eq!(c.read(fid, 0, 1).unwrap(), b"x");
+        for tag in waiting {
+            assert!(!c.is_done(tag).unwrap());
+            let flush = Tmessage::Flush(Tflush { oldtag: tag });
+            c.call(&flush).unwrap().message().unwrap();
+            assert!(matches!(c.wait(tag), Err(Error::Flushed)));
+        }
+        // Nothing waits now.
+        guest.root = c.mount(&Attach::default()).unwrap();
+    }
+}
+
+#[test]
 fn a_disconnect_ends_the_locks_also_of_one_that_waits() {
     let Waits {
         other: _other,

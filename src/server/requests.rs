@@ -91,6 +91,8 @@ impl Requests {
         let free = self.free.borrow_mut().pop();
         *slot = free.map_or_else(|| self.another(), Ok)?;
         let record = self.records.borrow()[usize::from(*slot) - 1].clone();
+        // A stop tells all records, also those that were free.
+        record.end.set(None);
         Ok(Running {
             requests: self,
             record,
@@ -173,7 +175,6 @@ impl Drop for Running<'_> {
     fn drop(&mut self) {
         let slot = &mut self.requests.tags.borrow_mut()[usize::from(self.tag)];
         self.requests.free.borrow_mut().push(std::mem::take(slot));
-        self.record.end.set(None);
         self.record.number.set(self.record.number.get() + 1);
         self.record.flushing.wake_all();
     }
@@ -223,6 +224,16 @@ mod tests {
         coroutine::run_ready();
         assert!(flushed.get());
         assert_eq!(running.record.end.get(), None);
+    }
+
+    #[test]
+    fn a_stop_does_not_end_what_begins_after_it() {
+        let requests = Requests::new();
+        drop([1, 2].map(|tag| requests.begin(tag)));
+        drop(requests.stop());
+        for running in [1, 2].map(|tag| requests.begin(tag).unwrap()) {
+            assert_eq!(running.record.end.get(), None);
+        }
     }
 
     #[test]

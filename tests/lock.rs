@@ -5,6 +5,7 @@ mod common;
 
 use std::fs::{File, OpenOptions};
 use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::{BINARY, Guest, refused};
 use nix::errno::Errno;
@@ -480,6 +481,36 @@ fn what_is_refused_changes_nothing() {
     assert_eq!(bytes(&host), [read, read, write, read]);
     granted(c, fid, &Lock::whole(lock::UNLCK));
     assert_eq!(bytes(&host), [free, free, write, free]);
+}
+
+#[test]
+fn what_is_held_is_held_while_more_is_refused() {
+    let mut guest = Guest::new();
+    guest.file("file", "x");
+    let fid = guest.open("file", open::RDWR);
+    let (holder, other) = (host_file(&guest), host_file(&guest));
+    let c = &mut guest.client;
+    lock_on_host(&holder, libc::F_WRLCK, 0, 10);
+    granted(c, fid, &range(lock::WRLCK, 50, 10));
+    granted(c, fid, &of_process(2, range(lock::WRLCK, 30, 10)));
+    let done = AtomicBool::new(false);
+    // Another reads as soon as it may.
+    let lock = host_lock(libc::F_RDLCK, 50, 10);
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                if fcntl(other.as_fd(), FcntlArg::F_OFD_SETLK(&lock)).is_ok() {
+                    return true;
+                }
+            }
+            false
+        });
+        for _ in 0..500 {
+            blocked(c, fid, &Lock::whole(lock::RDLCK));
+        }
+        done.store(true, Ordering::Relaxed);
+        assert!(!reader.join().unwrap());
+    });
 }
 
 fn descriptors(guest: &Guest) -> usize {

@@ -72,7 +72,7 @@ pub struct Noted {
     /// How many of the last ranges of the record are there instead.
     given: usize,
     change: Change,
-    /// The bytes that are locked in another way than before.
+    /// The bytes that are locked in another way than before, as [`Union::apply`] orders them.
     pub pieces: Vec<Range>,
 }
 

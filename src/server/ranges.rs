@@ -125,8 +125,11 @@ impl Change {
 }
 
 impl Union {
-    /// Makes a change, and returns which bytes are now locked in another way than before, in order,
-    /// in as few pieces as there can be: those between them are locked in the same way.
+    /// Makes a change, and returns which bytes are now locked in another way than before, in as few
+    /// pieces as there can be: those between them are locked in the same way. They come in the order
+    /// in which to tell the host: first what is locked in a stronger way, which alone another can
+    /// refuse, so that nothing is given up before all is agreed to. And from the last to the first: the
+    /// kernel looks through what lies before.
     pub fn apply(&mut self, change: &Change) -> Vec<Range> {
         let (Some((&first, _)), Some((&last, _))) =
             (change.0.first_key_value(), change.0.last_key_value())
@@ -137,16 +140,23 @@ impl Union {
             let count = self.at(*place);
             self.0.entry(*place).or_insert(count);
         }
-        let mut pieces = Pieces::default();
+        let (mut stronger, mut weaker) = (Pieces::default(), Pieces::default());
         let mut sum = Count::default();
         for (place, count) in self.0.range_mut(first..=last) {
             sum = sum.plus(change.0.get(place).copied().unwrap_or_default());
             let before = count.kind();
             *count = count.plus(sum);
-            pieces.next(*place, before, count.kind());
+            let now = count.kind();
+            let between = before.max(now);
+            stronger.next(*place, before, between);
+            weaker.next(*place, between, now);
         }
         self.join(first, last);
-        pieces.done
+        let pieces = [stronger.done, weaker.done];
+        pieces
+            .into_iter()
+            .flat_map(|done| done.into_iter().rev())
+            .collect()
     }
 
     /// How often a byte is locked.
@@ -276,17 +286,17 @@ mod tests {
         assert_eq!(apply(&[range(Read, 10, 19)], &[]), []);
         assert_eq!(
             apply(&[range(Write, 15, 29), range(Write, MAX, MAX)], &[]),
-            [range(Write, 15, 29), range(Write, MAX, MAX)]
+            [range(Write, MAX, MAX), range(Write, 15, 29)]
         );
         // Another's bytes in between are asked for as well: it is one question.
         assert_eq!(apply(&[range(Write, 10, 39)], &[]), [range(Write, 10, 39)]);
         assert_eq!(
             apply(&[], &[range(Write, 10, 39)]),
-            [range(Read, 10, 14), range(Read, 30, 39)]
+            [range(Read, 30, 39), range(Read, 10, 14)]
         );
         assert_eq!(
             apply(&[], &[whole]),
-            [range(Free, 0, 9), range(Free, 30, MAX - 1)]
+            [range(Free, 30, MAX - 1), range(Free, 0, 9)]
         );
         assert_eq!(
             apply(&[range(Read, 15, 29)], &[range(Write, 15, 29)]),
@@ -307,7 +317,8 @@ mod tests {
     fn what_is_freed_at_once_is_one_piece() {
         let ranges: Vec<Range> = (0..4000).map(|n| range(Write, 2 * n, 2 * n)).collect();
         let mut union = Union::default();
-        assert_eq!(union.apply(&change(&ranges, &[])), ranges);
+        let pieces = union.apply(&change(&ranges, &[]));
+        assert!(pieces.iter().rev().eq(&ranges));
         let back = union.apply(&change(&ranges, &[]).back());
         assert_eq!(back, [range(Free, 0, 7998)]);
         assert_eq!(union.0, BTreeMap::new());
@@ -341,15 +352,16 @@ mod tests {
                     ranges.push(range);
                 }
             }
-            let before = host;
-            let mut behind = -1;
+            let mut gives_up = false;
             for piece in union.apply(&change) {
-                assert!(piece.start > behind);
-                behind = piece.end;
-                for byte in [piece.start, piece.end] {
-                    assert_ne!(before[byte as usize], piece.kind);
+                let bytes = &mut host[piece.start as usize..=piece.end as usize];
+                for end in [bytes.first(), bytes.last()] {
+                    assert_ne!(end, Some(&piece.kind));
                 }
-                host[piece.start as usize..=piece.end as usize].fill(piece.kind);
+                // Nothing is asked for once something was given up.
+                gives_up |= bytes.iter().any(|kind| *kind > piece.kind);
+                assert!(!gives_up || bytes.iter().all(|kind| *kind >= piece.kind));
+                bytes.fill(piece.kind);
             }
             for (byte, kind) in (0..).zip(host) {
                 let at = |range: &&Range| (range.start..=range.end).contains(&byte);

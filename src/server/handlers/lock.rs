@@ -122,8 +122,7 @@ impl Server {
         };
         let on = self.placement.file_system(device);
         self.placement.call(&on, Cost::Wait, || {
-            // From the last to the first: the kernel looks through what lies before.
-            for (done, piece) in pieces.iter().rev().enumerate() {
+            for (done, piece) in pieces.iter().enumerate() {
                 locks::set(description, piece).map_err(|error| Refused {
                     error,
                     in_part: done > 0,

@@ -3,8 +3,9 @@
 
 mod common;
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::os::fd::AsFd;
+use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::{BINARY, Guest, refused};
@@ -514,7 +515,7 @@ fn what_is_held_is_held_while_more_is_refused() {
 }
 
 fn descriptors(guest: &Guest) -> usize {
-    std::fs::read_dir(format!("/proc/{}/fd", guest.daemon.pid()))
+    fs::read_dir(format!("/proc/{}/fd", guest.daemon.pid()))
         .unwrap()
         .count()
 }
@@ -607,6 +608,36 @@ fn flock_needs_no_right_to_write() {
         c.lock(directory, 0, &Lock::whole(lock::WRLCK)),
         Errno::ENOLCK,
     );
+}
+
+#[test]
+fn a_file_that_becomes_writable_can_be_locked_for_writing() {
+    let launch = Launch::new(BINARY);
+    let mut guest = Guest::on(match nix::unistd::geteuid().is_root() {
+        true => launch.arg("--modcaps=-dac_override"),
+        false => launch,
+    });
+    let path = guest.file("file", "x");
+    let set_mode = |mode| fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+    let host = host_file(&guest);
+    set_mode(0o400);
+    let reader = guest.open("file", open::RDONLY);
+    granted(&mut guest.client, reader, &range(lock::RDLCK, 0, 1));
+    refused(
+        guest.client.lock(reader, 0, &range(lock::WRLCK, 10, 1)),
+        Errno::ENOLCK,
+    );
+    set_mode(0o600);
+    let writer = guest.open("file", open::RDWR);
+    let c = &mut guest.client;
+    let bytes = |host: &File| [0, 5, 10].map(|byte| host_sees(host, byte, 1));
+    let (read, write, free) = (libc::F_RDLCK, libc::F_WRLCK, libc::F_UNLCK);
+    granted(c, writer, &of_process(2, range(lock::WRLCK, 10, 1)));
+    assert_eq!(bytes(&host), [read, free, write]);
+    granted(c, writer, &range(lock::WRLCK, 0, 10));
+    assert_eq!(bytes(&host), [write, write, write]);
+    c.clunk(writer).unwrap();
+    assert_eq!(bytes(&host), [free, free, free]);
 }
 
 /// A guest that waits for what another holds.

@@ -151,6 +151,11 @@ impl Holder {
         self.description = Some(description);
     }
 
+    /// What the host knows of.
+    pub fn ranges(&self) -> Vec<Range> {
+        self.union.ranges()
+    }
+
     /// Whether the process has locked anything.
     pub fn has(&self, process: &Process) -> bool {
         self.processes.contains_key(process)

@@ -27,6 +27,13 @@ pub struct Range {
 }
 
 impl Range {
+    /// All bytes, free.
+    pub const WHOLE: Range = Range {
+        kind: Kind::Free,
+        start: 0,
+        end: i64::MAX,
+    };
+
     /// From a start and a length as the protocol has them, 0 being up to the end. Errors: EINVAL
     /// for a range that begins, EOVERFLOW for one that ends behind the largest offset.
     pub fn new(kind: Kind, start: u64, length: u64) -> Result<Range, Errno> {
@@ -157,6 +164,15 @@ impl Union {
             .into_iter()
             .flat_map(|done| done.into_iter().rev())
             .collect()
+    }
+
+    /// What is locked, in as few pieces as there can be.
+    pub fn ranges(&self) -> Vec<Range> {
+        let mut pieces = Pieces::default();
+        for (place, count) in &self.0 {
+            pieces.next(*place, Kind::Free, count.kind());
+        }
+        pieces.done
     }
 
     /// How often a byte is locked.
@@ -368,6 +384,11 @@ mod tests {
                 let strongest = ranges.iter().filter(at).map(|range| range.kind).max();
                 assert_eq!(strongest.unwrap_or(Free), kind, "{byte}");
             }
+            let mut known = [Free; BYTES as usize];
+            for range in union.ranges() {
+                known[range.start as usize..=range.end as usize].fill(range.kind);
+            }
+            assert_eq!(known, host);
         }
     }
 }

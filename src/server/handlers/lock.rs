@@ -84,9 +84,25 @@ impl Server {
         if holder.description().is_none() {
             holder.describe(self.open_for_locks(open)?);
         }
+        match self.note_and_tell(&mut holder, open, process, range) {
+            Err(Errno::EBADF) => {
+                self.describe_again(&mut holder, open)?;
+                self.note_and_tell(&mut holder, open, process, range)
+            }
+            result => result,
+        }
+    }
+
+    fn note_and_tell(
+        &self,
+        holder: &mut Holder,
+        open: &Rc<OpenFile>,
+        process: &Process,
+        range: &Range,
+    ) -> Result<(), Errno> {
         let noted = holder.note(&self.session.locks, process.clone(), open, range)?;
         let device = open.inode.key().id.device;
-        match self.tell(&holder, device, &noted.pieces) {
+        match self.tell(holder, device, &noted.pieces) {
             Ok(()) => {
                 holder.keep(noted);
                 if range.kind != Kind::Free {
@@ -97,11 +113,25 @@ impl Server {
             Err(Refused { error, in_part }) => {
                 let back = holder.take_back(noted);
                 if in_part {
-                    self.tell_again(&holder, device, &back);
+                    self.tell_again(holder, device, &back);
                 }
                 Err(error)
             }
         }
+    }
+
+    /// The description could be opened only for reading, but may be opened for writing by now. It has
+    /// read locks alone then, which are not in the way of the same ones on the next.
+    fn describe_again(&self, holder: &mut Holder, open: &Rc<OpenFile>) -> Result<(), Errno> {
+        let device = open.inode.key().id.device;
+        let next = self.open_for_locks(open)?;
+        let held = holder.ranges();
+        let refused = |Refused { error, .. }| error;
+        self.tell_through(&next, device, &held).map_err(refused)?;
+        // Before it is closed: they are in the way of a write lock.
+        self.tell_again(holder, device, &[Range::WHOLE]);
+        holder.describe(next);
+        Ok(())
     }
 
     fn open_for_locks(&self, open: &OpenFile) -> Result<Closing<OwnedFd>, Errno> {
@@ -117,9 +147,19 @@ impl Server {
 
     /// Tells the host how the session holds bytes now.
     fn tell(&self, holder: &Holder, device: Device, pieces: &[Range]) -> Result<(), Refused> {
-        let Some(description) = holder.description().filter(|_| !pieces.is_empty()) else {
-            return Ok(());
-        };
+        match holder.description().filter(|_| !pieces.is_empty()) {
+            Some(description) => self.tell_through(description, device, pieces),
+            None => Ok(()),
+        }
+    }
+
+    /// From the first to the last, until one is refused.
+    fn tell_through(
+        &self,
+        description: &OwnedFd,
+        device: Device,
+        pieces: &[Range],
+    ) -> Result<(), Refused> {
         let on = self.placement.file_system(device);
         self.placement.call(&on, Cost::Wait, || {
             for (done, piece) in pieces.iter().enumerate() {

@@ -156,8 +156,8 @@ pub struct Options {
           value_parser = clap::value_parser!(u32).range(65536..))]
     pub limit_xattr_bytes: u32,
 
-    /// How many ranges of files, and processes that lock them, the guest may have. One more gets
-    /// ENOLCK
+    /// How many ranges of files, and processes that lock them, the guest may have; of one file 4096
+    /// ranges at the most. One more gets ENOLCK
     #[arg(long, value_name = "N", default_value_t = 1 << 16,
           value_parser = clap::value_parser!(u32).range(16..))]
     pub limit_locks: u32,

@@ -640,6 +640,77 @@ fn a_file_that_becomes_writable_can_be_locked_for_writing() {
     assert_eq!(bytes(&host), [free, free, free]);
 }
 
+/// A fid of a file of which one process has locked so many bytes, each alone.
+fn locked_in_many_places(guest: &mut Guest, count: u64) -> u32 {
+    guest.file("file", "x");
+    let fid = guest.open("file", open::RDWR);
+    for byte in 0..count {
+        granted(&mut guest.client, fid, &range(lock::WRLCK, 2 * byte, 1));
+    }
+    fid
+}
+
+#[test]
+fn the_ranges_of_one_file_are_bounded() {
+    const MOST: u64 = 4096;
+    let mut guest = Guest::new();
+    let fid = locked_in_many_places(&mut guest, MOST - 1);
+    let host = host_file(&guest);
+    let c = &mut guest.client;
+    granted(c, fid, &of_process(2, range(lock::WRLCK, 1, 1)));
+    for process in 1..4 {
+        let more = of_process(process, range(lock::RDLCK, 1 << 20, 1));
+        refused(c.lock(fid, 0, &more), Errno::ENOLCK);
+    }
+    // What makes no more, and another file.
+    granted(c, fid, &range(lock::RDLCK, 0, 1));
+    let file = guest.open("file", open::RDWR);
+    guest.file("another", "x");
+    let another = guest.open("another", open::RDWR);
+    let c = &mut guest.client;
+    granted(c, another, &range(lock::WRLCK, 0, 1));
+    granted(c, fid, &range(lock::UNLCK, 0, 1));
+    granted(c, file, &of_process(3, range(lock::RDLCK, 1 << 20, 1)));
+    refused(
+        c.lock(fid, 0, &range(lock::WRLCK, 1 << 21, 1)),
+        Errno::ENOLCK,
+    );
+    c.clunk(file).unwrap();
+    granted(c, fid, &range(lock::WRLCK, 1 << 21, 1));
+    c.clunk(fid).unwrap();
+    assert_eq!(host_sees(&host, 0, 0), libc::F_UNLCK);
+}
+
+#[test]
+fn a_stop_does_not_wait_for_locks_in_many_places_that_have_not_begun() {
+    let mut guest = Guest::new();
+    let fid = locked_in_many_places(&mut guest, 500);
+    let host = host_file(&guest);
+    let c = &mut guest.client;
+    // Each takes hundreds of calls, one after the other.
+    let waiting = [(); 30].map(|()| {
+        [lock::RDLCK, lock::UNLCK].map(|kind| {
+            let whole = of_process(2, Lock::whole(kind));
+            c.submit(&tlock(fid, 0, &whole), &[]).unwrap()
+        })
+    });
+    c.kick().unwrap();
+    c.front_end().stop().unwrap();
+    let waiting = waiting.as_flattened();
+    let mut lasts = Vec::new();
+    for tag in waiting {
+        // What was not taken out of the ring is not answered.
+        if c.is_used(*tag).unwrap() {
+            lasts.push(status(c.wait(*tag)));
+        }
+    }
+    assert!(
+        lasts.is_empty() || lasts.contains(&lock::BLOCKED),
+        "{lasts:?}"
+    );
+    assert_eq!(host_sees(&host, 998, 1), libc::F_WRLCK);
+}
+
 /// A guest that waits for what another holds.
 struct Waits {
     /// Ends before the guest, which has the directory.

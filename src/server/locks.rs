@@ -24,6 +24,10 @@ use super::limits::{Bound, Share};
 use super::ranges::{Change, Kind, Range, Union};
 use crate::export::{InodeId, Node};
 
+/// How many ranges of one inode a session may have. One request may be as many calls of the host, each
+/// of which looks through all of them.
+const MOST_RANGES: usize = 4096;
+
 /// All that a session has locked.
 pub struct Locks {
     inodes: RefCell<HashMap<InodeId, Rc<Mutex<Holder>>, RandomState>>,
@@ -47,6 +51,8 @@ pub struct Holder {
     description: Option<Closing<OwnedFd>>,
     /// The processes that have locked something.
     processes: HashMap<Process, Record, RandomState>,
+    /// How many they have.
+    ranges: usize,
     /// Of all ranges of all processes.
     union: Union,
 }
@@ -166,8 +172,8 @@ impl Holder {
     /// a lock of the whole file, and that belongs to the open file: what is locked as a whole
     /// elsewhere stays when the whole is locked or unlocked here.
     ///
-    /// Errors: ENOLCK if that makes more ranges than there may be: to unlock the middle of one
-    /// makes two.
+    /// Errors: ENOLCK if that makes more ranges than there may be, of the inode or in all: to unlock
+    /// the middle of one makes two.
     pub fn note(
         &mut self,
         locks: &Locks,
@@ -183,6 +189,7 @@ impl Holder {
                 share: locks.bound.take(0)?,
             },
         };
+        self.ranges -= record.held.len();
         let is_meant = |held: &mut Held| {
             let elsewhere = range.is_whole() && held.range.is_whole();
             held.range.overlaps(range) && (!elsewhere || held.through.ptr_eq(&through))
@@ -201,8 +208,12 @@ impl Holder {
             let range = *range;
             given.push(Held { range, through });
         }
-        let count = 1 + record.held.len() + given.len();
-        if let Err(error) = locks.bound.allows(&record.share, count) {
+        let count = record.held.len() + given.len();
+        let allowed = match given.len() > taken.len() && self.ranges + count > MOST_RANGES {
+            true => Err(Errno::ENOLCK),
+            false => locks.bound.allows(&record.share, 1 + count),
+        };
+        if let Err(error) = allowed {
             record.held.extend(taken);
             self.put(process, record);
             return Err(error);
@@ -248,6 +259,7 @@ impl Holder {
     fn put(&mut self, process: Process, mut record: Record) {
         if !record.held.is_empty() {
             record.share.set(1 + record.held.len());
+            self.ranges += record.held.len();
             self.processes.insert(process, record);
         }
     }
@@ -256,12 +268,14 @@ impl Holder {
     /// locked in another way now.
     pub fn forget_closed(&mut self) -> Vec<Range> {
         let mut change = Change::default();
+        self.ranges = 0;
         self.processes.retain(|_, record| {
             let is_closed = |held: &mut Held| held.through.strong_count() == 0;
             for held in record.held.extract_if(.., is_closed) {
                 change.remove(&held.range);
             }
             record.share.set(1 + record.held.len());
+            self.ranges += record.held.len();
             !record.held.is_empty()
         });
         self.union.apply(&change)

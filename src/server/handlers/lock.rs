@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -24,6 +25,10 @@ const FIRST_PAUSE: Duration = Duration::from_millis(1);
 const CLIENT_MAX: usize = 255;
 const LAST_PAUSE: Duration = Duration::from_millis(100);
 
+/// What takes more calls is not begun if everything is to end, but answered with BLOCKED: other such
+/// requests may wait for the same file. So many take no longer than one that a stop waits for, too.
+const FEW: usize = 64;
+
 /// How the host has answered: the error, and whether it agreed to a part before.
 struct Refused {
     error: Errno,
@@ -34,8 +39,8 @@ impl Server {
     /// Tlock takes or releases a lock. With BLOCK the answer comes when the lock is granted; a
     /// flush ends the wait without an answer, and the end of the session or of the ring with
     /// BLOCKED, after which a client asks again. Errors: EBADF if the fid is not open, EINVAL,
-    /// ENOLCK where the host does not allow it or the guest has as many as it may, ENAMETOOLONG for a
-    /// client of more than 255 bytes, those of fcntl(2).
+    /// ENOLCK where the host does not allow it or the guest has as many as it may, in all or of the
+    /// file, ENAMETOOLONG for a client of more than 255 bytes, those of fcntl(2).
     pub(super) fn lock(&self, m: Tlock<'_>, running: &Running<'_>) -> Result<Rlock, Failure> {
         let open = self.session.fids.get(m.fid)?.open_file()?;
         if m.flags & !(lock::BLOCK | lock::RECLAIM) != 0 {
@@ -102,7 +107,15 @@ impl Server {
     ) -> Result<(), Errno> {
         let noted = holder.note(&self.session.locks, process.clone(), open, range)?;
         let device = open.inode.key().id.device;
-        match self.tell(holder, device, &noted.pieces) {
+        let stopping = self.session.requests.stopping().load(Ordering::Relaxed) > 0;
+        let told = match stopping && noted.pieces.len() > FEW {
+            true => Err(Refused {
+                error: Errno::EAGAIN,
+                in_part: false,
+            }),
+            false => self.tell(holder, device, &noted.pieces),
+        };
+        match told {
             Ok(()) => {
                 holder.keep(noted);
                 if range.kind != Kind::Free {

@@ -1,29 +1,20 @@
 # The commands of the project. `make help` lists them.
 
 CARGO   ?= cargo
-PREFIX  ?= /usr/local
-DESTDIR ?=
 SHARE   ?= fixtures/share
 
 TARGET    := $(or $(CARGO_TARGET_DIR),target)
 BINARY    := $(TARGET)/release/vhost-user-9p
-GENERATED := $(TARGET)/generated
 TOOLS     := $(abspath $(TARGET))/tools
 DENY       = PATH="$(TOOLS)/bin:$$PATH" $(CARGO) deny
 
-bindir   = $(PREFIX)/bin
-mandir   = $(PREFIX)/share/man/man1
-qemudir  = $(PREFIX)/share/qemu/vhost-user
-unitdir  = $(PREFIX)/lib/systemd/system
-bashdir  = $(PREFIX)/share/bash-completion/completions
-zshdir   = $(PREFIX)/share/zsh/site-functions
-fishdir  = $(PREFIX)/share/fish/vendor_completions.d
-
-.DEFAULT_GOAL := build
-.PHONY: help build check deny audit deny-tool test unit-test model-check tsan cross-check soak bench bench-record bench-check bench-coroutine bench-coroutine-ir request-ir generated install uninstall clean
+.DEFAULT_GOAL := all
+.PHONY: help all build check deny audit deny-tool test unit-test model-check tsan cross-check soak bench bench-record bench-check bench-coroutine bench-coroutine-ir request-ir clean
 
 help: ## List the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | sort | awk -F'|' '{ printf "make %-16s %s\n", $$1, $$2 }'
+
+all: build generated ## Build all that is installed
 
 build: ## Build the daemon
 	$(CARGO) build --release --locked
@@ -91,28 +82,7 @@ request-ir: ## Instructions of a request, by callgrind: fails if they have grown
 
 include tests/guest/guest.mk
 include fuzz/fuzz.mk
-
-generated: build
-	$(CARGO) run --release --locked --quiet --example manual $(GENERATED)
-	for file in 50-vhost-user-9p.json vhost-user-9p@.service vhost-user-9p@.socket; do \
-	    sed 's|@BINARY@|$(bindir)/vhost-user-9p|' packaging/$$file.in >$(GENERATED)/$$file || exit 1; \
-	done
-
-install: generated ## Install below PREFIX (default /usr/local), in DESTDIR
-	install -D -m 755 $(BINARY) $(DESTDIR)$(bindir)/vhost-user-9p
-	install -D -m 644 $(GENERATED)/vhost-user-9p.1 $(DESTDIR)$(mandir)/vhost-user-9p.1
-	install -D -m 644 $(GENERATED)/50-vhost-user-9p.json $(DESTDIR)$(qemudir)/50-vhost-user-9p.json
-	install -D -m 644 $(GENERATED)/vhost-user-9p@.service $(DESTDIR)$(unitdir)/vhost-user-9p@.service
-	install -D -m 644 $(GENERATED)/vhost-user-9p@.socket $(DESTDIR)$(unitdir)/vhost-user-9p@.socket
-	install -D -m 644 $(GENERATED)/vhost-user-9p.bash $(DESTDIR)$(bashdir)/vhost-user-9p
-	install -D -m 644 $(GENERATED)/_vhost-user-9p $(DESTDIR)$(zshdir)/_vhost-user-9p
-	install -D -m 644 $(GENERATED)/vhost-user-9p.fish $(DESTDIR)$(fishdir)/vhost-user-9p.fish
-
-uninstall: ## Remove what install has installed
-	rm -f $(DESTDIR)$(bindir)/vhost-user-9p $(DESTDIR)$(mandir)/vhost-user-9p.1 \
-	    $(DESTDIR)$(qemudir)/50-vhost-user-9p.json $(DESTDIR)$(unitdir)/vhost-user-9p@.service \
-	    $(DESTDIR)$(unitdir)/vhost-user-9p@.socket $(DESTDIR)$(bashdir)/vhost-user-9p \
-	    $(DESTDIR)$(zshdir)/_vhost-user-9p $(DESTDIR)$(fishdir)/vhost-user-9p.fish
+include packaging/packaging.mk
 
 clean: ## Remove what was built, the prepared guest too
 	$(CARGO) clean

@@ -63,8 +63,12 @@ Tells management software of the daemon.
 .TP
 .I /etc/vhost\-user\-9p/NAME.conf
 SHARED_DIR and OPTIONS of the systemd unit
-.BR vhost\-user\-9p@NAME.service .
+.BR vhost\-user\-9p@NAME.service ,
+which
+.BR vhost\-user\-9p\-share (8)
+sets up.
 .SH "SEE ALSO"
+.BR vhost\-user\-9p\-share (8),
 .BR qemu (1),
 .BR mount (8),
 .BR systemd.socket (5)

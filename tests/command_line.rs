@@ -515,6 +515,26 @@ fn a_connected_socket_is_served_until_its_end() {
 }
 
 #[test]
+fn a_share_that_nobody_can_change_is_told_of() {
+    if !is_root() {
+        return;
+    }
+    // As in a systemd unit to which ReadWritePaths or BindPaths were not given.
+    let readonly = "exec unshare -m sh -c 'mount --bind \"$2\" \"$2\" && \
+        mount -o remount,bind,ro \"$2\" && exec \"$0\" \"$@\"' \"$0\" \"$@\"";
+    for (args, told) in [(&[][..], true), (&["--readonly"], false)] {
+        let launch = Launch::new(BINARY).prelude(readonly);
+        let mut guest = Guest::on(args.iter().fold(launch, |launch, arg| launch.arg(arg)));
+        let root = guest.root;
+        assert!(guest.client.write_file(root, "file", b"content").is_err());
+        let said = guest.daemon.stderr();
+        assert_eq!(said.contains("is mounted read-only"), told, "{said}");
+    }
+    let guest = Guest::new();
+    assert!(!guest.daemon.stderr().contains("read-only"));
+}
+
+#[test]
 fn log_level_off_is_silence() {
     let mut guest = Guest::on(Launch::new(BINARY).arg("--log-level").arg("off"));
     guest.client.read_dir(guest.root, "").unwrap();

@@ -16,6 +16,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::stat::{Mode, umask};
+use nix::sys::statvfs::{FsFlags, fstatvfs};
 use nix::unistd::{Pid, geteuid};
 use vhost_user::{Connection, DeviceConfig, Poller, Source, Status};
 
@@ -354,6 +355,15 @@ fn export(
     identity: Identity,
 ) -> Result<Export, Error> {
     let path = options.shared_dir.clone().unwrap_or_default();
+    let flags = fstatvfs(&share)
+        .map_err(host("to look at the share"))?
+        .flags();
+    if flags.contains(FsFlags::ST_RDONLY) && !options.readonly {
+        log::warn!(
+            "{} is mounted read-only here: the guest can change nothing (--readonly says so)",
+            path.display()
+        );
+    }
     let export = match Export::of(share, options.readonly, handles, identity) {
         Ok(export) => export,
         Err(error) => return Err(Error::Share { path, error }),

@@ -1,4 +1,4 @@
-//! Coroutines that somebody owns, with values that go in and out.
+//! The handle to a coroutine, and passing values.
 
 use std::cell::Cell;
 use std::marker::PhantomData;
@@ -10,16 +10,16 @@ use crate::stack::StackError;
 
 /// A coroutine and the right to enter it.
 ///
-/// `In` goes in at each entering, `Out` comes out at each yield and `Return` at the end. A
-/// coroutine that passes nothing is made by [`create`](Coroutine::create), one with values by
-/// [`with_values`](Coroutine::with_values).
+/// Each entry passes an `In` to the coroutine. Each yield returns an `Out`, and the end a `Return`.
+/// [`create`](Coroutine::create) makes a coroutine without values,
+/// [`with_values`](Coroutine::with_values) one with values.
 ///
-/// Dropped before its end, the coroutine is unwound: what lives on its stack is dropped. One that
-/// waits for a worker, which may use its stack, is unwound when the worker has done; one that waits
-/// for a lock, in a queue or for the time, at once.
+/// Dropping the handle before the coroutine's end unwinds it, which drops the values on its stack.
+/// If it waits for a worker, which may use its stack, that happens when the worker is done. If it
+/// waits for a lock, in a queue or for a deadline, it happens at once.
 ///
-/// A coroutine stays on the thread that has made it ([`SendCoroutine`] does not), and is entered by
-/// one at a time:
+/// A coroutine stays on the thread that has created it ([`SendCoroutine`] does not), and only one
+/// owner can enter it:
 ///
 /// ```compile_fail,E0277
 /// fn send<T: Send>(_: T) {}
@@ -38,7 +38,7 @@ use crate::stack::StackError;
 /// itself.enter();
 /// ```
 ///
-/// It may not borrow from the stack of who makes it, as it may outlive that:
+/// It must not borrow from its creator's stack, which it may outlive:
 ///
 /// ```compile_fail,E0597
 /// use coroutine::Coroutine;
@@ -53,24 +53,24 @@ pub struct Coroutine<In = (), Out = (), Return = ()> {
     values: PhantomData<Values<In, Out, Return>>,
 }
 
-/// In go values alone, and what is made of all this belongs to a thread.
+/// Contravariant in `In`, and neither `Send` nor `Sync`.
 type Values<In, Out, Return> = (fn(In), *mut Out, *mut Return);
 
-/// How a coroutine has come back.
+/// Why a coroutine has returned control.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step<Out, Return> {
     /// It has yielded a value and can be entered again.
     Yielded(Out),
     /// It has ended with a value.
     Finished(Return),
-    /// It waits for a worker, a lock, a queue or the time, and what it waits for enters it next.
-    /// What it does then is told by [`Coroutine::step`].
+    /// It waits for a worker, a lock, a queue or a deadline, and is resumed by that.
+    /// [`Coroutine::step`] returns what it has done since.
     Waiting,
 }
 
 /// The inner end of a coroutine with values.
 ///
-/// It is of use in its coroutine alone, and stays there:
+/// It cannot leave its coroutine:
 ///
 /// ```compile_fail,E0521
 /// use coroutine::Coroutine;
@@ -84,7 +84,7 @@ pub struct Yielder<In, Out> {
     output: Cell<Option<Out>>,
 }
 
-/// Values on their way. Aligned as the stack is, which makes its place simple to find.
+/// Values in transit. Aligned like the stack, which makes its address simple to compute.
 #[repr(align(16))]
 struct Mailbox<In, Out, Return> {
     yielder: Yielder<In, Out>,
@@ -116,7 +116,7 @@ impl<In, Out, Return> Mailbox<In, Out, Return> {
 type Plain = Mailbox<(), (), ()>;
 
 impl Coroutine {
-    /// Makes a coroutine that will run `f`.
+    /// Creates a coroutine that will run `f`.
     ///
     /// # Errors
     /// [`StackError`] if there is no stack for it.
@@ -126,7 +126,7 @@ impl Coroutine {
     }
 
     /// As [`create`](Coroutine::create), on a stack of `size` bytes, which is mapped for this
-    /// coroutine and unmapped after it.
+    /// coroutine and unmapped afterwards.
     ///
     /// # Errors
     /// [`StackError`] if there is no stack of that size.
@@ -137,17 +137,17 @@ impl Coroutine {
         lifecycle::create_with_stack::<_, Plain>(size, f, 0).map(Coroutine::of)
     }
 
-    /// Runs the coroutine until it yields, waits or ends, and returns whether it has not ended. A
-    /// panic in it goes on here.
+    /// Runs the coroutine until it yields, waits or ends. Returns false if it has ended. A panic in
+    /// it continues here.
     ///
     /// # Panics
-    /// If the coroutine has ended, or waits for something that will enter it.
+    /// If the coroutine has ended, or waits for something that will resume it.
     #[inline]
     pub fn enter(&mut self) -> bool {
         lifecycle::enter(self.core())
     }
 
-    /// As [`enter`](Coroutine::enter), copied into the caller; see [`yield_inline`].
+    /// As [`enter`](Coroutine::enter), inlined into the caller; see [`yield_inline`].
     ///
     /// [`yield_inline`]: crate::yield_inline
     ///
@@ -160,8 +160,8 @@ impl Coroutine {
 }
 
 impl<In, Out, Return> Coroutine<In, Out, Return> {
-    /// Makes a coroutine that will run `f` with the value that it is first entered with. `f` gets
-    /// the values after that, and gives values out, by [`Yielder::yield_value`].
+    /// Creates a coroutine that will run `f` with the value of its first entry. By
+    /// [`Yielder::yield_value`] `f` yields a value and gets that of the next entry.
     ///
     /// ```
     /// use coroutine::{Coroutine, Step};
@@ -190,10 +190,11 @@ impl<In, Out, Return> Coroutine<In, Out, Return> {
         Return: 'static,
     {
         let body = || {
-            // SAFETY: it is used in this coroutine alone.
+            // SAFETY: the reference does not leave this closure, which runs on the coroutine's
+            // stack.
             let core = unsafe { lifecycle::this() };
-            // SAFETY: `create` puts a mailbox of this type there, and it lies above this stack's
-            // frames until the core is released, which is after its end.
+            // SAFETY: `create` has written a mailbox of this type there, above this stack's frames.
+            // It stays until the core is given back, after the coroutine's end.
             let mailbox = unsafe { core.mailbox::<Mailbox<In, Out, Return>>().as_ref() };
             let _emptied = EmptiedIfDisowned { core, mailbox };
             let value = f(&mailbox.yielder, mailbox.yielder.value());
@@ -202,24 +203,24 @@ impl<In, Out, Return> Coroutine<In, Out, Return> {
         lifecycle::create::<_, Mailbox<In, Out, Return>>(body, 0).map(Self::of)
     }
 
-    /// Runs the coroutine, with a value for it, until it yields, waits or ends. A panic in it goes
-    /// on here.
+    /// Passes a value to the coroutine and runs it until it yields, waits or ends. A panic in it
+    /// continues here.
     ///
     /// # Panics
-    /// If the coroutine has ended, or waits for something that will enter it; if it yields by
+    /// If the coroutine has ended, or waits for something that will resume it, or yields by
     /// [`yield_now`](crate::yield_now), which passes no value.
     pub fn pass(&mut self, value: In) -> Step<Out, Return> {
-        // Before the value is put where only the coroutine takes it from.
+        // Before the value goes into the mailbox, from which only the coroutine takes it.
         lifecycle::check(self.core());
         self.mailbox().yielder.input.set(Some(value));
         lifecycle::enter(self.core());
         self.step()
     }
 
-    /// What a coroutine has done that was [`Waiting`](Step::Waiting) and has been continued since.
+    /// The step of a coroutine that was [`Waiting`](Step::Waiting) and has been resumed since.
     ///
     /// # Panics
-    /// If that has been told already, or it has yielded without a value.
+    /// If that step was returned already, or if the coroutine has yielded without a value.
     pub fn step(&mut self) -> Step<Out, Return> {
         if let Some(value) = self.mailbox().yielder.output.take() {
             return Step::Yielded(value);
@@ -234,17 +235,18 @@ impl<In, Out, Return> Coroutine<In, Out, Return> {
         Step::Waiting
     }
 
-    /// Whether the coroutine has come to its end.
+    /// Whether the coroutine has ended.
     pub fn is_finished(&self) -> bool {
         self.core().is_finished()
     }
 
-    /// Whether the coroutine waits for something that will enter it: then its owner must not.
+    /// Whether the coroutine waits for something that will resume it. Its owner must not enter it
+    /// then.
     pub fn is_waiting(&self) -> bool {
         self.core().is_waiting()
     }
 
-    /// The coroutine's name for [`current`](crate::current) and [`entered`](crate::entered).
+    /// The coroutine's identifier, for [`current`](crate::current) and [`entered`](crate::entered).
     pub fn id(&self) -> Id {
         self.core().id()
     }
@@ -259,12 +261,13 @@ impl<In, Out, Return> Coroutine<In, Out, Return> {
 
     #[inline(always)]
     fn core(&self) -> &Core {
-        // SAFETY: the core comes from `create`, and is given back only when the handle is dropped.
+        // SAFETY: the core comes from `create`, and stays until the handle is dropped.
         unsafe { self.core.as_ref() }
     }
 
     fn mailbox(&self) -> &Mailbox<In, Out, Return> {
-        // SAFETY: `create` has put a mailbox of this type there, and it lives as long as the core.
+        // SAFETY: `create` has written a mailbox of this type there, which lives as long as the
+        // core.
         unsafe { self.core().mailbox().as_ref() }
     }
 }
@@ -275,12 +278,12 @@ impl<In, Out, Return> Drop for Coroutine<In, Out, Return> {
         if std::mem::needs_drop::<Mailbox<In, Out, Return>>() {
             self.mailbox().empty();
         }
-        // SAFETY: the handle, which alone uses the core, goes away.
+        // SAFETY: the owner's only reference to the core is dropped.
         unsafe { self.core().disown() };
     }
 }
 
-/// Each value that the coroutine yields; what it ends with is dropped.
+/// The values that the coroutine yields. Its return value is dropped.
 ///
 /// # Panics
 /// As [`Coroutine::pass`], and if the coroutine waits.
@@ -294,17 +297,19 @@ impl<Out, Return> Iterator for Coroutine<(), Out, Return> {
         match self.pass(()) {
             Step::Yielded(value) => Some(value),
             Step::Finished(_) => None,
-            Step::Waiting => panic!("a coroutine that is iterated over waits for something else"),
+            Step::Waiting => {
+                panic!("a coroutine that is used as an iterator waits for something else")
+            }
         }
     }
 }
 
 impl<In, Out> Yielder<In, Out> {
-    /// Suspends the coroutine with a value for who has entered it, and returns the value that it
-    /// is entered with next.
+    /// Suspends the coroutine, passes a value to the code that entered it, and returns the value of
+    /// the next entry.
     ///
     /// # Panics
-    /// As [`yield_now`](crate::yield_now); if it is entered without a value.
+    /// As [`yield_now`](crate::yield_now), and if the coroutine is entered without a value.
     pub fn yield_value(&self, value: Out) -> In {
         self.output.set(Some(value));
         lifecycle::yield_now();
@@ -319,7 +324,7 @@ impl<In, Out> Yielder<In, Out> {
     }
 }
 
-/// Drops what is left in the mailbox at the end of a coroutine that has no owner any more.
+/// Empties the mailbox at the end of a coroutine that has lost its owner.
 struct EmptiedIfDisowned<'a, In, Out, Return> {
     core: &'a Core,
     mailbox: &'a Mailbox<In, Out, Return>,
@@ -333,31 +338,31 @@ impl<In, Out, Return> Drop for EmptiedIfDisowned<'_, In, Out, Return> {
     }
 }
 
-/// A coroutine that may be entered by one thread after the other.
+/// A coroutine that different threads may enter, one after the other.
 ///
-/// It may go to another thread at each yield, so what it does has to be safe there. It cannot wait
-/// for workers, locks and queues, which belong to one thread.
+/// It may migrate to another thread at each yield. It cannot wait for workers, locks and queues,
+/// which belong to one thread.
 ///
-/// A thread-local variable is the one of the thread that the coroutine runs on just now. Code
-/// compiled into one function with a yield may take the address of a thread-local variable before
-/// the yield and use it behind: read thread-locals in functions that are not inlined.
+/// A thread-local variable is that of the thread that the coroutine currently runs on. The compiler
+/// may compute the address of a thread-local variable before a yield and use it after the yield in
+/// the same function: access thread-local variables in functions that are not inlined.
 #[must_use = "a coroutine that is dropped is unwound"]
 pub struct SendCoroutine<In = (), Out = (), Return = ()>(Coroutine<In, Out, Return>);
 
-// SAFETY: who makes one has promised that all that is on its stack may go to another thread when
-// it is suspended, and the values are Send. Only the owner enters it: it does not wait.
+// SAFETY: the creator has promised that everything on its stack may move to another thread while it
+// is suspended, and the passed values are Send. Only its owner enters it, as it never waits.
 unsafe impl<In: Send, Out: Send, Return: Send> Send for SendCoroutine<In, Out, Return> {}
 
 impl SendCoroutine {
-    /// Makes a coroutine that will run `f`.
+    /// Creates a coroutine that will run `f`.
     ///
     /// # Errors
     /// [`StackError`] if there is no stack for it.
     ///
     /// # Safety
-    /// Whenever the coroutine yields, nothing may live on its stack that is not [`Send`], and no
-    /// address of a thread-local variable be used over the yield. That `f` is Send is not
-    /// sufficient, as it says nothing of what `f` makes, and the compiler cannot see it.
+    /// Whenever the coroutine yields, all values on its stack must be [`Send`], and no address of a
+    /// thread-local variable may be used across the yield. It is not sufficient that `f` is Send:
+    /// the compiler does not check the values that `f` creates.
     pub unsafe fn create(f: impl FnOnce() + Send + 'static) -> Result<Self, StackError> {
         Coroutine::create(f).map(SendCoroutine::of)
     }
@@ -399,12 +404,12 @@ impl<In, Out, Return> SendCoroutine<In, Out, Return> {
         self.0.pass(value)
     }
 
-    /// Whether the coroutine has come to its end.
+    /// Whether the coroutine has ended.
     pub fn is_finished(&self) -> bool {
         self.0.is_finished()
     }
 
-    /// The coroutine's name for [`current`](crate::current) and [`entered`](crate::entered).
+    /// The coroutine's identifier, for [`current`](crate::current) and [`entered`](crate::entered).
     pub fn id(&self) -> Id {
         self.0.id()
     }
@@ -415,17 +420,16 @@ impl<In, Out, Return> SendCoroutine<In, Out, Return> {
     }
 }
 
-/// Makes a coroutine and enters it at once; returns when it first yields, waits or ends. It has no
-/// owner: what it waits for continues it.
-///
-/// One that yields otherwise is never continued, and keeps its stack.
+/// Creates a coroutine and enters it at once. Returns when it first yields, waits or ends. It has
+/// no owner: whatever it waits for resumes it. If it yields by [`yield_now`](crate::yield_now) it
+/// is never resumed, and its stack is leaked.
 ///
 /// # Errors
-/// [`SpawnError`] if there is no stack for it; `f` is in there.
+/// [`SpawnError`] if there is no stack for it, with `f`.
 ///
 /// # Panics
-/// With what the coroutine panics with, if it does before it first waits; later panics reach who
-/// continues it.
+/// If the coroutine panics before it first waits, with its payload. Later panics continue in the
+/// code that resumes it.
 #[inline]
 pub fn spawn<F: FnOnce() + 'static>(f: F) -> Result<(), SpawnError<F>> {
     lifecycle::spawn(f)

@@ -2,9 +2,9 @@
 //!
 //! # What a coroutine is
 //!
-//! A function with a stack of its own. It can stop in the middle, at any depth of its calls
-//! ([`yield_now`]), and go on there when it is entered again ([`Coroutine::enter`]). So a program
-//! can do many things at a time on one thread, each written as if it were alone:
+//! A function with its own stack. It can suspend itself at any call depth ([`yield_now`]), and
+//! continues there when it is entered again ([`Coroutine::enter`]). A program can run many of them
+//! on one thread, each written as plain sequential code:
 //!
 //! ```
 //! use coroutine::{Coroutine, yield_now};
@@ -20,15 +20,15 @@
 //! # Ok::<(), coroutine::StackError>(())
 //! ```
 //!
-//! Values can go in and out ([`Coroutine::with_values`]), which makes an iterator of a function
-//! that yields. The example `generator` walks a tree so.
+//! Values can be passed in and out ([`Coroutine::with_values`]), which turns a function that yields
+//! into an iterator. The example `generator` walks a tree this way.
 //!
 //! # In an event loop
 //!
-//! An event loop must not block, and callbacks tear sequential code into pieces. In a coroutine it
-//! stays whole: where the kernel would make it wait, it hands the call to a worker
-//! ([`Workers::offload`]) and the loop goes on with other coroutines. The call may borrow from the
-//! coroutine's stack, and costs no allocation.
+//! An event loop must not block, and callbacks split sequential code into pieces. A coroutine keeps
+//! it in one piece: where a system call would block, the coroutine gives it to a worker thread
+//! ([`Workers::offload`]), and the loop runs other coroutines meanwhile. The call may borrow from
+//! the coroutine's stack and allocates nothing.
 //!
 //! ```
 //! use coroutine::{Workers, run_ready, spawn};
@@ -47,67 +47,70 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! The example `offload` has a whole loop around epoll(7). One turn of a loop is:
-//! [`Workers::run_completed`], [`run_timers`], [`run_ready`]; then, if [`Workers::prepare_sleep`]
-//! allows it, it sleeps until its descriptors are ready, the workers' among them, or until
-//! [`next_deadline`]; then [`Workers::awake`].
+//! The example `offload` has a complete loop around epoll(7). One iteration of a loop calls
+//! [`Workers::run_completed`], [`run_timers`] and [`run_ready`]. Then, if
+//! [`Workers::prepare_sleep`] returns true, it blocks until one of its descriptors is ready, the
+//! workers' among them, or until [`next_deadline`]. Then it calls [`Workers::awake`].
 //!
-//! Coroutines of a thread meet at [`Mutex`], [`RwLock`], [`Semaphore`], [`WaitQueue`] and
-//! [`Sleep`]. Who waits there yields; nothing spins; who waits first is served first.
+//! Coroutines of one thread synchronise by [`Mutex`], [`RwLock`], [`Semaphore`], [`WaitQueue`] and
+//! [`Sleep`]. A coroutine that waits there yields and does not spin. Waiters are served in FIFO order.
 //!
 //! # When not to use them
 //!
-//! - For computations that are to run in parallel: coroutines of a thread share its processor.
-//! - Where a program consists of `async` functions already: those are coroutines without stacks,
-//!   smaller, and known to the compiler, but each function on the way to a yield has to be `async`.
-//! - Below code that measures its stack, or keeps addresses of thread-local variables over calls.
+//! - For parallel computation: the coroutines of a thread share one processor.
+//! - In a program of `async` functions: those are stackless coroutines, which are smaller and
+//!   checked by the compiler, but every function between the loop and a yield must be `async`.
+//! - Under code that inspects its stack bounds, or keeps addresses of thread-local variables across
+//!   calls.
 //!
 //! # How large a stack
 //!
-//! A coroutine has [`DEFAULT_STACK_SIZE`] bytes, of which only the pages that were touched take
-//! memory: 4 KiB for one that does little. It does not grow. Using it up ends the process with a
-//! message, as below each stack lies a guard that nothing can write to. [`set_stack_size`] sets
-//! another size for all, [`Coroutine::create_with_stack`] for one. What uses much: large arrays on
-//! the stack, deep recursion, unoptimised builds (about three times as much), and C code. Formatting
-//! and logging take about 2 KiB, a panic with a backtrace about 20 KiB.
+//! A coroutine has a stack of [`DEFAULT_STACK_SIZE`] bytes. Only touched pages use memory: 4 KiB
+//! for a coroutine that does little. The stack does not grow. Below each stack is a guard; a stack
+//! overflow hits it and ends the process with a message. [`set_stack_size`] sets the size for all
+//! coroutines, [`Coroutine::create_with_stack`] for one. Large arrays on the stack, deep recursion,
+//! unoptimised builds (about three times as much) and C code need much. Formatting and logging take
+//! about 2 KiB, a panic with a backtrace about 20 KiB.
 //!
 //! # Threads
 //!
-//! A coroutine stays on its thread, and needs not be [`Send`]. [`SendCoroutine`] may be entered by
-//! another thread at each yield, and making one is `unsafe`: the compiler cannot see what is on its
-//! stack.
+//! A coroutine stays on its thread and need not be [`Send`]. A [`SendCoroutine`] may be entered by
+//! a different thread after each yield. Creating one is `unsafe`, as the compiler cannot check what
+//! is on its stack.
 //!
 //! # Panics
 //!
-//! A panic in a coroutine goes on at who has entered it. A coroutine that is dropped before its end
-//! is unwound, so that what lives on its stack is dropped. With `panic = "abort"` a coroutine must
+//! A panic in a coroutine continues in the code that entered it. A coroutine that is dropped before
+//! its end is unwound, which drops the values on its stack. With `panic = "abort"` a coroutine must
 //! not be dropped before its end.
 //!
 //! # Features
 //!
-//! - `trace`: a function of the program's choice is told of each step (`trace::subscribe`).
-//! - `valgrind`, `asan`, `tsan`: valgrind is told of the stacks, or AddressSanitizer or
-//!   ThreadSanitizer of the switches.
-//! - `ucontext`: swapcontext(3) instead of own assembly (x86_64, aarch64), for other machines.
-//! - `threads`: each coroutine is a thread, for tools that do not know of stacks.
+//! - `trace`: calls a function of the program at each step of a coroutine (`trace::subscribe`).
+//! - `valgrind`, `asan`, `tsan`: registers the stacks with valgrind, or announces each switch to
+//!   AddressSanitizer or ThreadSanitizer.
+//! - `ucontext`: switches by swapcontext(3). The default where there is no assembly: the assembly
+//!   covers x86_64, aarch64 and riscv64.
+//! - `threads`: runs each coroutine on its own thread, for tools that do not support stack
+//!   switching.
 //!
 //! # Inside
 //!
-//! From the bottom to the top; no module uses one below it in this list:
+//! The modules from the bottom to the top. A module uses only modules above it in this list:
 //!
-//! - `stack`: memory for stacks, and guards.
-//! - `arch`: the switch between two stacks, one file for each back-end.
-//! - `list`: queues.
+//! - `stack`: memory for stacks, and their guards.
+//! - `arch`: the switch between two stacks, one file per back-end.
+//! - `list`: intrusive queues.
 //! - `core`: the record of a coroutine.
-//! - `timer`: the table of those that wait for the time.
-//! - `thread`: what is known of a thread.
+//! - `timer`: the table of deadlines.
+//! - `thread`: the state of a thread.
 //! - `pool`: free coroutines and stacks.
 //! - `trace`: trace points.
-//! - `lifecycle`: making, entering, leaving, the end.
-//! - `coroutine`: the handle that a program has, and values.
-//! - `scheduler`: which coroutines the loop continues.
-//! - `lock`: waiting for another coroutine, and for the time.
-//! - `workers`: the pool of threads.
+//! - `lifecycle`: create, enter, suspend, resume and end a coroutine.
+//! - `coroutine`: the handle to a coroutine, and passing values.
+//! - `scheduler`: the coroutines that the loop resumes.
+//! - `lock`: waiting for another coroutine or for a deadline.
+//! - `workers`: the thread pool.
 
 mod arch;
 mod core;

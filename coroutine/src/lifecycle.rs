@@ -1,10 +1,10 @@
-//! How a coroutine is made, entered, left and ended.
+//! Create, enter, suspend, resume and end a coroutine.
 //!
-//! All bookkeeping is done before a switch, on the side that is being left. So [`enter`] and
-//! [`yield_now`] end in a tail call of the switch, and the way from `enter` to what the coroutine
-//! does next is a single predicted jump. What can be done only when a stack has been left (handing
-//! a job to a worker, raising a panic at who entered) is a hook of the switch, and costs nothing
-//! where there is none.
+//! All bookkeeping happens before a switch, on the side that is being left. So [`enter`] and
+//! [`yield_now`] end in a tail call of the switch, and the path from `enter` to the coroutine's code
+//! is a single predicted jump. Work that must wait until a stack has been left (submitting a job,
+//! raising a panic in the code that entered) is a hook of the switch, and costs nothing without
+//! one.
 
 use std::any::Any;
 use std::fmt;
@@ -19,14 +19,13 @@ use crate::stack::StackError;
 use crate::thread::{self, Thread};
 use crate::trace;
 
-/// There is no stack to [`spawn`](crate::spawn) a coroutine on. Gives the closure back, with all
-/// that it owns.
+/// The error of [`spawn`](crate::spawn) when there is no stack. Returns the closure.
 #[derive(thiserror::Error)]
 #[error("{error}")]
 pub struct SpawnError<F> {
-    /// What the coroutine would have run.
+    /// The closure that the coroutine would have run.
     pub closure: F,
-    /// Why there is no stack.
+    /// The reason.
     pub error: StackError,
 }
 
@@ -45,14 +44,14 @@ impl<F> From<SpawnError<F>> for StackError {
     }
 }
 
-/// What a cancelled coroutine unwinds with.
+/// The panic payload that unwinds a cancelled coroutine.
 struct Cancelled;
 
-/// Bytes that a closure may have: the stack is for frames.
+/// Maximum size of a closure in bytes: the stack is for frames.
 const MAX_CLOSURE: usize = 8 * 1024;
-/// What one panics with that ends with a lock.
+/// The panic of a coroutine that ends while it holds a lock.
 const LOCK_HELD: &str = "a coroutine has ended while it held a coroutine lock";
-/// How often a coroutine that is dropped may catch its unwinding and yield again.
+/// How often a dropped coroutine may catch its unwinding and yield again.
 const MAX_REFUSALS: usize = 100;
 
 /// Whether the caller runs in a coroutine.
@@ -71,8 +70,8 @@ pub fn current() -> Option<Id> {
 /// it, or in a coroutine that it has entered, directly or through others.
 pub fn entered(id: Id) -> bool {
     let mut core = thread::running();
-    // SAFETY: the caller runs in that coroutine, and each has been entered by the next, which
-    // cannot end before it is gone back to.
+    // SAFETY: the caller runs in the first coroutine. Each was entered by the next, which cannot
+    // end before it runs again.
     while let Some(running) = unsafe { core.as_ref() } {
         if running.id() == id {
             return true;
@@ -82,24 +81,24 @@ pub fn entered(id: Id) -> bool {
     false
 }
 
-/// Suspends the running coroutine and goes on where it was entered.
+/// Suspends the running coroutine and continues where it was entered.
 ///
 /// # Panics
-/// Outside of a coroutine, and while the thread is panicking, as the standard library counts
-/// panics by thread; not so in a coroutine that is dropped, or continued by its lock or worker,
-/// while somebody else panics.
+/// Outside of a coroutine. Also while the thread is panicking, as the standard library counts
+/// panics per thread, except in a coroutine that is dropped, or resumed by its lock or worker,
+/// during another panic.
 #[inline(never)]
 pub fn yield_now() {
-    // SAFETY: the coroutine that is left runs, so its link has the state of who entered it, which
-    // cannot have gone on meanwhile.
+    // SAFETY: the coroutine runs, so its link holds the state of the code that entered it, which is
+    // suspended since.
     unsafe {
         let core = leaving(state::SUSPENDED);
         arch::switch(core.link(), true);
     }
 }
 
-/// As [`yield_now`], copied into the caller. Together with [`Coroutine::enter_inline`] this makes
-/// a loop that does little else about twice as fast, and the program larger.
+/// As [`yield_now`], inlined into the caller. With [`Coroutine::enter_inline`] it makes a loop that
+/// does little else about twice as fast, and the program larger.
 ///
 /// [`Coroutine::enter_inline`]: crate::Coroutine::enter_inline
 ///
@@ -107,8 +106,8 @@ pub fn yield_now() {
 /// As [`yield_now`].
 #[inline(always)]
 pub fn yield_inline() {
-    // SAFETY: the coroutine that is left runs, so its link has the state of who entered it, which
-    // cannot have gone on meanwhile. Who cancels sees `INLINE` and does not unwind into this.
+    // SAFETY: the coroutine runs, so its link holds the state of the code that entered it, which is
+    // suspended since. `cancel` sees `INLINE` and does not unwind into this function.
     let cancelled = unsafe {
         let core = leaving(state::INLINE);
         arch::switch_inline(core.link(), true)
@@ -118,25 +117,26 @@ pub fn yield_inline() {
     }
 }
 
-/// Does the bookkeeping for leaving the running coroutine, which is returned.
+/// The bookkeeping for leaving the running coroutine, which is returned.
 ///
 /// # Safety
-/// The switch by the coroutine's link must come next. The coroutine must not be used after its end.
+/// The caller must next switch by the coroutine's link. The reference must not be used after the
+/// coroutine's end.
 #[inline(always)]
 unsafe fn leaving<'a>(state: u8) -> &'a Core {
-    // First, as this may be a call, over which nothing has to be kept.
+    // First, as it may be a call, and no value is live across it here.
     if panicking() {
         check_panic();
     }
     // SAFETY: this function does not switch.
     let thread = unsafe { Thread::this() };
-    // SAFETY: the coroutine that runs is alive, as this runs on its stack.
+    // SAFETY: the running coroutine is alive, as this code runs on its stack.
     let Some(core) = (unsafe { thread.running().as_ref() }) else {
         nothing_to_suspend()
     };
     trace::event(trace::Kind::Yield, core);
     core.state.set(state);
-    // SAFETY: the caller switches next, to who has entered the coroutine.
+    // SAFETY: the caller next switches to the code that entered the coroutine.
     unsafe { thread.set_running(core.caller.get()) };
     core
 }
@@ -144,9 +144,9 @@ unsafe fn leaving<'a>(state: u8) -> &'a Core {
 /// Suspends the running coroutine in `queue` until [`resume`] is called for it.
 pub(crate) fn wait_in(queue: &List) {
     refuse_migration();
-    // SAFETY: the coroutine that is left runs, so its link has the state of who entered it, which
-    // cannot have gone on meanwhile. One that runs is in no queue. The queue is borrowed until the
-    // coroutine goes on, for which it is taken out.
+    // SAFETY: the coroutine runs, so its link holds the state of the code that entered it, which is
+    // suspended since. A running coroutine is in no queue. The queue is borrowed until the
+    // coroutine is resumed, and the coroutine is removed before.
     unsafe {
         let core = leaving(state::WAITING);
         move_to(queue, core);
@@ -157,32 +157,30 @@ pub(crate) fn wait_in(queue: &List) {
 /// Puts a coroutine into a queue.
 ///
 /// # Safety
-/// The coroutine must wait, or be about to, and be in no queue; the queue must be there until it is
-/// taken out.
+/// The coroutine must wait, or be about to, and be in no queue. The queue must stay alive until the
+/// coroutine is removed from it.
 #[inline]
 pub(crate) unsafe fn move_to(queue: &List, core: &Core) {
-    // SAFETY: the caller says that the coroutine is in no queue. As it waits, it is alive until it
-    // is continued, which takes somebody who has taken it out.
+    // SAFETY: the caller promises that the coroutine is in no queue. As it waits, it stays alive
+    // until it is resumed, and it is removed before.
     unsafe { queue.push_back(core) };
     core.queue.set(queue);
 }
 
-/// Suspends the running coroutine until [`resume`] is called for it. `hand_over` is called when its
-/// stack has been left, and sees to that: called before, it might let somebody resume a coroutine
-/// that still runs.
+/// Suspends the running coroutine until [`resume`] is called for it. Calls `hand_over` after the
+/// switch away from its stack: before, another thread could resume a coroutine that still runs.
 #[cfg(target_os = "linux")]
 pub(crate) fn wait_for<F: FnOnce()>(hand_over: F) {
     unsafe extern "C-unwind" fn left<F: FnOnce()>(link: *const Link) {
-        // SAFETY: the hook is called with the link that was switched, the beginning of the core.
-        // The parcel is the closure, which lies on the stack that has been left, so that nothing
-        // changes it, and which nothing else reads or drops.
+        // SAFETY: the hook gets the link that was switched, at the start of the core. The parcel is
+        // the closure on the suspended stack. Nothing else reads or drops it.
         let hand_over = unsafe { (*link.cast::<Core>()).parcel.get().cast::<F>().read() };
         hand_over();
     }
     refuse_migration();
     let hand_over = std::mem::ManuallyDrop::new(hand_over);
-    // SAFETY: the coroutine that is left runs, so its link has the state of who entered it, which
-    // has begun, and cannot have gone on meanwhile.
+    // SAFETY: the coroutine runs, so its link holds the state of the code that entered it, which
+    // has started and is suspended since.
     unsafe {
         let core = leaving(state::WAITING);
         core.parcel.set((&raw const hand_over).cast());
@@ -193,52 +191,52 @@ pub(crate) fn wait_for<F: FnOnce()>(hand_over: F) {
 /// The running coroutine.
 ///
 /// # Safety
-/// It must be used in this coroutine alone, or by somebody who knows that it has not ended.
+/// The reference must not be used after the coroutine's end.
 ///
 /// # Panics
 /// Outside of a coroutine.
 pub(crate) unsafe fn this<'a>() -> &'a Core {
-    // SAFETY: the coroutine that runs is alive, as this runs on its stack.
+    // SAFETY: the running coroutine is alive, as this code runs on its stack.
     unsafe { thread::running().as_ref() }.unwrap_or_else(|| nothing_to_suspend())
 }
 
-/// Continues a coroutine that waits.
+/// Resumes a coroutine that waits.
 ///
 /// # Safety
-/// The coroutine must be one of this thread and be in no queue any more, and what it has handed
-/// over must not use its stack any more.
+/// The coroutine must belong to this thread and be in no queue. A job that it has handed over must
+/// no longer use its stack.
 pub(crate) unsafe fn resume(core: &Core) {
     assert!(
         core.state.get() & state::WAITING != 0,
-        "a coroutine was continued that does not wait"
+        "a coroutine was resumed that does not wait"
     );
     core.queue.set(ptr::null());
     core.state.set(state::SUSPENDED);
     if core.flags.get() & flags::CANCELLED != 0 {
-        // SAFETY: it was disowned before, when it was cancelled, and waits for nothing any more.
+        // SAFETY: its handle was dropped when it was cancelled, and it no longer waits.
         return unsafe { cancel(core) };
     }
-    // SAFETY: the coroutine is suspended, so the link has its state.
+    // SAFETY: the coroutine is suspended, so its link holds its state.
     unsafe {
         core.entering(in_panic());
         arch::switch(core.link(), false);
     }
 }
 
-/// A bit for the state of a coroutine that is entered now.
+/// The `IN_PANIC` bit for a coroutine that is entered now.
 fn in_panic() -> u8 {
     if panicking() { state::IN_PANIC } else { 0 }
 }
 
-/// Enters a coroutine; returns when it yields, waits or ends, and whether it has not ended. A
-/// panic in it goes on here.
+/// Enters a coroutine. Returns when it yields, waits or ends: false if it has ended. A panic in it
+/// continues here.
 ///
 /// # Panics
 /// If the coroutine runs, waits or has ended.
 #[inline(never)]
 pub(crate) fn enter(core: &Core) -> bool {
     check(core);
-    // SAFETY: the coroutine is suspended, as was checked, so the link has its state.
+    // SAFETY: `check` has made sure that the coroutine is suspended, so its link holds its state.
     unsafe {
         core.entering(0);
         arch::switch(core.link(), false)
@@ -253,18 +251,18 @@ pub(crate) fn check(core: &Core) {
     }
 }
 
-/// As [`enter`], copied into the caller.
+/// As [`enter`], inlined into the caller.
 #[inline(always)]
 pub(crate) fn enter_inline(core: &Core) -> bool {
     check(core);
-    // SAFETY: the coroutine is suspended, as was checked, so the link has its state. A panic in it is
-    // not raised here while that bit is set.
+    // SAFETY: `check` has made sure that the coroutine is suspended, so its link holds its state.
+    // While `ENTERED_INLINE` is set, the switch does not unwind into this function.
     let alive = unsafe {
         core.entering(state::ENTERED_INLINE);
         arch::switch_inline(core.link(), false)
     };
     if !alive && core.has_panicked() {
-        // SAFETY: it has ended just now.
+        // SAFETY: the coroutine has just ended.
         unsafe { core.raise() };
     }
     alive
@@ -273,14 +271,14 @@ pub(crate) fn enter_inline(core: &Core) -> bool {
 /// Unwinds a coroutine.
 ///
 /// # Safety
-/// The coroutine must not run, nor wait, nor have ended; its handle must be gone.
+/// The coroutine must be suspended, not wait, and have no handle any more.
 pub(crate) unsafe fn cancel(core: &Core) {
     core.flags
         .set(core.flags.get() | flags::CANCELLED | flags::DETACHED);
     for _ in 0..MAX_REFUSALS {
         let before = core.state.get();
-        // SAFETY: the coroutine is suspended, so the link has its state; the hook is not used if
-        // it has not begun, or cannot be unwound from outside.
+        // SAFETY: the coroutine is suspended, so its link holds its state. The hook is not used for
+        // one that has not started or must not be unwound into.
         let alive = unsafe {
             core.entering(in_panic());
             if before & (state::FRESH | state::INLINE) == 0 {
@@ -289,12 +287,12 @@ pub(crate) unsafe fn cancel(core: &Core) {
                 arch::switch(core.link(), true)
             }
         };
-        // What waits is continued, and cancelled again, when its waiting is over.
+        // One that waits is cancelled again when its wait is over.
         if !alive || core.state.get() & state::WAITING != 0 {
             return;
         }
     }
-    panic!("a coroutine that was dropped catches its unwinding and goes on to yield");
+    panic!("a coroutine that was dropped catches its unwinding and yields again");
 }
 
 unsafe extern "C-unwind" fn unwind(_: *const Link) {
@@ -306,7 +304,7 @@ fn unwind_cancelled() -> ! {
     resume_unwind(Box::new(Cancelled))
 }
 
-/// Makes a coroutine with an empty mailbox `M`, which will call `f`.
+/// Creates a coroutine with an empty mailbox `M`, which will call `f`.
 #[inline]
 pub(crate) fn create<F, M>(f: F, flags: u8) -> Result<NonNull<Core>, StackError>
 where
@@ -319,7 +317,7 @@ where
     Ok(NonNull::from(core))
 }
 
-/// Makes a coroutine without an owner, and enters it.
+/// Creates a coroutine without an owner, and enters it.
 #[inline]
 pub(crate) fn spawn<F: FnOnce() + 'static>(f: F) -> Result<(), SpawnError<F>> {
     match take() {
@@ -332,17 +330,17 @@ pub(crate) fn spawn<F: FnOnce() + 'static>(f: F) -> Result<(), SpawnError<F>> {
     }
 }
 
-/// A core that is unused.
+/// An unused core.
 #[inline(always)]
 fn take<'a>() -> Result<&'a Core, StackError> {
-    // SAFETY: it is used for this alone, without a switch.
+    // SAFETY: the reference is used for this expression only, without a switch.
     match unsafe { Thread::this() }.pop_free() {
         Some(core) => Ok(core),
         None => pool::take(),
     }
 }
 
-/// As [`create`], with a stack of its own of `size` bytes.
+/// As [`create`], on a stack of `size` bytes that is mapped for this coroutine.
 pub(crate) fn create_with_stack<F, M>(
     size: usize,
     f: F,
@@ -361,18 +359,18 @@ where
 /// The first function on a coroutine's stack.
 ///
 /// # Safety
-/// The link must be that of a coroutine that has a closure `F` below a mailbox `M`, and that runs
-/// from now on, on its own stack.
+/// The link must belong to a core with a closure `F` below a mailbox `M`, and the coroutine must
+/// now run on its own stack.
 unsafe extern "C-unwind" fn run<F, M>(link: *const Link, cancelled: bool) -> !
 where
     F: FnOnce() + 'static,
 {
-    // SAFETY: the link is the beginning of a core, which lives until its stack has been left for
-    // good.
+    // SAFETY: the link is the start of a core, which lives until its stack has been left for the
+    // last time.
     let core = unsafe { &*link.cast::<Core>() };
-    // Never let an unwind pass the switch.
+    // An unwind must not cross the switch.
     let result = catch_unwind(AssertUnwindSafe(move || {
-        // SAFETY: `begin` has put the closure there for this one call.
+        // SAFETY: `begin` has written the closure there, for this function to read once.
         let f = unsafe { core.closure::<F, M>().read() };
         if cancelled {
             drop(f);
@@ -380,23 +378,23 @@ where
             f();
         }
     }));
-    // SAFETY: the coroutine runs, and this function owns nothing that is to be dropped.
+    // SAFETY: the coroutine runs, and this function has nothing left to drop.
     unsafe { finish(core, result) }
 }
 
 /// Ends the running coroutine.
 ///
 /// # Safety
-/// `core` must be the running coroutine, and nothing on its stack be needed any more.
+/// `core` must be the running coroutine, with nothing on its stack left to drop.
 #[inline(always)]
 unsafe fn finish(core: &Core, result: Result<(), Box<dyn Any + Send>>) -> ! {
-    if result.is_err() || core.oddities.get() != 0 {
-        // SAFETY: the caller says that the coroutine runs and that its stack is not needed any more.
+    if result.is_err() || core.unpoolable.get() != 0 {
+        // SAFETY: the caller promises that the coroutine runs, with nothing left to drop.
         unsafe { finish_badly(core, result) };
     }
-    // SAFETY: the coroutine runs, so its link has the state of who entered it, which cannot have
-    // gone on meanwhile; nobody enters a coroutine that has ended. The stack may be in the pool
-    // while this still runs on it: nothing can take it from there before this thread has left it.
+    // SAFETY: the coroutine runs, so its link holds the state of the code that entered it, which is
+    // suspended since. An ended coroutine is never entered. The stack goes into the pool while this
+    // code still runs on it, but this thread switches away before anything can take it from there.
     unsafe {
         let thread = core.finished();
         if core.is_detached() {
@@ -406,16 +404,16 @@ unsafe fn finish(core: &Core, result: Result<(), Box<dyn Any + Send>>) -> ! {
     }
 }
 
-/// The end of a coroutine with more to do when its stack has been left.
+/// Ends a coroutine that needs work after the last switch away from its stack.
 ///
 /// # Safety
-/// As for [`finish`].
+/// `core` must be the running coroutine, with nothing on its stack left to drop.
 #[cold]
 #[inline(never)]
 unsafe fn finish_badly(core: &Core, result: Result<(), Box<dyn Any + Send>>) -> ! {
     unsafe extern "C-unwind" fn settle(link: *const Link) {
-        // SAFETY: the hook is called with the link that was switched, the beginning of the core. The
-        // coroutine has ended, and its stack has been left.
+        // SAFETY: the hook gets the link that was switched, at the start of the core. The coroutine
+        // has ended, and its stack has been left.
         unsafe { (*link.cast::<Core>()).raise() };
     }
     core.panic.set(match result {
@@ -424,15 +422,15 @@ unsafe fn finish_badly(core: &Core, result: Result<(), Box<dyn Any + Send>>) -> 
         _ => None,
     });
     let inline = core.state.get() & state::ENTERED_INLINE != 0;
-    // SAFETY: the coroutine runs, so its link has the state of who entered it, which has begun, and
-    // cannot have gone on meanwhile; nobody enters a coroutine that has ended.
+    // SAFETY: the coroutine runs, so its link holds the state of the code that entered it, which
+    // has started and is suspended since. An ended coroutine is never entered.
     unsafe {
         core.finished();
-        if core.oddities.get() != 0 {
-            core.state.set(state::FINISHED | state::ODD);
+        if core.unpoolable.get() != 0 {
+            core.state.set(state::FINISHED | state::UNPOOLABLE);
         }
         if inline {
-            // Calls `raise` itself.
+            // `enter_inline` calls `raise`.
             arch::switch_for_good(core.link(), false);
         }
         arch::switch_for_good_then(core.link(), false, settle)
@@ -440,10 +438,10 @@ unsafe fn finish_badly(core: &Core, result: Result<(), Box<dyn Any + Send>>) -> 
 }
 
 impl Core {
-    /// Puts the mailbox and the closure in their places, and returns that of the first frame.
+    /// Writes the mailbox and the closure to their places. Returns the upper end of the frames.
     ///
     /// # Safety
-    /// The core must be unused: nothing runs on its stack, and nobody else uses it.
+    /// The core must be unused: no code runs on its stack, and nothing else refers to it.
     #[inline(always)]
     unsafe fn fill<F, M>(&self, f: F) -> *mut u8
     where
@@ -454,8 +452,8 @@ impl Core {
             assert!(align_of::<F>() <= 1024 && align_of::<M>() <= 1024);
             assert!(size_of::<F>() <= MAX_CLOSURE && size_of::<M>() <= MAX_CLOSURE);
         }
-        // SAFETY: both places lie below the core on its stack, aligned and apart, and leave more
-        // than 4 KiB of the least size, as both are bounded above. Nothing runs on the stack.
+        // SAFETY: both places lie below the core on its stack, aligned and disjoint. Their sizes
+        // are limited above, so more than 4 KiB of the smallest stack are left. No code runs on it.
         unsafe {
             self.mailbox::<M>().write(M::default());
             let place = self.closure::<F, M>();
@@ -464,27 +462,27 @@ impl Core {
         }
     }
 
-    /// As long as the coroutine is nobody else's: how it begins.
+    /// Initialises the fields of a coroutine.
     #[inline(always)]
     fn set(&self, state: u8, flags: u8) {
         self.state.set(state);
         self.flags.set(flags);
-        self.wish.set(0);
-        self.named.set(false);
+        self.wait_mode.set(0);
+        self.has_id.set(false);
     }
 
-    /// Makes the coroutine, which will run `f` when it is entered.
+    /// Creates the coroutine, which will run `f` when it is entered.
     ///
     /// # Safety
-    /// The core must be unused: nothing runs on its stack, and nobody else uses it.
+    /// The core must be unused: no code runs on its stack, and nothing else refers to it.
     #[inline(always)]
     unsafe fn begin<F, M>(&self, f: F, flags: u8)
     where
         F: FnOnce() + 'static,
         M: Default,
     {
-        // SAFETY: the core is unused. Below the place that `fill` returns, which is aligned, is more
-        // than 4 KiB of the stack. The core stays where it is, and has what `run` wants.
+        // SAFETY: the core is unused. `fill` returns an aligned address with more than 4 KiB of
+        // stack below it, and has written what `run` reads. The core does not move.
         unsafe {
             let top = self.fill::<F, M>(f);
             self.link.prepare(top, run::<F, M>);
@@ -492,10 +490,10 @@ impl Core {
         self.set(state::FRESH, flags);
     }
 
-    /// Makes the coroutine, which has no owner, and enters it at once.
+    /// Creates the coroutine without an owner, and enters it at once.
     ///
     /// # Safety
-    /// The core must be unused: nothing runs on its stack, and nobody else uses it.
+    /// The core must be unused: no code runs on its stack, and nothing else refers to it.
     #[inline(always)]
     unsafe fn begin_detached<F>(&self, f: F)
     where
@@ -508,42 +506,42 @@ impl Core {
             flags::DETACHED,
         );
         trace::event(trace::Kind::Enter, self);
-        // SAFETY: the switch comes next. Below `top`, which is aligned, is more than 4 KiB of the
-        // stack. The core stays where it is, and has what `run` wants.
+        // SAFETY: the switch comes next. `top` is aligned, with more than 4 KiB of stack below it,
+        // and `fill` has written what `run` reads. The core does not move.
         let alive = unsafe {
             self.caller.set(Thread::this().set_running(self));
             arch::start_inline(&self.link, top, run::<F, ()>)
         };
-        // At its end it is in the pool, but nothing else has run since.
+        // If it has ended it is in the pool, but nothing else has run since.
         if !alive && self.has_panicked() {
-            // SAFETY: it has ended just now, without an owner.
+            // SAFETY: it has just ended, and has no owner.
             unsafe { self.raise() };
         }
     }
 
-    /// Does the bookkeeping for entering the coroutine.
+    /// The bookkeeping for entering the coroutine.
     ///
     /// # Safety
-    /// The coroutine must be suspended, and the switch by its link come next.
+    /// The coroutine must be suspended. The caller must next switch by its link.
     #[inline(always)]
     unsafe fn entering(&self, how: u8) {
         trace::event(trace::Kind::Enter, self);
         self.state.set(state::RUNNING | how);
-        // SAFETY: the caller switches to this coroutine next.
+        // SAFETY: the caller next switches to this coroutine.
         self.caller.set(unsafe { Thread::this().set_running(self) });
     }
 
-    /// Does the bookkeeping for leaving the coroutine for good. Returns the thread's state.
+    /// The bookkeeping for leaving the coroutine for the last time. Returns the thread's state.
     ///
     /// # Safety
-    /// The coroutine must run, and the switch by its link come next. The thread's state must not be
-    /// used after that.
+    /// The coroutine must run. The caller must next switch by its link, and not use the thread's
+    /// state after that.
     #[inline(always)]
     unsafe fn finished<'a>(&self) -> &'a Thread {
         trace::event(trace::Kind::Terminate, self);
         self.state.set(state::FINISHED);
-        // SAFETY: the caller switches next, to who has entered the coroutine, and does not use the
-        // thread's state after that.
+        // SAFETY: the caller next switches to the code that entered the coroutine, and does not use
+        // the thread's state after that.
         unsafe {
             let thread = Thread::this();
             thread.set_running(self.caller.get());
@@ -551,17 +549,17 @@ impl Core {
         }
     }
 
-    /// After a coroutine's end: gives back what it leaves, and goes on with its panic.
+    /// Continues the panic of an ended coroutine, and gives the coroutine back if it has no owner.
     ///
     /// # Safety
-    /// The coroutine must have ended, and its stack have been left. If it has no owner nobody may use
-    /// the core any more.
+    /// The coroutine must have ended, and its stack have been left. Without an owner the core must
+    /// not be used any more.
     #[cold]
     #[inline(never)]
     unsafe fn raise(&self) {
         let panic = self.panic.take();
         if self.is_detached() {
-            // SAFETY: the caller says that the coroutine has ended and that nobody uses the core.
+            // SAFETY: the caller promises that the coroutine has ended and that its core is unused.
             unsafe { self.release() };
         }
         if let Some(panic) = panic {
@@ -572,52 +570,54 @@ impl Core {
     /// Gives back a coroutine.
     ///
     /// # Safety
-    /// The coroutine must have ended, its stack have been left, and nobody use the core any more but
-    /// for locks that it has taken.
+    /// The coroutine must have ended, and its stack have been left. Only locks that it holds may
+    /// still refer to the core.
     unsafe fn release(&self) {
-        if self.state.get() & state::ODD == 0 {
-            // SAFETY: the caller says that it has ended and that nobody uses it. It is not odd, so
-            // its stack is one of the pool's.
+        if self.state.get() & state::UNPOOLABLE == 0 {
+            // SAFETY: the caller promises that it has ended and is unused. It is poolable, so it
+            // holds no locks, and its stack is one of the pool's.
             unsafe { self.give_back(Thread::this()) };
         } else if !self.holds_locks() {
-            // SAFETY: the caller says that its stack has been left and that nobody uses it.
+            // SAFETY: the caller promises that its stack has been left and is unused. It holds no
+            // locks.
             unsafe { pool::unmap_own(self) };
         }
-        // Who has been given a lock by the coroutine still points to it: then it stays.
+        // While it holds locks their guards point to it: then it is leaked.
     }
 
-    /// Puts a coroutine whose stack is one of the pool's on the list of those that are free.
+    /// Adds a coroutine to the thread's free ones.
     ///
     /// # Safety
-    /// The coroutine must have ended, and nobody use it any more; what still runs on its stack must
-    /// end in a switch before anything else runs on this thread.
+    /// The coroutine must have ended and be no longer used, and its stack must be one of the
+    /// pool's. Code that still runs on that stack must switch away before the thread does anything
+    /// else.
     #[inline(always)]
     unsafe fn give_back(&self, thread: &Thread) {
-        // SAFETY: the caller says that the coroutine has ended, and that a switch comes before its stack
-        // can be used again.
+        // SAFETY: the caller promises that the coroutine has ended, and that its stack, which is
+        // one of the pool's, is left before it can be used again.
         unsafe { thread.push_free(self) };
         if thread.pooled.get() > pool::MAX_POOLED {
             pool::overflow(thread);
         }
     }
 
-    /// For the owner, when it drops its handle.
+    /// Called by the owner when it drops its handle.
     ///
     /// # Safety
     /// The owner must not use the core any more.
     #[inline]
     pub(crate) unsafe fn disown(&self) {
         if self.state.get() == state::FINISHED {
-            // SAFETY: the coroutine has ended and its stack has been left, as somebody else runs.
-            // Nobody but the owner has used it. It is not odd, so its stack is one of the pool's.
+            // SAFETY: the coroutine has ended, and its stack has been left, as this code runs. The
+            // owner was the last user. It is poolable, so its stack is one of the pool's.
             unsafe { self.give_back(Thread::this()) };
         } else {
-            // SAFETY: the caller says that the owner does not use the core any more.
+            // SAFETY: the caller promises that the owner does not use the core any more.
             unsafe { self.abandon() };
         }
     }
 
-    /// Ends a coroutine that has no owner any more, or lets it end.
+    /// Unwinds a coroutine that has lost its owner, now or as soon as that is possible.
     ///
     /// # Safety
     /// The owner must not use the core any more.
@@ -625,27 +625,27 @@ impl Core {
     unsafe fn abandon(&self) {
         let state = self.state.get();
         if state & state::FINISHED != 0 {
-            // SAFETY: the coroutine has ended and its stack has been left, as somebody else runs.
-            // Nobody but the owner and its locks have used it.
+            // SAFETY: the coroutine has ended, and its stack has been left, as this code runs. The
+            // owner was the last user, apart from locks.
             unsafe { self.release() };
         } else if state & state::RUNNING != 0 {
-            // It drops its own handle, or one that it has entered does: it ends as it would have.
+            // It drops its own handle, or a coroutine that it has entered does: it runs to its end.
             self.flags.set(self.flags.get() | flags::DETACHED);
         } else if state & state::WAITING == 0 {
-            // SAFETY: it does not run, does not wait, has not ended, and has no owner.
+            // SAFETY: it does not run, has not ended, does not wait, and has no owner.
             unsafe { cancel(self) };
-        // SAFETY: the queue that a coroutine waits in is borrowed by it, or its thread's.
+        // SAFETY: the queue that a coroutine waits in is borrowed by its stack, or the ready list.
         } else if let Some(queue) = unsafe { self.queue.get().as_ref() } {
             self.flags
                 .set(self.flags.get() | flags::CANCELLED | flags::DETACHED);
-            // SAFETY: it waits in that queue, and so for nothing that uses its stack. It is this
-            // thread's: one that may move does not wait.
+            // SAFETY: it waits in that queue, so no job uses its stack. It belongs to this thread,
+            // as one that may migrate never waits.
             unsafe {
                 queue.remove(self);
                 resume(self);
             }
         } else {
-            // A worker uses the stack: it is unwound when the job is done.
+            // A worker uses its stack: it is unwound when the job is done.
             self.flags
                 .set(self.flags.get() | flags::CANCELLED | flags::DETACHED);
         }
@@ -662,27 +662,27 @@ impl Core {
     }
 }
 
-/// Panics if the running coroutine may move between threads: then it cannot wait.
+/// Panics if the running coroutine may migrate between threads, and so must not wait.
 fn refuse_migration() {
-    // SAFETY: it is used for this alone.
+    // SAFETY: the reference is used in this function only, which runs on the coroutine's stack.
     let core = unsafe { this() };
     assert!(
         core.flags.get() & flags::MIGRATES == 0,
-        "a coroutine that may move between threads waits for something that belongs to one"
+        "a coroutine that may migrate between threads waits for something that belongs to one"
     );
 }
 
 #[cold]
 #[inline(never)]
 fn nothing_to_suspend() -> ! {
-    panic!("outside of a coroutine there is nothing to suspend")
+    panic!("nothing can be suspended outside of a coroutine")
 }
 
-/// The thread is panicking: is it the coroutine that is to be suspended?
+/// Panics if the thread's panic is that of the running coroutine, which is to be suspended.
 #[cold]
 #[inline(never)]
 fn check_panic() {
-    // SAFETY: the coroutine that runs is alive, as this runs on its stack.
+    // SAFETY: the running coroutine is alive, as this code runs on its stack.
     if let Some(core) = unsafe { thread::running().as_ref() }
         && core.state.get() & state::IN_PANIC == 0
     {

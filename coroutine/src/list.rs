@@ -1,4 +1,4 @@
-//! Queues, first in, first out, linked through their elements.
+//! Intrusive queues, first in, first out.
 
 use std::cell::Cell;
 use std::fmt;
@@ -19,12 +19,12 @@ impl<T> Links<T> {
     }
 }
 
-/// What can be in a list.
+/// A type whose values can be in a list.
 pub(crate) trait Linked: Sized {
     fn links(&self) -> &Links<Self>;
 }
 
-/// A queue. An element is in one at most.
+/// A queue. An element is in at most one list.
 #[repr(C)]
 pub(crate) struct List<T> {
     first: Cell<*const T>,
@@ -57,13 +57,14 @@ impl<T: Linked> List<T> {
     }
 
     /// # Safety
-    /// `element` must be in no list, and stay alive until it has been taken out of this one and
-    /// whoever has taken it out, or has looked at it by [`first`](List::first), is done with it.
+    /// `element` must be in no list. It must stay alive until it has been removed from this one,
+    /// and until the references that [`first`](List::first) and [`pop_front`](List::pop_front)
+    /// return are no longer used.
     pub(crate) unsafe fn push_back(&self, element: &T) {
         let last = self.last.replace(element);
         element.links().previous.set(last);
         element.links().next.set(ptr::null());
-        // SAFETY: an element that is in the list is alive: each came in by this function.
+        // SAFETY: an element that is in the list is alive: this function's callers promise it.
         match unsafe { last.as_ref() } {
             Some(last) => last.links().next.set(element),
             None => self.first.set(element),
@@ -77,7 +78,7 @@ impl<T: Linked> List<T> {
         Some(element)
     }
 
-    /// Takes `element` out.
+    /// Removes `element`.
     ///
     /// # Safety
     /// `element` must be in this list.
@@ -87,7 +88,7 @@ impl<T: Linked> List<T> {
             links.previous.replace(ptr::null()),
             links.next.replace(ptr::null()),
         );
-        // SAFETY: the neighbours of what is in the list are in the list, and so alive (`push_back`).
+        // SAFETY: the neighbours of an element are in the list too, and so alive (`push_back`).
         unsafe {
             match previous.as_ref() {
                 Some(previous) => previous.links().next.set(next),

@@ -1,9 +1,11 @@
 //! The pools of coroutines and their stacks.
 //!
+//! In the order in which they are tried:
+//!
 //! | where | what | taken by |
 //! |---|---|---|
-//! | a thread's list ([`Thread::free`]) | whole coroutines that have ended, the last on top | [`create`], at once |
-//! | [`POOL`], batches | the same, from threads that had too many or have ended | [`take`] |
+//! | a thread's list ([`Thread::free`]) | ended coroutines, the last on top | [`create`], inline |
+//! | [`POOL`], batches | ended coroutines of threads that had too many or have ended | [`take`] |
 //! | [`POOL`], blank | stacks without pages, new or trimmed | [`take`] |
 //! | a new slab | 64 stacks in one mapping | [`take`] |
 //!
@@ -18,18 +20,18 @@ use crate::core::Core;
 use crate::stack::{self, Slab, StackError};
 use crate::thread::Thread;
 
-/// Bytes of a stack unless [`set_stack_size`] says otherwise.
+/// The stack size in bytes, unless [`set_stack_size`] sets another.
 ///
-/// Measured on x86_64: the deepest request of a 9P server took 18 KiB in a debug build and 7 KiB in
-/// a release build, and a panic that printed its backtrace 23 KiB. Frames of a sanitizer's build
-/// are several times as large.
+/// Measured on x86_64: the deepest request of a 9P server takes 18 KiB in a debug build and 7 KiB
+/// in a release build, and a panic that prints its backtrace 23 KiB. The frames of a sanitizer
+/// build are several times as large.
 pub const DEFAULT_STACK_SIZE: usize = if cfg!(watched) { 256 * 1024 } else { 64 * 1024 };
-/// The least that a stack may have.
+/// The minimum stack size in bytes.
 pub const MIN_STACK_SIZE: usize = 32 * 1024;
 
-/// How many coroutines go between a thread and the pool of all at once.
+/// How many coroutines move between a thread and the global pool at once.
 const BATCH: usize = 128;
-/// How many free coroutines a thread keeps.
+/// The maximum number of free coroutines that a thread keeps.
 pub(crate) const MAX_POOLED: usize = 2 * BATCH;
 
 static POOL: Mutex<Pool> = Mutex::new(Pool {
@@ -40,28 +42,28 @@ static POOL: Mutex<Pool> = Mutex::new(Pool {
 static STACKS: AtomicUsize = AtomicUsize::new(0);
 
 struct Pool {
-    /// Bytes of each stack; 0 until it is known.
+    /// Bytes of each stack; 0 until it is set or first used.
     size: usize,
     /// Lists of [`BATCH`] coroutines.
     batches: Vec<*const Core>,
-    /// The ends of stacks without a core.
+    /// The upper ends of stacks without a core.
     blank: Vec<*mut u8>,
 }
 
-// SAFETY: the coroutines and stacks that the pool points to are its own: nobody else uses them, on
-// no thread.
+// SAFETY: the pool owns the coroutines and stacks that it points to. No thread refers to them.
 unsafe impl Send for Pool {}
 
 fn pool() -> MutexGuard<'static, Pool> {
-    // Nothing that holds the lock panics.
+    // No code panics while it holds the lock.
     POOL.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Sets the size of the stacks of all coroutines that are not given one of their own: `size`
-/// bytes, rounded up to whole pages.
+/// Sets the stack size of all coroutines that are created without a size: `size` bytes, rounded up
+/// to whole pages.
 ///
 /// # Errors
-/// [`StackError::TooLate`] after the first coroutine of the process; [`StackError::Size`].
+/// [`StackError::TooLate`] after the first coroutine of the process, [`StackError::Size`] for a size
+/// that is too small or too large.
 pub fn set_stack_size(size: usize) -> Result<(), StackError> {
     let size = round(size)?;
     let mut pool = pool();
@@ -72,11 +74,11 @@ pub fn set_stack_size(size: usize) -> Result<(), StackError> {
     Ok(())
 }
 
-/// Makes sure that `count` coroutines can be made without asking the kernel for address space,
-/// and that all is done that is done once: what a program wants before it gives up system calls.
+/// Maps stacks for `count` coroutines, and does all one-time initialisation. A program calls it
+/// before it gives up system calls.
 ///
 /// # Errors
-/// As when a coroutine is made.
+/// As for creating a coroutine.
 pub fn reserve(count: usize) -> Result<(), StackError> {
     // SAFETY: this function does not switch.
     let thread = unsafe { Thread::this() };
@@ -88,10 +90,10 @@ pub fn reserve(count: usize) -> Result<(), StackError> {
     Ok(())
 }
 
-/// Gives the pages back of coroutines that have ended and have not been used for a while: of half
-/// of those that wait in the thread's pool, unless their number was too small since the last call.
-/// To be called about once a second by a loop that has nothing to do. Returns how many stacks gave
-/// their pages back.
+/// Returns the pages of idle stacks to the kernel: of half of the thread's free coroutines, and of
+/// all in the global pool. Does nothing if the thread has taken coroutines from the global pool
+/// since the last call. A loop calls it about once a second while it is idle. Returns the number of
+/// stacks.
 pub fn trim() -> usize {
     // SAFETY: this function does not switch.
     let thread = unsafe { Thread::this() };
@@ -106,12 +108,13 @@ pub fn trim() -> usize {
     lists.push(idle);
     for list in lists {
         let mut next = list;
-        // SAFETY: the list is this function's alone, and each core in it was not yet discarded.
+        // SAFETY: this function owns the list, and has not yet discarded the cores that are left in
+        // it.
         while let Some(core) = unsafe { next.as_ref() } {
             next = core.links.next.get();
             let top = core.top();
-            // SAFETY: the coroutine has ended and its stack has been left, as `overflow` keeps the
-            // one that may not have been. The core is not looked at again.
+            // SAFETY: the coroutine has ended, and its stack has been left: `overflow` keeps the
+            // only one that may not have been. The core is not used again.
             unsafe { stack::discard(top, pool.size) };
             pool.blank.push(top);
             count += 1;
@@ -120,22 +123,22 @@ pub fn trim() -> usize {
     count
 }
 
-/// What [`counters`] tells.
+/// The result of [`counters`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Counters {
-    /// Coroutines that this thread has made and that have not ended, less those of other threads
+    /// Coroutines that this thread has created and that have not ended, less those of other threads
     /// that have ended here.
     pub live: isize,
-    /// The most that `live` ever was.
+    /// The maximum of `live`.
     pub peak: isize,
-    /// Coroutines that have ended and wait in this thread's pool to be used again.
+    /// Ended coroutines that this thread keeps for reuse.
     pub pooled: usize,
-    /// Stacks of the process, used or not, but for those of a size of their own.
+    /// Stacks of the process, used or free, without those that were mapped for one coroutine.
     pub stacks: usize,
 }
 
-/// How many coroutines there are, and were.
+/// Counts the coroutines of this thread, and the stacks of the process.
 pub fn counters() -> Counters {
     // SAFETY: this function does not switch.
     let thread = unsafe { Thread::this() };
@@ -147,7 +150,7 @@ pub fn counters() -> Counters {
     }
 }
 
-/// A coroutine that is in no thread's list.
+/// An unused coroutine from the global pool.
 #[cold]
 #[inline(never)]
 pub(crate) fn take<'a>() -> Result<&'a Core, StackError> {
@@ -157,8 +160,8 @@ pub(crate) fn take<'a>() -> Result<&'a Core, StackError> {
     thread.taken.set(thread.taken.get() + 1);
     let mut pool = pool();
     if let Some(batch) = pool.batches.pop() {
-        // SAFETY: a batch is a list of `BATCH` cores, whose stacks are mapped, as the pool's always
-        // are.
+        // SAFETY: a batch is a list of `BATCH` cores whose stacks are the pool's, and those stay
+        // mapped.
         let first = unsafe { &*batch };
         thread.free.set(first.links.next.get());
         thread.change(BATCH as isize, BATCH - 1);
@@ -172,8 +175,8 @@ pub(crate) fn take<'a>() -> Result<&'a Core, StackError> {
     };
     drop(pool);
     thread.change(1, 0);
-    // SAFETY: the stack is one of a slab's, which is never unmapped, of at least the least size. It
-    // was blank, and so unused, and is no longer in the pool.
+    // SAFETY: the stack is part of a slab that is never unmapped, and has the minimum size or more.
+    // It was blank, so unused, and is no longer in the pool.
     Ok(unsafe { Core::place(top, ptr::null_mut()) })
 }
 
@@ -185,29 +188,29 @@ pub(crate) fn map_own<'a>(size: usize) -> Result<&'a Core, StackError> {
     prepare_thread(thread)?;
     let slab = Slab::map(size, 1)?;
     thread.change(1, thread.pooled.get());
-    // SAFETY: the stack has just been mapped, of at least the least size. It is unmapped by
-    // `unmap_own` alone, whose caller says that nobody uses the core.
+    // SAFETY: the stack has just been mapped, with the minimum size or more. Only `unmap_own`
+    // unmaps it, whose caller promises that the core is unused.
     Ok(unsafe { Core::place(slab.top(0), slab.base()) })
 }
 
 /// Unmaps the stack of a coroutine if it is from [`map_own`].
 ///
 /// # Safety
-/// Nothing may run on the stack, and nobody use the core any more.
+/// No code may run on the stack, and the core must not be used any more.
 #[cold]
 pub(crate) unsafe fn unmap_own(core: &Core) {
     if let Some(base) = core.own_stack() {
         // SAFETY: this function does not switch.
         let thread = unsafe { Thread::this() };
         thread.change(-1, thread.pooled.get());
-        // SAFETY: `map_own` has mapped a slab of one stack from `base` up to the core's end. The
-        // caller says that it is in no use.
+        // SAFETY: `map_own` has mapped a slab of one stack from `base` to the core's end. The
+        // caller promises that it is unused.
         unsafe { stack::unmap(base.as_ptr(), core.top()) };
     }
 }
 
-/// Gives a batch of the thread's free coroutines to the pool of all. The one freed last stays:
-/// the thread may still be on its stack.
+/// Moves a batch of the thread's free coroutines to the global pool. The one freed last stays, as
+/// the thread may still run on its stack.
 #[cold]
 #[inline(never)]
 pub(crate) fn overflow(thread: &Thread) {
@@ -222,7 +225,7 @@ impl Pool {
         }
         let slab = Slab::map(self.size, stack::STACKS_OF_SLAB)?;
         STACKS.fetch_add(stack::STACKS_OF_SLAB, Ordering::Relaxed);
-        // The lowest is used first.
+        // The lowest stack is used first.
         self.blank.extend(
             (0..stack::STACKS_OF_SLAB)
                 .rev()
@@ -232,7 +235,7 @@ impl Pool {
     }
 }
 
-/// What a thread does before its first coroutine.
+/// Initialises a thread before its first coroutine.
 fn prepare_thread(thread: &Thread) -> Result<(), StackError> {
     if thread.registered.get() {
         return Ok(());
@@ -242,11 +245,11 @@ fn prepare_thread(thread: &Thread) -> Result<(), StackError> {
     }
     #[cfg(own_stacks)]
     stack::watch_thread();
-    // With the back-end `threads` this may not be the thread whose state it is.
+    // With the back-end `threads` the state may belong to another thread.
     if cfg!(backend = "threads") {
         return Ok(());
     }
-    // At the thread's end it may be too late: then its coroutines are lost.
+    // During the thread's end it may be too late. Then its coroutines are leaked.
     let _ = AT_THREAD_END.try_with(|_| thread.registered.set(true));
     Ok(())
 }
@@ -255,12 +258,12 @@ thread_local! {
     static AT_THREAD_END: GiveBack = const { GiveBack };
 }
 
-/// Gives a thread's coroutines to the pool of all when the thread ends.
+/// Moves a thread's free coroutines to the global pool when the thread ends.
 struct GiveBack;
 
 impl Drop for GiveBack {
     fn drop(&mut self) {
-        // SAFETY: this function does not switch, and the thread's slot outlives its destructors.
+        // SAFETY: this function does not switch, and the slot outlives the thread's destructors.
         let thread = unsafe { Thread::this() };
         thread.registered.set(false);
         while thread.pooled.get() >= BATCH {
@@ -268,15 +271,15 @@ impl Drop for GiveBack {
         }
         let mut next = thread.cut(0);
         let mut pool = pool();
-        // SAFETY: the list is this function's alone, of cores whose stacks are mapped, as the
-        // pool's always are.
+        // SAFETY: this function owns the list, and the stacks of its cores are the pool's, which
+        // stay mapped.
         while let Some(core) = unsafe { next.as_ref() } {
             next = core.links.next.get();
-            // Not enough for a batch: as if it were new.
+            // Too few for a batch: treated as new stacks.
             pool.blank.push(core.top());
         }
         drop(pool);
-        // SAFETY: this runs at the thread's end, outside of every function that uses the timers.
+        // SAFETY: a thread-local destructor runs outside of all functions that use the timers.
         unsafe { thread.drop_timers() };
         #[cfg(own_stacks)]
         stack::unwatch_thread();

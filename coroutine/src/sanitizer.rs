@@ -1,13 +1,13 @@
-//! What tools that watch memory are told about stacks.
+//! Registration of stacks with valgrind.
 
-/// Tells valgrind that the memory from `low` to `high` is a stack, so that it does not take a
-/// switch for a huge frame. A few instructions without effect when valgrind is not there.
+/// Registers the memory from `low` to `high` with valgrind as a stack, so that it does not mistake
+/// a switch for a huge frame. Without valgrind the instructions have no effect.
 #[cfg(all(own_stacks, feature = "valgrind", target_arch = "x86_64"))]
 pub(crate) fn register_stack(low: *mut u8, high: *mut u8) {
     const STACK_REGISTER: usize = 0x1501;
     let request = [STACK_REGISTER, low as usize, high as usize - 1, 0, 0, 0];
-    // SAFETY: the rotations add up to nothing. Valgrind knows them as a request, whose arguments
-    // it reads, and puts the answer into rdx.
+    // SAFETY: the rotations cancel each other. Valgrind recognises them as a request, reads its
+    // arguments and writes the result to rdx.
     unsafe {
         std::arch::asm!(
             "rol rdi, 3",

@@ -1,4 +1,4 @@
-//! What the worker pool's protocol is made of: the standard library's, or the model checker's.
+//! The synchronisation primitives of the worker pool: the standard library's, or loom's.
 
 #[cfg(not(loom))]
 pub(crate) use std::{
@@ -14,15 +14,15 @@ pub(crate) use loom::{
     thread,
 };
 
-/// The model checker takes a sequentially consistent access for a weaker one, and needs a fence
-/// where such a store is followed by such a load.
+/// loom treats a sequentially consistent access as an acquire or release one, and needs a fence
+/// between such a store and such a load.
 #[inline(always)]
-pub(crate) fn in_order() {
+pub(crate) fn seq_cst_fence() {
     #[cfg(loom)]
     loom::sync::atomic::fence(Ordering::SeqCst);
 }
 
-/// A thread that can sleep until it is woken.
+/// A thread that can sleep until it is unparked.
 #[cfg(not(loom))]
 pub(crate) use std_parker::Parker;
 
@@ -40,8 +40,8 @@ mod std_parker {
             Parker(thread::current())
         }
 
-        /// Sleeps until woken, and returns true; false if that has not happened for `time`. Of the
-        /// calling thread only.
+        /// Sleeps until unparked, and returns true, or returns false after `time`. Only for the
+        /// calling thread.
         pub(crate) fn park(&self, time: Duration) -> bool {
             let begin = Instant::now();
             thread::park_timeout(time);
@@ -58,7 +58,8 @@ mod std_parker {
     }
 }
 
-/// The model checker's own forgets who is woken while it waits for a mutex. Nobody's time is over.
+/// loom's `park` loses a wake-up that arrives while the thread waits for a mutex. There are no
+/// time-outs.
 #[cfg(loom)]
 #[derive(Clone)]
 pub(crate) struct Parker(std::sync::Arc<(Mutex<bool>, loom::sync::Condvar)>);

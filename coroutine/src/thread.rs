@@ -1,4 +1,4 @@
-//! What is known of a thread: which coroutine runs, which are ready, which stacks are free.
+//! The state of a thread: the running coroutine, the ready ones, the free stacks.
 
 use std::cell::Cell;
 use std::ptr;
@@ -7,81 +7,77 @@ use crate::arch::thread_slot;
 use crate::core::{Core, List};
 use crate::timer::Timers;
 
-/// A thread's state. All zero at the thread's beginning.
+/// A thread's state. All zero when the thread starts.
 #[repr(C)]
 pub(crate) struct Thread {
-    /// The coroutine that runs; null on the thread's own stack.
+    /// The running coroutine; null on the thread's own stack.
     running: Cell<*const Core>,
-    /// Coroutines that have ended and can be used again, linked by `Core::links`, the one used last
-    /// first: its pages are warm.
+    /// Ended coroutines for reuse, linked by `Core::links`. The one used last is the first, as its
+    /// pages are warm.
     pub(crate) free: Cell<*const Core>,
     pub(crate) pooled: Cell<usize>,
-    /// Coroutines that the thread has got from elsewhere, less those it has given away: those that
-    /// are not pooled are alive.
+    /// Coroutines that the thread has got from the global pool, less those it has given back. Those
+    /// that are not pooled are alive.
     pub(crate) obtained: Cell<usize>,
-    /// The least that `pooled` was since `obtained` has changed, and the most that ever were alive
-    /// before that.
+    /// The minimum of `pooled` since the last change of `obtained`, and the maximum of live
+    /// coroutines before that.
     low: Cell<usize>,
     peak: Cell<usize>,
-    /// Coroutines taken from elsewhere since the pool was trimmed last: while there are any the
-    /// load rises.
+    /// Coroutines taken from the global pool since the last trim. The load is rising if there are
+    /// any.
     pub(crate) taken: Cell<usize>,
-    /// Whether what the thread has to give back at its end is known to the standard library.
+    /// Whether the destructor that gives back the thread's coroutines is registered.
     pub(crate) registered: Cell<bool>,
-    /// Coroutines that have been woken.
+    /// Coroutines that have been woken and not yet resumed.
     pub(crate) ready: List,
-    /// Those that wait for the time. Made when first needed, and kept.
+    /// The deadlines. Allocated at first use.
     timers: Cell<*const Timers>,
 }
 
 const SLOT_SIZE: usize = 88;
-const _: () = assert!(
-    size_of::<Thread>() == SLOT_SIZE,
-    "the slot is made of this size"
-);
+const _: () = assert!(size_of::<Thread>() == SLOT_SIZE, "the slot has this size");
 
 thread_slot!("coroutine_thread_0", "88");
 
-/// The coroutine that runs; null on the thread's own stack.
+/// The running coroutine; null on the thread's own stack.
 #[inline(always)]
 pub(crate) fn running() -> *const Core {
-    // SAFETY: it is used for this alone, without a switch.
+    // SAFETY: the reference is used for this expression only, without a switch.
     unsafe { Thread::this() }.running()
 }
 
 impl Thread {
-    /// The state of the thread that this runs on.
+    /// The state of the calling thread.
     ///
     /// # Safety
-    /// It must not be used after a switch, behind which another thread may run the caller, nor
-    /// after the thread's end.
+    /// The reference must not be used after a switch, as the caller may then run on another thread,
+    /// nor after the thread's end.
     #[inline(always)]
     pub(crate) unsafe fn this<'a>() -> &'a Thread {
-        // SAFETY: the slot is the calling thread's own, aligned, large enough, lives as long as
-        // the thread, and is all zero at first: null pointers, numbers, false.
+        // SAFETY: the slot belongs to the calling thread, is aligned and large enough, lives as
+        // long as the thread, and is initially all zero, which is valid for every field.
         unsafe { &*slot().cast::<Thread>() }
     }
 
-    /// The coroutine that runs; null on the thread's own stack.
+    /// The running coroutine; null on the thread's own stack.
     #[inline(always)]
     pub(crate) fn running(&self) -> *const Core {
         self.running.get()
     }
 
-    /// Sets which coroutine runs, or by null that none does. Returns which did before.
+    /// Sets the running coroutine, null for the thread's own stack. Returns the previous one.
     ///
     /// # Safety
-    /// A switch to that coroutine, or to the thread's own stack, must come next on this thread.
+    /// The thread must next switch to that coroutine, or to its own stack.
     #[inline(always)]
     pub(crate) unsafe fn set_running(&self, core: *const Core) -> *const Core {
         self.running.replace(core)
     }
 
-    /// Takes the first from the list of those that are free. It is the caller's alone until it
-    /// comes back.
+    /// Removes the first free coroutine. The caller has it alone until it is pushed back.
     #[inline(always)]
     pub(crate) fn pop_free<'a>(&self) -> Option<&'a Core> {
-        // SAFETY: what is in the list is a core whose stack is mapped, as the pool's always are.
+        // SAFETY: a core in the list has a stack of the pool, and those stay mapped.
         let first = unsafe { self.free.get().as_ref() }?;
         self.free.set(first.links.next.get());
         let pooled = self.pooled.get() - 1;
@@ -92,46 +88,46 @@ impl Thread {
         Some(first)
     }
 
-    /// Puts a coroutine on the list of those that are free.
+    /// Adds a coroutine to the free ones.
     ///
     /// # Safety
-    /// The coroutine's stack must be one of the pool's, the coroutine have ended, and nobody use it
-    /// any more; what still runs on its stack must end in a switch before anything else runs on
-    /// this thread.
+    /// The coroutine must have ended and be no longer used, and its stack must be one of the
+    /// pool's. Code that still runs on that stack must switch away before the thread does anything
+    /// else.
     #[inline(always)]
     pub(crate) unsafe fn push_free(&self, core: &Core) {
         core.links.next.set(self.free.replace(ptr::from_ref(core)));
         self.pooled.set(self.pooled.get() + 1);
     }
 
-    /// The table of those that wait for the time.
+    /// The deadlines of the thread's coroutines.
     pub(crate) fn timers(&self) -> &Timers {
         if self.timers.get().is_null() {
             self.timers.set(Box::into_raw(Box::default()));
         }
-        // SAFETY: what is there comes from the line above, and is freed by `drop_timers`, when
-        // nothing uses it any more.
+        // SAFETY: the pointer comes from the line above. Only `drop_timers` frees the table, when
+        // it is no longer in use.
         unsafe { &*self.timers.get() }
     }
 
-    /// For the thread's end, when nothing enters those that wait any more.
+    /// Frees the deadlines at the thread's end, when nothing resumes coroutines any more.
     ///
     /// # Safety
-    /// What [`timers`](Thread::timers) has returned must not be in use.
+    /// References that [`timers`](Thread::timers) has returned must no longer be used.
     pub(crate) unsafe fn drop_timers(&self) {
         let timers = self.timers.replace(ptr::null()).cast_mut();
         if !timers.is_null() {
-            // SAFETY: what is there comes from the `Box` in `timers`. The caller says that nobody
-            // uses it, and it cannot be found any more.
+            // SAFETY: the pointer comes from the `Box` in `timers`, and was replaced by null. The
+            // caller promises that no reference is in use.
             drop(unsafe { Box::from_raw(timers) });
         }
     }
 
-    /// Takes all but the first `keep` from the list of free coroutines.
+    /// Removes all free coroutines but the first `keep`, and returns them as a list.
     pub(crate) fn cut(&self, keep: usize) -> *const Core {
         let mut place: &Cell<*const Core> = &self.free;
         for _ in 0..keep {
-            // SAFETY: what is in the list is a core whose stack is mapped, as the pool's always are.
+            // SAFETY: a core in the list has a stack of the pool, and those stay mapped.
             match unsafe { place.get().as_ref() } {
                 Some(core) => place = &core.links.next,
                 None => return ptr::null(),
@@ -141,8 +137,8 @@ impl Thread {
         place.replace(ptr::null())
     }
 
-    /// Notes that `gained` coroutines come from elsewhere, or are given away if it is negative, and
-    /// that `pooled` are in the list then.
+    /// Accounts for `gained` coroutines from the global pool, or given to it if negative. `pooled`
+    /// are in the list afterwards.
     pub(crate) fn change(&self, gained: isize, pooled: usize) {
         self.peak.set(self.peak());
         self.obtained
@@ -151,15 +147,15 @@ impl Thread {
         self.low.set(pooled);
     }
 
-    /// How many coroutines are alive, made by this thread or ended by it.
+    /// The number of live coroutines: created by this thread, less those that ended on it.
     pub(crate) fn live(&self) -> usize {
         self.obtained.get().wrapping_sub(self.pooled.get())
     }
 
-    /// The most that [`live`](Thread::live) ever was.
+    /// The maximum of [`live`](Thread::live).
     pub(crate) fn peak(&self) -> usize {
         let recent = self.obtained.get().wrapping_sub(self.low.get());
-        // A thread that ends coroutines of others has less than none.
+        // Negative for a thread on which coroutines of other threads end.
         if recent as isize > self.peak.get() as isize {
             recent
         } else {

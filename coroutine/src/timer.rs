@@ -1,4 +1,4 @@
-//! Which coroutines wait for the time, and until when.
+//! The deadlines of a thread's coroutines.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -6,10 +6,10 @@ use std::time::Instant;
 
 use crate::core::Core;
 
-/// A time, told apart by a number from others that are the same.
+/// A time, and a number that makes it unique.
 pub(crate) type Deadline = (Instant, u64);
 
-/// What is to happen when.
+/// The coroutines that wait for a deadline, in order of time.
 #[derive(Default)]
 pub(crate) struct Timers {
     table: RefCell<BTreeMap<Deadline, *const Core>>,
@@ -28,13 +28,13 @@ impl Timers {
         self.table.borrow_mut().remove(deadline);
     }
 
-    /// The first time that is waited for.
+    /// The earliest deadline.
     pub(crate) fn first(&self) -> Option<Instant> {
         let table = self.table.borrow();
         table.first_key_value().map(|(&(when, _), _)| when)
     }
 
-    /// Takes the first out whose time has come.
+    /// Removes and returns the first coroutine whose deadline has passed.
     pub(crate) fn take_expired(&self, now: Instant) -> Option<*const Core> {
         let mut table = self.table.borrow_mut();
         let first = table.first_entry()?;

@@ -1,6 +1,6 @@
-//! Trace points: what coroutines do, told to a function of the program's choice.
+//! Trace points: a function of the program is called at each step of a coroutine.
 //!
-//! With the feature `trace` off there is nothing at the places that would tell.
+//! Without the feature `trace` the trace points compile to nothing.
 
 #[cfg(feature = "trace")]
 pub(crate) use on::event;
@@ -14,39 +14,39 @@ mod on {
 
     use crate::core::{Core, Id};
 
-    /// What a coroutine does.
+    /// The kind of a step.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub enum Kind {
         /// It is entered, for the first time or again.
         Enter,
         /// It yields, or begins to wait.
         Yield,
-        /// It has come to its end.
+        /// It has ended.
         Terminate,
-        /// It gives a job to the workers.
+        /// It submits a job to the workers.
         Offload,
-        /// Its job is done, and it will be entered next.
+        /// Its job is done, and it is resumed next.
         Complete,
     }
 
     /// A step of a coroutine.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct Event {
-        /// What it does.
+        /// The kind of the step.
         pub kind: Kind,
-        /// Which it is.
+        /// The coroutine.
         pub coroutine: Id,
     }
 
     static SUBSCRIBER: AtomicPtr<()> = AtomicPtr::new(ptr::null_mut());
 
-    /// Calls `subscriber` at each step of every coroutine of the process from now on, on the
-    /// thread and the stack where it happens. It must not use coroutines itself.
+    /// From now on calls `subscriber` at each step of every coroutine of the process, on the thread
+    /// and the stack of that step. It must not use coroutines itself.
     pub fn subscribe(subscriber: fn(Event)) {
         SUBSCRIBER.store(subscriber as *mut (), Ordering::Release);
     }
 
-    /// Calls nobody any more.
+    /// Removes the subscriber.
     pub fn unsubscribe() {
         SUBSCRIBER.store(ptr::null_mut(), Ordering::Release);
     }
@@ -55,7 +55,7 @@ mod on {
     pub(crate) fn event(kind: Kind, core: &Core) {
         let subscriber = SUBSCRIBER.load(Ordering::Acquire);
         if !subscriber.is_null() {
-            // SAFETY: a pointer that is not null comes from `subscribe`.
+            // SAFETY: a pointer that is not null is a function of this type, from `subscribe`.
             let subscriber: fn(Event) = unsafe { std::mem::transmute(subscriber) };
             subscriber(Event {
                 kind,

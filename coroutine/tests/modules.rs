@@ -1,4 +1,5 @@
-//! The modules of the library are in layers: none uses one that uses it, directly or through others.
+//! The modules of the library are in layers: none uses one that uses it, directly or through
+//! others.
 #![cfg(not(miri))]
 
 use std::collections::{BTreeMap, BTreeSet};

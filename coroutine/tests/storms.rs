@@ -103,8 +103,8 @@ fn at_depth(depth: usize) {
 #[cfg_attr(any(miri, feature = "threads"), ignore = "a hundred thousand threads")]
 #[cfg_attr(windows, ignore = "more fibers than wine has memory for")]
 fn a_hundred_thousand_alive_at_once() {
-    // Under an emulator guards are mappings, of which there cannot be so many. ThreadSanitizer takes
-    // each for a thread, of which it knows eight thousand.
+    // Under an emulator guards are mappings, of which there cannot be so many. ThreadSanitizer
+    // takes each for a thread, of which it knows eight thousand.
     let emulated = std::env::var_os("TEST_RUNNER").is_some();
     let count: usize = match (cfg!(feature = "tsan"), emulated) {
         (true, _) => 4_000,

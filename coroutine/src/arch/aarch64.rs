@@ -1,6 +1,6 @@
 //! aarch64, AAPCS64.
 //!
-//! A stack that is not running, from its saved stack pointer upwards:
+//! A suspended stack, from its saved stack pointer upwards:
 //!
 //! ```text
 //!   sp ─▶ x29 x30            frame pointer, resume address
@@ -8,35 +8,35 @@
 //!         d8 ... d15
 //! ```
 //!
-//! and that of a coroutine that has not begun, up to its end: the same, with the coroutine's first
-//! function as resume address and, above it, two words of which the first points to the link. The
-//! first function is entered by a jump with x30 inside `base`, as if it had been called there.
+//! The stack of a coroutine that has not started, up to its end, is the same with `start` as resume
+//! address, the coroutine's first function in x19 and, above, two words of which the first points
+//! to the link. `start` jumps to the first function with x30 inside `base`, as if `base` had called
+//! it.
 //!
-//! While a coroutine runs, its link holds the saved stack pointer of who entered it, so the unwind
-//! information of `base` leads every walk over the stack there.
+//! While a coroutine runs, its link holds the saved stack pointer of the code that entered it. The
+//! unwind information of `base` leads a stack walk there.
 //!
-//! A switch ends in a jump, not in a return: the processor predicts returns by the calls that it
-//! has seen, and those belong to the other stack. FPCR is the thread's: a coroutine that changes
-//! it has to put it back before it yields. In a program whose code is guarded by branch target
-//! identification, which the standard library's is not as it is shipped, the jump would have to
-//! be a return.
+//! A switch ends in a jump and not in a return: the processor predicts returns from the calls that
+//! it has seen, which belong to the other stack. A switch does not save FPCR: a coroutine that
+//! changes it must restore it before it yields. With branch target identification, which the
+//! distributed standard library does not use, the jump would have to be a return.
 
 use std::arch::naked_asm;
 use std::cell::Cell;
 use std::ptr;
 
-/// The saved stack pointer of the one side of a coroutine that is not running. At offset 0 of what
-/// contains it.
+/// The saved stack pointer of the suspended side of a coroutine. At offset 0 of its container.
 #[repr(C)]
 pub(crate) struct Link(Cell<*mut usize>);
 
-/// A coroutine's first function. `cancelled` if it is entered to be dropped.
+/// A coroutine's first function. `cancelled` if it only has to drop its closure.
 pub(crate) type Entry = unsafe extern "C-unwind" fn(link: *const Link, cancelled: bool) -> !;
 
-/// Called on a stack that has just been switched to, before it goes on; it may unwind into it.
+/// A function called on the stack that was switched to, before that continues. It may unwind into
+/// that stack.
 pub(crate) type Hook = unsafe extern "C-unwind" fn(link: *const Link);
 
-/// Words of a stack that is not running.
+/// Words that a switch saves.
 const FRAME: usize = 20;
 
 impl Link {
@@ -47,15 +47,15 @@ impl Link {
     /// Prepares the memory below `top` so that the first switch calls `entry(link, value)`.
     ///
     /// # Safety
-    /// `top` must be aligned to 16 bytes, the 4 KiB below it be writable and used by nothing else,
-    /// and the link be where it is until the coroutine has ended.
+    /// `top` must be aligned to 16 bytes, and the 4 KiB below it be writable and unused. The link
+    /// must not move until the coroutine has ended.
     #[inline(always)]
     pub(crate) unsafe fn prepare(&self, top: *mut u8, entry: Entry) {
-        // SAFETY: the caller says that the memory below `top` is writable and unused: these words are
-        // at the end of it. An even number of them keeps the alignment of 16 bytes.
+        // SAFETY: the caller promises that the memory below `top` is writable and unused, and these
+        // words are at its end. Their number is even, which keeps the alignment of 16 bytes.
         unsafe {
             let sp = top.cast::<usize>().sub(FRAME + 2);
-            sp.write(0); // x29: walks by frame pointers end here
+            sp.write(0); // x29: frame-pointer walks end here
             sp.add(1).write(start as *const () as usize);
             sp.add(2).write(entry as usize); // x19
             sp.add(FRAME).write(ptr::from_ref(self) as usize);
@@ -64,7 +64,7 @@ impl Link {
     }
 }
 
-/// Whether stacks can be switched here.
+/// Whether this thread can switch stacks.
 pub(crate) fn usable() -> bool {
     true
 }
@@ -99,7 +99,7 @@ macro_rules! restore {
     };
 }
 
-/// What the unwinder is to know where the words above lie at a frame's bottom, `CFA` being its top.
+/// Unwind information for the words above at the bottom of a frame, with the CFA at its top.
 macro_rules! saved_registers {
     () => {
         ".cfi_offset x29, -160
@@ -125,11 +125,11 @@ macro_rules! saved_registers {
     };
 }
 
-/// Saves this stack's state in the link and goes on on the other stack, where `value` is what the
-/// switch that has saved it returns. Returns when something switches back.
+/// Saves the state of this stack in the link and continues on the other stack, where the switch
+/// that has saved its state returns `value`. Returns when something switches back.
 ///
 /// # Safety
-/// The other stack must be alive, and its state have been saved in this link.
+/// The other stack must be alive, and its state saved in this link.
 #[unsafe(naked)]
 pub(crate) unsafe extern "C-unwind" fn switch(link: *const Link, value: bool) -> bool {
     naked_asm!(
@@ -141,23 +141,21 @@ pub(crate) unsafe extern "C-unwind" fn switch(link: *const Link, value: bool) ->
         "mov x10, sp",
         "str x10, [x0]",
         "mov sp, x9",
-        // For a first function the link stays in x0, and the value is in x1.
+        // `start` needs the link, in x11, and the value, in x1.
         "mov x11, x0",
         restore!(),
         "mov w0, w1",
-        // What has not begun wants the link from x11. Through x16 a jump may go to the beginning
-        // of any function.
+        // Branch target identification permits a jump by x16 to the start of any function.
         "mov x16, x30",
         "br x16",
         ".cfi_endproc",
     )
 }
 
-/// As [`switch`], but on the other stack `hook` is called before it goes on. When that runs, this
-/// stack has been left.
+/// As [`switch`], but first calls `hook` on the other stack, after this stack has been left.
 ///
 /// # Safety
-/// As for [`switch`]; the other stack must not be one that has not begun.
+/// As for [`switch`], and the other stack must have started.
 #[unsafe(naked)]
 pub(crate) unsafe extern "C-unwind" fn switch_then(
     link: *const Link,
@@ -172,8 +170,7 @@ pub(crate) unsafe extern "C-unwind" fn switch_then(
         "ldr x9, [x0]",
         "mov x10, sp",
         "str x10, [x0]",
-        // The other stack has the same words in the same places: what is said above to the
-        // unwinder goes on to be true.
+        // The other stack has the same layout, so the unwind information above stays valid.
         "mov sp, x9",
         "str x1, [sp, #-16]!",
         ".cfi_adjust_cfa_offset 16",
@@ -212,19 +209,19 @@ pub(crate) unsafe extern "C" fn switch_for_good(link: *const Link, value: bool) 
 /// # Safety
 /// As for [`switch_then`], and nothing ever switches back.
 pub(crate) unsafe fn switch_for_good_then(link: *const Link, value: bool, hook: Hook) -> ! {
-    // SAFETY: the caller says that the other side is alive, has begun, that its state is in
+    // SAFETY: the caller promises that the other side is alive, has started, that its state is in
     // this link, and that nothing switches back.
     unsafe { switch_then(link, value, hook) };
     unreachable!("a finished coroutine was entered")
 }
 
-/// As [`switch`]: here it is not copied into the caller.
+/// As [`switch`]: this back-end does not inline it.
 ///
 /// # Safety
 /// As for [`switch`].
 #[inline(always)]
 pub(crate) unsafe fn switch_inline(link: *const Link, value: bool) -> bool {
-    // SAFETY: the caller says that the other side is alive and that its state is in this link.
+    // SAFETY: the caller promises that the other side is alive and that its state is in this link.
     unsafe { switch(link, value) }
 }
 
@@ -240,18 +237,17 @@ unsafe extern "C" fn start() {
     )
 }
 
-/// What a coroutine's first function would return to. Never executed: it tells the unwinder that
-/// behind it lies the frame of who entered the coroutine.
+/// The return address of a coroutine's first function. Never executed: its unwind information says
+/// that the next frame is that of the code that entered the coroutine.
 #[unsafe(naked)]
 unsafe extern "C" fn base() {
     naked_asm!(
         ".cfi_startproc",
-        // Debuggers accept from a signal's frame alone that the next frame is on another stack.
+        // Debuggers permit a change of stacks only at a signal frame.
         ".cfi_signal_frame",
-        // The stack pointer here points to the pointer to the link, which points to the saved
-        // frame of the other side: CFA = **sp + 160.
-        // DW_CFA_def_cfa_expression, 7 bytes: DW_OP_breg31 0, DW_OP_deref, DW_OP_deref,
-        // DW_OP_plus_uconst 160.
+        // The stack pointer points to the pointer to the link, which points to the saved frame of
+        // the other side: CFA = **sp + 160. DW_CFA_def_cfa_expression, 7 bytes: DW_OP_breg31 0,
+        // DW_OP_deref, DW_OP_deref, DW_OP_plus_uconst 160.
         ".cfi_escape 0x0f, 7, 0x8f, 0, 0x06, 0x06, 0x23, 0xa0, 0x01",
         saved_registers!(),
         "nop",
@@ -260,10 +256,10 @@ unsafe extern "C" fn base() {
     )
 }
 
-/// The calling thread's place in a thread-local variable of `$size` bytes, all zero at first.
+/// The address of a thread-local variable of `$size` bytes, initially zero.
 ///
-/// Asked for by assembly each time: the compiler would keep the address over a switch, behind
-/// which a coroutine may run on another thread.
+/// Computed by assembly at each use, as the compiler would keep the address across a switch, after
+/// which the coroutine may run on another thread.
 macro_rules! thread_slot {
     ($symbol:literal, $size:literal) => {
         std::arch::global_asm!(
@@ -281,7 +277,7 @@ macro_rules! thread_slot {
         #[inline(always)]
         fn slot() -> *const u8 {
             let place: *const u8;
-            // SAFETY: reads the thread pointer and the slot's offset from it.
+            // SAFETY: the instructions read the thread pointer and the slot's offset from it.
             unsafe {
                 std::arch::asm!(
                     concat!("adrp {1}, :gottprel:", $symbol),

@@ -1,4 +1,4 @@
-//! Windows fibers: the system's own stacks.
+//! Windows fibers, whose stacks the system provides.
 
 use std::cell::Cell;
 use std::ffi::c_void;
@@ -6,7 +6,7 @@ use std::ptr;
 
 type Fiber = *mut c_void;
 
-/// Both sides of a coroutine, and which of them runs. At offset 0 of what contains it.
+/// Both sides of a coroutine, and which of them runs. At offset 0 of its container.
 #[repr(C)]
 pub(crate) struct Link {
     inside: Cell<Fiber>,
@@ -14,15 +14,16 @@ pub(crate) struct Link {
     runs_inside: Cell<bool>,
     ended: Cell<bool>,
     entry: Cell<Option<Entry>>,
-    /// For who goes on.
+    /// The result of the switch on the side that continues.
     value: Cell<bool>,
     hook: Cell<Option<Hook>>,
 }
 
-/// A coroutine's first function. `cancelled` if it is entered to be dropped.
+/// A coroutine's first function. `cancelled` if it only has to drop its closure.
 pub(crate) type Entry = unsafe extern "C-unwind" fn(link: *const Link, cancelled: bool) -> !;
 
-/// Called on a stack that has just been switched to, before it goes on; it may unwind into it.
+/// A function called on the stack that was switched to, before that continues. It may unwind into
+/// that stack.
 pub(crate) type Hook = unsafe extern "C-unwind" fn(link: *const Link);
 
 #[link(name = "kernel32")]
@@ -51,10 +52,10 @@ impl Link {
         }
     }
 
-    /// Sees to it that the first switch calls `entry(link, value)`.
+    /// Makes the first switch call `entry(link, value)`.
     ///
     /// # Safety
-    /// The link must be where it is until the coroutine has ended.
+    /// The link must not move until the coroutine has ended.
     pub(crate) unsafe fn prepare(&self, _: *mut u8, entry: Entry) {
         self.entry.set(Some(entry));
         self.runs_inside.set(false);
@@ -62,10 +63,10 @@ impl Link {
     }
 }
 
-/// What a fiber begins with.
+/// The first function of a fiber.
 ///
 /// # Safety
-/// `link` must be that of a coroutine that is being entered for the first time.
+/// `link` must be that of a coroutine that is entered for the first time.
 unsafe extern "system" fn start(link: *mut c_void) {
     let link = link.cast_const().cast::<Link>();
     // SAFETY: the fiber was made with the link, which outlives the coroutine.
@@ -76,13 +77,13 @@ unsafe extern "system" fn start(link: *mut c_void) {
     }
 }
 
-/// Whether fibers can be switched here: turns the thread into one.
+/// Whether this thread can switch fibers. Converts it into a fiber if necessary.
 pub(crate) fn usable() -> bool {
     // SAFETY: the thread is not a fiber when it is turned into one.
     unsafe { IsThreadAFiber() != 0 || !ConvertThreadToFiber(ptr::null_mut()).is_null() }
 }
 
-/// The fiber that runs, which the system keeps in the thread's information block.
+/// The running fiber, from the thread information block.
 fn this() -> Fiber {
     let fiber: Fiber;
     // SAFETY: reads the thread's information block; the caller has seen to it that the thread is a
@@ -96,25 +97,25 @@ fn this() -> Fiber {
     fiber
 }
 
-/// Goes on on the other side, where `value` is what the switch returns. Returns when something
-/// switches back.
+/// Continues on the other side, where the switch returns `value`. Returns when something switches
+/// back.
 ///
 /// # Safety
 /// The other side must be alive.
 #[inline(never)]
 pub(crate) unsafe fn switch(link: *const Link, value: bool) -> bool {
-    // SAFETY: the caller says that the other side is alive and that its state is in this link.
+    // SAFETY: the caller promises that the other side is alive and that its state is in this link.
     unsafe { exchange(link, value, None) }
 }
 
-/// As [`switch`], but on the other side `hook` is called before it goes on.
+/// As [`switch`], but first calls `hook` on the other side.
 ///
 /// # Safety
-/// As for [`switch`]; the other side must have begun.
+/// As for [`switch`], and the other side must have started.
 #[inline(never)]
 pub(crate) unsafe fn switch_then(link: *const Link, value: bool, hook: Hook) -> bool {
-    // SAFETY: the caller says that the other side is alive, has begun, and that its state is in
-    // this link.
+    // SAFETY: the caller promises that the other side is alive, has started, and that its state is
+    // in this link.
     unsafe { exchange(link, value, Some(hook)) }
 }
 
@@ -123,7 +124,7 @@ pub(crate) unsafe fn switch_then(link: *const Link, value: bool, hook: Hook) -> 
 /// # Safety
 /// As for [`switch`], and nothing ever switches back.
 pub(crate) unsafe fn switch_for_good(link: *const Link, value: bool) -> ! {
-    // SAFETY: the caller says that the other side is alive, that its state is in this link, and
+    // SAFETY: the caller promises that the other side is alive, that its state is in this link, and
     // that nothing switches back.
     unsafe {
         (*link).ended.set(true);
@@ -137,7 +138,7 @@ pub(crate) unsafe fn switch_for_good(link: *const Link, value: bool) -> ! {
 /// # Safety
 /// As for [`switch_then`], and nothing ever switches back.
 pub(crate) unsafe fn switch_for_good_then(link: *const Link, value: bool, hook: Hook) -> ! {
-    // SAFETY: the caller says that the other side is alive, has begun, that its state is in
+    // SAFETY: the caller promises that the other side is alive, has started, that its state is in
     // this link, and that nothing switches back.
     unsafe {
         (*link).ended.set(true);
@@ -146,17 +147,17 @@ pub(crate) unsafe fn switch_for_good_then(link: *const Link, value: bool, hook: 
     unreachable!("a finished coroutine was entered")
 }
 
-/// As [`switch`]: here it is not copied into the caller.
+/// As [`switch`]: this back-end does not inline it.
 ///
 /// # Safety
 /// As for [`switch`].
 #[inline(always)]
 pub(crate) unsafe fn switch_inline(link: *const Link, value: bool) -> bool {
-    // SAFETY: the caller says that the other side is alive and that its state is in this link.
+    // SAFETY: the caller promises that the other side is alive and that its state is in this link.
     unsafe { switch(link, value) }
 }
 
-/// Switches, and calls the hook that the other side has left.
+/// Switches, and after the return calls the hook of the other side.
 ///
 /// # Safety
 /// As for [`switch`].
@@ -171,7 +172,7 @@ unsafe fn exchange(link: *const Link, value: bool, hook: Option<Hook>) -> bool {
         if runs_inside {
             SwitchToFiber(link.outside.get());
         } else {
-            // The thread that has made the coroutine may be another.
+            // Another thread may have created the coroutine.
             assert!(usable(), "the thread cannot be turned into a fiber");
             link.outside.set(this());
             if link.inside.get().is_null() {

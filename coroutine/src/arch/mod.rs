@@ -1,18 +1,22 @@
-//! The switch from one stack to another, one file for each back-end.
+//! The switch from one stack to another, one file per back-end.
 //!
-//! All have the same interface. A [`Link`] belongs to a coroutine and knows how to reach the side
-//! of it that is not running: the coroutine while it is suspended, who entered it while it runs.
-//! [`switch`] exchanges the two; [`switch_then`] calls a function on the other side before that
-//! goes on, when this side has been left; [`switch_for_good`] is a coroutine's end;
-//! [`switch_inline`] is a switch that the compiler may copy into its caller.
+//! All back-ends have the same interface. A coroutine's [`Link`] holds the state of its suspended
+//! side: the coroutine while it is suspended, the code that entered it while it runs.
+//! - [`switch`] exchanges the two sides.
+//! - [`switch_then`] calls a function on the other side first, after this side has been left.
+//! - [`switch_for_good`] ends a coroutine.
+//! - [`switch_inline`] is a switch that may be inlined.
+//! - `thread_slot!` defines the thread-local variable for the thread's state. Its address is
+//!   computed
+//!   at each use.
 //!
-//! `thread_slot!` makes the place of the thread's state, found anew at each use.
+//! This module uses `stack` only where a sanitizer needs a stack's bounds (`watched`).
 
 #[cfg(all(backend = "assembly", target_arch = "aarch64"))]
 #[path = "aarch64.rs"]
 #[cfg_attr(
     watched,
-    allow(dead_code, reason = "`watched` needs but the simplest switches")
+    allow(dead_code, reason = "`watched` needs only the simplest switches")
 )]
 mod backend;
 
@@ -20,7 +24,7 @@ mod backend;
 #[path = "riscv64.rs"]
 #[cfg_attr(
     watched,
-    allow(dead_code, reason = "`watched` needs but the simplest switches")
+    allow(dead_code, reason = "`watched` needs only the simplest switches")
 )]
 mod backend;
 
@@ -28,7 +32,7 @@ mod backend;
 #[path = "x86_64.rs"]
 #[cfg_attr(
     watched,
-    allow(dead_code, reason = "`watched` needs but the simplest switches")
+    allow(dead_code, reason = "`watched` needs only the simplest switches")
 )]
 mod backend;
 
@@ -36,7 +40,7 @@ mod backend;
 #[path = "ucontext.rs"]
 #[cfg_attr(
     watched,
-    allow(dead_code, reason = "`watched` needs but the simplest switches")
+    allow(dead_code, reason = "`watched` needs only the simplest switches")
 )]
 mod backend;
 
@@ -72,13 +76,13 @@ pub(crate) use used::{
 #[cfg(all(backend = "assembly", target_arch = "x86_64", not(watched)))]
 pub(crate) use backend::start_inline;
 
-/// As `Link::prepare` and then [`switch_inline`].
+/// As `Link::prepare` and [`switch_inline`].
 ///
 /// # Safety
 /// As for `Link::prepare`.
 #[cfg(not(all(backend = "assembly", target_arch = "x86_64", not(watched))))]
 pub(crate) unsafe fn start_inline(link: &Link, top: *mut u8, entry: used::Entry) -> bool {
-    // SAFETY: the caller says that the memory below `top` and the link can be used so; then the
+    // SAFETY: the caller promises that the memory below `top` and the link can be used so; then the
     // coroutine can be switched to.
     unsafe {
         link.prepare(top, entry);

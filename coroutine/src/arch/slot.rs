@@ -1,8 +1,8 @@
-//! The place of the thread's state without assembly.
+//! The thread's state without assembly.
 
 use std::cell::UnsafeCell;
 
-/// Bytes and alignment that a thread's state may have.
+/// Maximum size and alignment of a thread's state.
 #[repr(C, align(16))]
 struct Slot(UnsafeCell<[usize; 32]>);
 
@@ -10,14 +10,14 @@ thread_local! {
     static OWN: Slot = const { Slot(UnsafeCell::new([0; 32])) };
 }
 
-/// The calling thread's place. Not inlined: the compiler would keep the address over a switch,
-/// behind which a coroutine may run on another thread.
+/// The address of the calling thread's state. Not inlined, as the compiler would keep the address
+/// across a switch, after which the coroutine may run on another thread.
 #[inline(never)]
 pub(crate) fn slot_of_this() -> *const u8 {
     OWN.with(|slot| slot.0.get().cast_const().cast())
 }
 
-/// The calling thread's place in a thread-local variable, all zero at first.
+/// Defines `slot`, the address of a thread-local variable that is initially zero.
 macro_rules! thread_slot {
     ($symbol:literal, $size:literal) => {
         #[inline(always)]

@@ -1,6 +1,6 @@
-//! Each coroutine a thread, one of which has the baton: for tools that know nothing of stacks, and
-//! as an oracle for the other back-ends. What a coroutine sees of the standard library's thread
-//! (its name, thread-local variables) is not that of who entered it.
+//! Runs each coroutine on its own thread, one at a time: the one that has the baton. For tools that
+//! do not support stack switching, and as a reference for the other back-ends. A coroutine sees its
+//! own thread's name and thread-local variables, and not those of the thread that entered it.
 
 use std::cell::{Cell, RefCell, UnsafeCell};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -8,17 +8,17 @@ use std::ptr;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 
-/// The baton of a coroutine. At offset 0 of what contains it.
+/// The baton of a coroutine. At offset 0 of its container.
 #[repr(C)]
 pub(crate) struct Link {
     baton: RefCell<Option<Arc<Baton>>>,
     thread: Cell<Option<thread::JoinHandle<()>>>,
     entry: Cell<Option<Entry>>,
-    /// The place of the state of the thread that has entered the coroutine.
+    /// The state of the thread that has entered the coroutine.
     acts_for: Cell<*const u8>,
     runs_inside: Cell<bool>,
     ended: Cell<bool>,
-    /// For who goes on.
+    /// The result of the switch on the side that continues.
     value: Cell<bool>,
     hook: Cell<Option<Hook>>,
 }
@@ -29,20 +29,21 @@ struct Baton {
     passed: Condvar,
 }
 
-/// A coroutine's first function. `cancelled` if it is entered to be dropped.
+/// A coroutine's first function. `cancelled` if it only has to drop its closure.
 pub(crate) type Entry = unsafe extern "C-unwind" fn(link: *const Link, cancelled: bool) -> !;
 
-/// Called on a stack that has just been switched to, before it goes on; it may unwind into it.
+/// A function called on the stack that was switched to, before that continues. It may unwind into
+/// that stack.
 pub(crate) type Hook = unsafe extern "C-unwind" fn(link: *const Link);
 
-/// A pointer that goes to the thread that is given the baton.
+/// A pointer passed to the thread that gets the baton.
 struct Passed<T>(T);
 
 // SAFETY: of the threads that know of the pointer only the one with the baton uses it.
 unsafe impl<T> Send for Passed<T> {}
 
 thread_local! {
-    /// The place of the state of the thread for which this one acts.
+    /// The state of the thread for which this one acts.
     static ACTS_FOR: Cell<*const u8> = const { Cell::new(ptr::null()) };
 }
 
@@ -77,10 +78,10 @@ impl Link {
         }
     }
 
-    /// Sees to it that the first switch calls `entry(link, value)`.
+    /// Makes the first switch call `entry(link, value)`.
     ///
     /// # Safety
-    /// The link must be where it is until the coroutine has ended.
+    /// The link must not move until the coroutine has ended.
     pub(crate) unsafe fn prepare(&self, _: *mut u8, entry: Entry) {
         self.baton.replace(Some(Arc::default()));
         self.entry.set(Some(entry));
@@ -95,7 +96,7 @@ impl Link {
         }
     }
 
-    /// Starts the coroutine's thread, which has the baton from the beginning.
+    /// Starts the coroutine's thread, which has the baton from the start.
     fn start(&self, entry: Entry) {
         let passed = Passed(ptr::from_ref(self));
         let main = move || {
@@ -118,33 +119,33 @@ impl Link {
     }
 }
 
-/// What a coroutine's thread is unwound with at its end.
+/// The panic payload that ends a coroutine's thread.
 struct Ended;
 
-/// Whether coroutines can be switched here.
+/// Whether coroutines can be switched on this thread.
 pub(crate) fn usable() -> bool {
     true
 }
 
-/// Passes the baton to the other side, where `value` is what the switch returns. Returns when it
-/// comes back.
+/// Passes the baton to the other side, where the switch returns `value`. Returns when it comes
+/// back.
 ///
 /// # Safety
 /// The other side must be alive.
 #[inline(never)]
 pub(crate) unsafe fn switch(link: *const Link, value: bool) -> bool {
-    // SAFETY: the caller says that the other side is alive and that its state is in this link.
+    // SAFETY: the caller promises that the other side is alive and that its state is in this link.
     unsafe { exchange(link, value, None) }
 }
 
-/// As [`switch`], but on the other side `hook` is called before it goes on.
+/// As [`switch`], but first calls `hook` on the other side.
 ///
 /// # Safety
-/// As for [`switch`]; the other side must have begun.
+/// As for [`switch`], and the other side must have started.
 #[inline(never)]
 pub(crate) unsafe fn switch_then(link: *const Link, value: bool, hook: Hook) -> bool {
-    // SAFETY: the caller says that the other side is alive, has begun, and that its state is in
-    // this link.
+    // SAFETY: the caller promises that the other side is alive, has started, and that its state is
+    // in this link.
     unsafe { exchange(link, value, Some(hook)) }
 }
 
@@ -153,7 +154,7 @@ pub(crate) unsafe fn switch_then(link: *const Link, value: bool, hook: Hook) -> 
 /// # Safety
 /// As for [`switch`], and nothing ever switches back.
 pub(crate) unsafe fn switch_for_good(link: *const Link, value: bool) -> ! {
-    // SAFETY: the caller says that the other side is alive, that its state is in this link, and
+    // SAFETY: the caller promises that the other side is alive, that its state is in this link, and
     // that nothing switches back.
     unsafe { end(link, value, None) }
 }
@@ -163,7 +164,7 @@ pub(crate) unsafe fn switch_for_good(link: *const Link, value: bool) -> ! {
 /// # Safety
 /// As for [`switch_then`], and nothing ever switches back.
 pub(crate) unsafe fn switch_for_good_then(link: *const Link, value: bool, hook: Hook) -> ! {
-    // SAFETY: the caller says that the other side is alive, has begun, that its state is in
+    // SAFETY: the caller promises that the other side is alive, has started, that its state is in
     // this link, and that nothing switches back.
     unsafe { end(link, value, Some(hook)) }
 }
@@ -183,17 +184,17 @@ unsafe fn end(link: *const Link, value: bool, hook: Option<Hook>) -> ! {
         (*link).baton()
     };
     baton.pass(false);
-    // The only way to end a thread.
+    // A thread of the standard library can only be ended by unwinding it.
     resume_unwind(Box::new(Ended))
 }
 
-/// As [`switch`]: here it is not copied into the caller.
+/// As [`switch`]: this back-end does not inline it.
 ///
 /// # Safety
 /// As for [`switch`].
 #[inline(always)]
 pub(crate) unsafe fn switch_inline(link: *const Link, value: bool) -> bool {
-    // SAFETY: the caller says that the other side is alive and that its state is in this link.
+    // SAFETY: the caller promises that the other side is alive and that its state is in this link.
     unsafe { switch(link, value) }
 }
 
@@ -225,18 +226,19 @@ unsafe fn exchange(link: *const Link, value: bool, hook: Option<Hook>) -> bool {
     } else if link.ended.get()
         && let Some(thread) = link.thread.take()
     {
-        // With all that the thread does at its end.
+        // Waits for the thread's destructors too.
         let _ = thread.join();
     }
     let value = link.value.get();
     if let Some(hook) = link.hook.take() {
-        // SAFETY: the other side has asked for the hook, and has been left. The link is still alive.
+        // SAFETY: the other side has asked for the hook, and has been left. The link is still
+        // alive.
         unsafe { hook(link) };
     }
     value
 }
 
-/// Bytes and alignment that a thread's state may have.
+/// Maximum size and alignment of a thread's state.
 #[repr(C, align(16))]
 struct Slot(UnsafeCell<[usize; 32]>);
 
@@ -244,7 +246,7 @@ thread_local! {
     static OWN: Slot = const { Slot(UnsafeCell::new([0; 32])) };
 }
 
-/// The place of the state of the thread for which this one acts.
+/// The address of the state of the thread for which this one acts.
 #[inline(never)]
 pub(crate) fn slot_of_this() -> *const u8 {
     let acts_for = ACTS_FOR.get();
@@ -255,7 +257,7 @@ pub(crate) fn slot_of_this() -> *const u8 {
     }
 }
 
-/// The place of the state of the thread for which the caller acts.
+/// Defines `slot`, the address of the state of the thread for which the caller acts.
 macro_rules! thread_slot {
     ($symbol:literal, $size:literal) => {
         #[inline(always)]

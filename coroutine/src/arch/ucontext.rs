@@ -1,26 +1,27 @@
-//! swapcontext(3): portable, and a hundred times slower than assembly, as it asks the kernel for
-//! the signal mask at each switch.
+//! swapcontext(3): portable, and a hundred times slower than assembly, as each switch makes a
+//! system call to exchange the signal mask.
 
 use std::cell::{Cell, UnsafeCell};
 use std::mem::MaybeUninit;
 use std::ptr;
 
-/// Both sides of a coroutine, and which of them runs. At offset 0 of what contains it.
+/// Both sides of a coroutine, and which of them runs. At offset 0 of its container.
 #[repr(C)]
 pub(crate) struct Link {
     inside: UnsafeCell<MaybeUninit<libc::ucontext_t>>,
     outside: UnsafeCell<MaybeUninit<libc::ucontext_t>>,
     runs_inside: Cell<bool>,
     entry: Cell<Option<Entry>>,
-    /// For who goes on.
+    /// The result of the switch on the side that continues.
     value: Cell<bool>,
     hook: Cell<Option<Hook>>,
 }
 
-/// A coroutine's first function. `cancelled` if it is entered to be dropped.
+/// A coroutine's first function. `cancelled` if it only has to drop its closure.
 pub(crate) type Entry = unsafe extern "C-unwind" fn(link: *const Link, cancelled: bool) -> !;
 
-/// Called on a stack that has just been switched to, before it goes on; it may unwind into it.
+/// A function called on the stack that was switched to, before that continues. It may unwind into
+/// that stack.
 pub(crate) type Hook = unsafe extern "C-unwind" fn(link: *const Link);
 
 impl Link {
@@ -38,15 +39,15 @@ impl Link {
     /// Prepares the memory below `top` so that the first switch calls `entry(link, value)`.
     ///
     /// # Safety
-    /// `top` must be aligned to 16 bytes, the 4 KiB below it be writable and used by nothing else,
-    /// and the link be where it is until the coroutine has ended.
+    /// `top` must be aligned to 16 bytes, and the 4 KiB below it be writable and unused. The link
+    /// must not move until the coroutine has ended.
     pub(crate) unsafe fn prepare(&self, top: *mut u8, entry: Entry) {
         const ENOUGH: usize = 4096;
         self.runs_inside.set(false);
         self.entry.set(Some(entry));
         let link = ptr::from_ref(self) as usize as u64;
         // SAFETY: the context is written by getcontext and stays where it is. Of the stack
-        // makecontext wants to know the upper end, and writes its arguments there.
+        // makecontext only uses the upper end, and writes its arguments there.
         unsafe {
             let context = self.inside.get().cast::<libc::ucontext_t>();
             libc::getcontext(context);
@@ -60,10 +61,10 @@ impl Link {
     }
 }
 
-/// What a context begins with. Its arguments are integers of 32 bits.
+/// The first function of a context, whose arguments are 32-bit integers.
 ///
 /// # Safety
-/// They must be the halves of the address of the link of a coroutine that is being entered for the
+/// The arguments must be the two halves of the address of a link whose coroutine is entered for the
 /// first time.
 unsafe extern "C" fn start(upper: u32, lower: u32) {
     let link = ((u64::from(upper) << 32) | u64::from(lower)) as usize as *const Link;
@@ -75,31 +76,30 @@ unsafe extern "C" fn start(upper: u32, lower: u32) {
     }
 }
 
-/// Whether stacks can be switched here.
+/// Whether this thread can switch stacks.
 pub(crate) fn usable() -> bool {
     true
 }
 
-/// Saves this side's state in the link and goes on on the other side, where `value` is what the
-/// switch returns. Returns when something switches back.
+/// Saves the state of this side in the link and continues on the other side, where the switch
+/// returns `value`. Returns when something switches back.
 ///
 /// # Safety
-/// The other stack must be alive, and its state have been saved in this link.
+/// The other stack must be alive, and its state saved in this link.
 #[inline(never)]
 pub(crate) unsafe fn switch(link: *const Link, value: bool) -> bool {
-    // SAFETY: the caller says that the other side is alive and that its state is in this link.
+    // SAFETY: the caller promises that the other side is alive and that its state is in this link.
     unsafe { exchange(link, value, None) }
 }
 
-/// As [`switch`], but on the other stack `hook` is called before it goes on. When that runs, this
-/// stack has been left.
+/// As [`switch`], but first calls `hook` on the other stack, after this stack has been left.
 ///
 /// # Safety
-/// As for [`switch`]; the other stack must not be one that has not begun.
+/// As for [`switch`], and the other stack must have started.
 #[inline(never)]
 pub(crate) unsafe fn switch_then(link: *const Link, value: bool, hook: Hook) -> bool {
-    // SAFETY: the caller says that the other side is alive, has begun, and that its state is in
-    // this link.
+    // SAFETY: the caller promises that the other side is alive, has started, and that its state is
+    // in this link.
     unsafe { exchange(link, value, Some(hook)) }
 }
 
@@ -108,7 +108,7 @@ pub(crate) unsafe fn switch_then(link: *const Link, value: bool, hook: Hook) -> 
 /// # Safety
 /// As for [`switch`], and nothing ever switches back.
 pub(crate) unsafe fn switch_for_good(link: *const Link, value: bool) -> ! {
-    // SAFETY: the caller says that the other side is alive, that its state is in this link, and
+    // SAFETY: the caller promises that the other side is alive, that its state is in this link, and
     // that nothing switches back.
     unsafe { exchange(link, value, None) };
     unreachable!("a finished coroutine was entered")
@@ -119,23 +119,23 @@ pub(crate) unsafe fn switch_for_good(link: *const Link, value: bool) -> ! {
 /// # Safety
 /// As for [`switch_then`], and nothing ever switches back.
 pub(crate) unsafe fn switch_for_good_then(link: *const Link, value: bool, hook: Hook) -> ! {
-    // SAFETY: the caller says that the other side is alive, has begun, that its state is in
+    // SAFETY: the caller promises that the other side is alive, has started, that its state is in
     // this link, and that nothing switches back.
     unsafe { exchange(link, value, Some(hook)) };
     unreachable!("a finished coroutine was entered")
 }
 
-/// As [`switch`]: here it is not copied into the caller.
+/// As [`switch`]: this back-end does not inline it.
 ///
 /// # Safety
 /// As for [`switch`].
 #[inline(always)]
 pub(crate) unsafe fn switch_inline(link: *const Link, value: bool) -> bool {
-    // SAFETY: the caller says that the other side is alive and that its state is in this link.
+    // SAFETY: the caller promises that the other side is alive and that its state is in this link.
     unsafe { switch(link, value) }
 }
 
-/// Switches, and calls the hook that the other side has left.
+/// Switches, and after the return calls the hook of the other side.
 ///
 /// # Safety
 /// As for [`switch`].
@@ -153,7 +153,7 @@ unsafe fn exchange(link: *const Link, value: bool, hook: Option<Hook>) -> bool {
         } else {
             libc::swapcontext(outside, inside);
         }
-        // Read before the hook, which may give the link away.
+        // Read before the hook, which may free the link.
         let value = link.value.get();
         if let Some(hook) = link.hook.take() {
             hook(link);

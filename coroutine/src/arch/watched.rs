@@ -1,5 +1,5 @@
-//! A back-end that tells AddressSanitizer or ThreadSanitizer of every switch, and leaves the
-//! switching to another.
+//! A back-end that announces each switch to AddressSanitizer or ThreadSanitizer, and uses another
+//! back-end to switch.
 
 use std::cell::Cell;
 use std::ffi::c_void;
@@ -10,14 +10,14 @@ use crate::stack;
 
 pub(crate) use super::backend::usable;
 
-/// A coroutine's first function. `cancelled` if it is entered to be dropped.
+/// A coroutine's first function. `cancelled` if it only has to drop its closure.
 pub(crate) type Entry = unsafe extern "C-unwind" fn(link: *const Link, cancelled: bool) -> !;
 
-/// Called on a stack that has just been switched to, before it goes on; it may unwind into it.
+/// A function called on the stack that was switched to, before that continues. It may unwind into
+/// that stack.
 pub(crate) type Hook = unsafe extern "C-unwind" fn(link: *const Link);
 
-/// The link of the back-end, and what the sanitizer keeps of the side that is not running. At
-/// offset 0 of what contains it.
+/// The link of the back-end, and the sanitizer's state of both sides. At offset 0 of its container.
 #[repr(C)]
 pub(crate) struct Link {
     link: backend::Link,
@@ -29,11 +29,11 @@ pub(crate) struct Link {
     outside: Side,
 }
 
-/// A stack, as the sanitizer knows it.
+/// The sanitizer's state of a stack.
 struct Side {
     low: Cell<*const c_void>,
     size: Cell<usize>,
-    /// The stack's locals that AddressSanitizer has put elsewhere; ThreadSanitizer's fiber.
+    /// AddressSanitizer's fake stack, or ThreadSanitizer's fiber.
     handle: Cell<*mut c_void>,
 }
 
@@ -81,8 +81,8 @@ impl Link {
     /// Prepares the memory below `top` so that the first switch calls `entry(link, value)`.
     ///
     /// # Safety
-    /// `top` must be aligned to 16 bytes, the 4 KiB below it be writable and used by nothing else,
-    /// and the link be where it is until the coroutine has ended.
+    /// `top` must be aligned to 16 bytes, and the 4 KiB below it be writable and unused. The link
+    /// must not move until the coroutine has ended.
     pub(crate) unsafe fn prepare(&self, top: *mut u8, entry: Entry) {
         self.entry.set(Some(entry));
         self.runs_inside.set(false);
@@ -94,7 +94,7 @@ impl Link {
         #[cfg(feature = "tsan")]
         // SAFETY: the fiber is destroyed at the coroutine's end.
         self.inside.handle.set(unsafe { __tsan_create_fiber(0) });
-        // SAFETY: the caller says that the memory below `top` and the link can be used so.
+        // SAFETY: the caller promises that the memory below `top` and the link can be used so.
         unsafe { self.link.prepare(top, start) };
     }
 
@@ -106,17 +106,17 @@ impl Link {
         }
     }
 
-    /// Tells that this side is left, for good if `ends`. Part of its caller: ThreadSanitizer counts
-    /// calls and returns, each on the side that runs.
+    /// Announces that this side is left, for the last time if `ends`. Inlined, as ThreadSanitizer
+    /// counts calls and returns on the running side.
     ///
     /// # Safety
-    /// The switch to the other side must come next.
+    /// The caller must next switch to the other side.
     #[inline(always)]
     unsafe fn leave(&self, ends: bool) {
         let (this, other) = self.sides();
         let runs_inside = self.runs_inside.replace(!self.runs_inside.get());
-        // SAFETY: the sanitizer's handles are used as it demands: saved when a side is left, used
-        // when that is gone back to. The caller switches next.
+        // SAFETY: the handle of a side is saved when it is left, and used when it is switched to.
+        // The caller next switches to the other side.
         unsafe {
             #[cfg(feature = "asan")]
             {
@@ -139,16 +139,16 @@ impl Link {
         }
     }
 
-    /// Tells that this side has been arrived at.
+    /// Announces that this side was switched to.
     ///
     /// # Safety
-    /// It must have been switched to just now, from a side that [`leave`](Link::leave) was called on.
+    /// The switch must have just happened, after [`leave`](Link::leave) on the other side.
     unsafe fn arrive(&self) {
         #[cfg(feature = "asan")]
         {
             let (this, other) = self.sides();
-            // SAFETY: the handle is the one that was saved when this side was left, or null the
-            // first time. The sanitizer writes the bounds of the side that it came from.
+            // SAFETY: the handle was saved when this side was left, or is null the first time. The
+            // sanitizer writes the bounds of the other side.
             unsafe {
                 __sanitizer_finish_switch_fiber(
                     this.handle.get(),
@@ -160,10 +160,10 @@ impl Link {
     }
 }
 
-/// What the back-end takes for the coroutine's first function.
+/// The coroutine's first function for the back-end.
 ///
 /// # Safety
-/// The link must be the beginning of one that was prepared and has just been switched to.
+/// The link must be the start of a prepared [`Link`] that was just switched to.
 unsafe extern "C-unwind" fn start(link: *const backend::Link, cancelled: bool) -> ! {
     // SAFETY: the back-end's link is the beginning of this one, which `prepare` has prepared.
     unsafe {
@@ -176,26 +176,25 @@ unsafe extern "C-unwind" fn start(link: *const backend::Link, cancelled: bool) -
     }
 }
 
-/// Saves this side's state in the link and goes on on the other side, where `value` is what the
-/// switch returns. Returns when something switches back.
+/// Saves the state of this side in the link and continues on the other side, where the switch
+/// returns `value`. Returns when something switches back.
 ///
 /// # Safety
-/// The other stack must be alive, and its state have been saved in this link.
+/// The other stack must be alive, and its state saved in this link.
 #[inline(never)]
 pub(crate) unsafe fn switch(link: *const Link, value: bool) -> bool {
-    // SAFETY: the caller says that the other side is alive and that its state is in this link.
+    // SAFETY: the caller promises that the other side is alive and that its state is in this link.
     unsafe { exchange(link, value, None) }
 }
 
-/// As [`switch`], but on the other stack `hook` is called before it goes on. When that runs, this
-/// stack has been left.
+/// As [`switch`], but first calls `hook` on the other stack, after this stack has been left.
 ///
 /// # Safety
-/// As for [`switch`]; the other stack must not be one that has not begun.
+/// As for [`switch`], and the other stack must have started.
 #[inline(never)]
 pub(crate) unsafe fn switch_then(link: *const Link, value: bool, hook: Hook) -> bool {
-    // SAFETY: the caller says that the other side is alive, has begun, and that its state is in
-    // this link.
+    // SAFETY: the caller promises that the other side is alive, has started, and that its state is
+    // in this link.
     unsafe { exchange(link, value, Some(hook)) }
 }
 
@@ -204,7 +203,7 @@ pub(crate) unsafe fn switch_then(link: *const Link, value: bool, hook: Hook) -> 
 /// # Safety
 /// As for [`switch`], and nothing ever switches back.
 pub(crate) unsafe fn switch_for_good(link: *const Link, value: bool) -> ! {
-    // SAFETY: the caller says that the other side is alive, that its state is in this link, and
+    // SAFETY: the caller promises that the other side is alive, that its state is in this link, and
     // that nothing switches back.
     unsafe { end(link, value, None) }
 }
@@ -214,18 +213,18 @@ pub(crate) unsafe fn switch_for_good(link: *const Link, value: bool) -> ! {
 /// # Safety
 /// As for [`switch_then`], and nothing ever switches back.
 pub(crate) unsafe fn switch_for_good_then(link: *const Link, value: bool, hook: Hook) -> ! {
-    // SAFETY: the caller says that the other side is alive, has begun, that its state is in
+    // SAFETY: the caller promises that the other side is alive, has started, that its state is in
     // this link, and that nothing switches back.
     unsafe { end(link, value, Some(hook)) }
 }
 
-/// As [`switch`]: here it is not copied into the caller.
+/// As [`switch`]: this back-end does not inline it.
 ///
 /// # Safety
 /// As for [`switch`].
 #[inline(always)]
 pub(crate) unsafe fn switch_inline(link: *const Link, value: bool) -> bool {
-    // SAFETY: the caller says that the other side is alive and that its state is in this link.
+    // SAFETY: the caller promises that the other side is alive and that its state is in this link.
     unsafe { switch(link, value) }
 }
 
@@ -234,8 +233,8 @@ pub(crate) unsafe fn switch_inline(link: *const Link, value: bool) -> bool {
 /// # Safety
 /// As for [`switch`], and nothing ever switches back.
 unsafe fn end(link: *const Link, value: bool, hook: Option<Hook>) -> ! {
-    // SAFETY: the caller says that the other side is alive, that its state is in this link, and that
-    // nothing switches back. The link is alive until then.
+    // SAFETY: the caller promises that the other side is alive, that its state is in this link, and
+    // that nothing switches back. The link is alive until then.
     unsafe {
         (*link).ended.set(true);
         (*link).hook.set(hook);
@@ -244,13 +243,13 @@ unsafe fn end(link: *const Link, value: bool, hook: Option<Hook>) -> ! {
     }
 }
 
-/// Switches, and calls the hook that the other side has left.
+/// Switches, and after the return calls the hook of the other side.
 ///
 /// # Safety
 /// As for [`switch`].
 unsafe fn exchange(link: *const Link, value: bool, hook: Option<Hook>) -> bool {
-    // SAFETY: the caller says that the other side is alive and that its state is in this link, which
-    // lives as long as the coroutine: at least until the hook is called.
+    // SAFETY: the caller promises that the other side is alive and that its state is in this link,
+    // which lives as long as the coroutine: at least until the hook is called.
     unsafe {
         (*link).hook.set(hook);
         (*link).leave(false);
@@ -260,7 +259,7 @@ unsafe fn exchange(link: *const Link, value: bool, hook: Option<Hook>) -> bool {
         if (*link).ended.get() {
             __tsan_destroy_fiber((*link).inside.handle.get());
         }
-        // Not the back-end's: it would be called before the sanitizer knows where it is.
+        // Not a hook of the back-end, which would run before `arrive`.
         if let Some(hook) = (*link).hook.take() {
             hook(link);
         }

@@ -1,42 +1,44 @@
 //! x86_64, System V ABI.
 //!
-//! A stack that is not running, from its saved stack pointer upwards:
+//! A suspended stack, from its saved stack pointer upwards:
 //!
 //! ```text
 //!   sp ─▶ r15 r14 r13 r12 rbx rbp   the registers that a function must preserve
-//!         resume address            where the stack goes on
+//!         resume address            where the stack continues
 //! ```
 //!
-//! and that of a coroutine that has not begun, up to its end:
+//! The stack of a coroutine that has not started, up to its end:
 //!
 //! ```text
-//!   sp ─▶ (anything) × 5, rbp = 0
-//!         the coroutine's first function, for which it looks as if it had been called
-//!         inside `base`
+//!   sp ─▶ 5 unused words, rbp = 0
+//!         the coroutine's first function
+//!         return address inside `base`, as if `base` had called it
 //!         pointer to the link
 //! ```
 //!
-//! While a coroutine runs, its link holds the saved stack pointer of who entered it, so the unwind
-//! information of `base` leads every walk over the stack there.
+//! While a coroutine runs, its link holds the saved stack pointer of the code that entered it. The
+//! unwind information of `base` leads a stack walk there.
 //!
-//! A switch ends in a jump, not in a return: the processor predicts returns by the calls that it
-//! has seen, and those belong to the other stack. MXCSR and the x87 control word are the thread's:
-//! a coroutine that changes them has to put them back before it yields, as saving them would more
-//! than double the cost of a switch. Where shadow stacks are on, switching is refused (`usable`).
+//! A switch ends in a jump and not in a return: the processor predicts returns from the calls that
+//! it has seen, which belong to the other stack.
+//!
+//! A switch does not save MXCSR and the x87 control word, which would more than double its cost: a
+//! coroutine that changes them must restore them before it yields. With shadow stacks enabled
+//! switching is refused (`usable`).
 
 use std::arch::{asm, naked_asm};
 use std::cell::Cell;
 use std::ptr;
 
-/// The saved stack pointer of the one side of a coroutine that is not running. At offset 0 of what
-/// contains it.
+/// The saved stack pointer of the suspended side of a coroutine. At offset 0 of its container.
 #[repr(C)]
 pub(crate) struct Link(Cell<*mut usize>);
 
-/// A coroutine's first function. `cancelled` if it is entered to be dropped.
+/// A coroutine's first function. `cancelled` if it only has to drop its closure.
 pub(crate) type Entry = unsafe extern "C-unwind" fn(link: *const Link, cancelled: bool) -> !;
 
-/// Called on a stack that has just been switched to, before it goes on; it may unwind into it.
+/// A function called on the stack that was switched to, before that continues. It may unwind into
+/// that stack.
 pub(crate) type Hook = unsafe extern "C-unwind" fn(link: *const Link);
 
 impl Link {
@@ -47,16 +49,16 @@ impl Link {
     /// Prepares the memory below `top` so that the first switch calls `entry(link, value)`.
     ///
     /// # Safety
-    /// `top` must be aligned to 16 bytes, the 4 KiB below it be writable and used by nothing else,
-    /// and the link be where it is until the coroutine has ended.
+    /// `top` must be aligned to 16 bytes, and the 4 KiB below it be writable and unused. The link
+    /// must not move until the coroutine has ended.
     #[inline(always)]
     pub(crate) unsafe fn prepare(&self, top: *mut u8, entry: Entry) {
-        // SAFETY: the caller says that the memory below `top` is writable and unused: these words are
-        // at the end of it. The first function begins with the stack pointer at the
-        // return address, 8 bytes off an aligned address, as after any call.
+        // SAFETY: the caller promises that the memory below `top` is writable and unused, and these
+        // words are at its end. The first function starts with the stack pointer at the return
+        // address, 8 bytes below an aligned address, as after a call.
         unsafe {
             let sp = top.cast::<usize>().sub(10);
-            sp.add(5).write(0); // rbp: walks by frame pointers end here
+            sp.add(5).write(0); // rbp: frame-pointer walks end here
             sp.add(6).write(entry as usize);
             sp.add(7).write(base as *const () as usize + 1);
             sp.add(8).write(ptr::from_ref(self) as usize);
@@ -65,21 +67,22 @@ impl Link {
     }
 }
 
-/// Whether stacks can be switched here.
+/// Whether this thread can switch stacks.
 pub(crate) fn usable() -> bool {
     let shadow_stack: usize;
-    // SAFETY: without shadow stacks the instruction does nothing, and the register stays zero.
+    // SAFETY: the instruction reads the shadow stack pointer. Without a shadow stack it does
+    // nothing, and the register stays zero.
     unsafe {
         asm!("xor {0:e}, {0:e}", "rdsspq {0}", out(reg) shadow_stack, options(nomem, nostack));
     }
     shadow_stack == 0
 }
 
-/// Saves this stack's state in the link and goes on on the other stack, where `value` is what the
-/// switch that has saved it returns. Returns when something switches back.
+/// Saves the state of this stack in the link and continues on the other stack, where the switch
+/// that has saved its state returns `value`. Returns when something switches back.
 ///
 /// # Safety
-/// The other stack must be alive, and its state have been saved in this link.
+/// The other stack must be alive, and its state saved in this link.
 #[unsafe(naked)]
 pub(crate) unsafe extern "C-unwind" fn switch(link: *const Link, value: bool) -> bool {
     naked_asm!(
@@ -109,11 +112,10 @@ pub(crate) unsafe extern "C-unwind" fn switch(link: *const Link, value: bool) ->
     )
 }
 
-/// As [`switch`], but on the other stack `hook` is called before it goes on. When that runs, this
-/// stack has been left.
+/// As [`switch`], but first calls `hook` on the other stack, after this stack has been left.
 ///
 /// # Safety
-/// As for [`switch`]; the other stack must not be one that has not begun.
+/// As for [`switch`], and the other stack must have started.
 #[unsafe(naked)]
 pub(crate) unsafe extern "C-unwind" fn switch_then(
     link: *const Link,
@@ -137,8 +139,7 @@ pub(crate) unsafe extern "C-unwind" fn switch_then(
         ".cfi_offset r15, -56",
         "mov rax, [rdi]",
         "mov [rdi], rsp",
-        // The other stack has the same words in the same places: what is said above to the
-        // unwinder goes on to be true.
+        // The other stack has the same layout, so the unwind information above stays valid.
         "mov rsp, rax",
         "push rsi",
         ".cfi_adjust_cfa_offset 8",
@@ -165,7 +166,7 @@ pub(crate) unsafe extern "C-unwind" fn switch_then(
 /// As for [`switch`], and nothing ever switches back.
 #[inline(always)]
 pub(crate) unsafe fn switch_for_good(link: *const Link, value: bool) -> ! {
-    // SAFETY: the caller says that the other side is alive, that its state is in this link, and
+    // SAFETY: the caller promises that the other side is alive, that its state is in this link, and
     // that nothing switches back.
     unsafe {
         asm!(
@@ -190,22 +191,22 @@ pub(crate) unsafe fn switch_for_good(link: *const Link, value: bool) -> ! {
 /// # Safety
 /// As for [`switch_then`], and nothing ever switches back.
 pub(crate) unsafe fn switch_for_good_then(link: *const Link, value: bool, hook: Hook) -> ! {
-    // SAFETY: the caller says that the other side is alive, has begun, that its state is in
+    // SAFETY: the caller promises that the other side is alive, has started, that its state is in
     // this link, and that nothing switches back.
     unsafe { switch_then(link, value, hook) };
     unreachable!("a finished coroutine was entered")
 }
 
-/// As [`switch`], copied into the caller. Nothing may be unwound from the other side into it.
+/// As [`switch`], inlined into the caller. The other side must not unwind into it.
 ///
 /// # Safety
 /// As for [`switch`].
 #[inline(always)]
 pub(crate) unsafe fn switch_inline(link: *const Link, value: bool) -> bool {
     let result: u32;
-    // SAFETY: the caller says that the other side is alive and that its state is in this link. All
-    // that the other side may change is declared as changed, or is saved: rbx and rbp, which cannot
-    // be declared. The stack is left as it was found.
+    // SAFETY: the caller promises that the other side is alive and that its state is in this link.
+    // All registers that the other side may change are declared as clobbered, or saved: rbx and
+    // rbp, which cannot be declared. The stack is balanced.
     unsafe {
         asm!(
             "lea rcx, [rip + 2f]",
@@ -236,17 +237,17 @@ pub(crate) unsafe fn switch_inline(link: *const Link, value: bool) -> bool {
     result as u8 != 0
 }
 
-/// As [`Link::prepare`] and then [`switch_inline`], for less.
+/// As [`Link::prepare`] and [`switch_inline`], in fewer instructions.
 ///
 /// # Safety
 /// As for [`Link::prepare`].
 #[inline(always)]
 pub(crate) unsafe fn start_inline(link: &Link, top: *mut u8, entry: Entry) -> bool {
     let result: u32;
-    // SAFETY: the caller says that the memory below `top` is writable and unused; the three words
-    // that are pushed there are those that `prepare` writes. All that the other side may change is
-    // declared as changed, or is saved: rbx and rbp, which cannot be declared. The stack is left as
-    // it was found.
+    // SAFETY: the caller promises that the memory below `top` is writable and unused. The three
+    // words pushed there are those that `prepare` writes. All registers that the other side may
+    // change are declared as clobbered, or saved: rbx and rbp, which cannot be declared. The stack
+    // is balanced.
     unsafe {
         asm!(
             "lea rcx, [rip + 2f]",
@@ -276,18 +277,17 @@ pub(crate) unsafe fn start_inline(link: &Link, top: *mut u8, entry: Entry) -> bo
     result as u8 != 0
 }
 
-/// What a coroutine's first function would return to. Never executed: it tells the unwinder that
-/// behind it lies the frame of who entered the coroutine.
+/// The return address of a coroutine's first function. Never executed: its unwind information says
+/// that the next frame is that of the code that entered the coroutine.
 #[unsafe(naked)]
 unsafe extern "C" fn base() {
     naked_asm!(
         ".cfi_startproc",
-        // Debuggers accept from a signal's frame alone that the next frame is on another stack.
+        // Debuggers permit a change of stacks only at a signal frame.
         ".cfi_signal_frame",
-        // The stack pointer here points to the pointer to the link, which points to the saved
-        // frame of the other side: CFA = **rsp + 56.
-        // DW_CFA_def_cfa_expression, 6 bytes: DW_OP_breg7 0, DW_OP_deref, DW_OP_deref,
-        // DW_OP_plus_uconst 56.
+        // The stack pointer points to the pointer to the link, which points to the saved frame of
+        // the other side: CFA = **rsp + 56. DW_CFA_def_cfa_expression, 6 bytes: DW_OP_breg7 0,
+        // DW_OP_deref, DW_OP_deref, DW_OP_plus_uconst 56.
         ".cfi_escape 0x0f, 6, 0x77, 0, 0x06, 0x06, 0x23, 56",
         ".cfi_offset rip, -8",
         ".cfi_offset rbp, -16",
@@ -302,10 +302,10 @@ unsafe extern "C" fn base() {
     )
 }
 
-/// The calling thread's place in a thread-local variable of `$size` bytes, all zero at first.
+/// The address of a thread-local variable of `$size` bytes, initially zero.
 ///
-/// Asked for by assembly each time: the compiler would keep the address over a switch, behind
-/// which a coroutine may run on another thread.
+/// Computed by assembly at each use, as the compiler would keep the address across a switch, after
+/// which the coroutine may run on another thread.
 macro_rules! thread_slot {
     ($symbol:literal, $size:literal) => {
         std::arch::global_asm!(

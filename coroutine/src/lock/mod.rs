@@ -1,9 +1,9 @@
-//! Waiting for another coroutine of the same thread.
+//! Waiting for another coroutine of the same thread, or for a deadline.
 //!
-//! Nothing here is for several threads. Everything is fair: who waits first is served first, and
-//! what is released is handed to the one it is for, so that nobody can take it in between. A
-//! coroutine that is woken is put on the thread's list of those that are ready, and runs when the
-//! loop calls [`run_ready`](crate::run_ready). Waiting allocates nothing: queues are linked through the coroutines.
+//! These types are for one thread. They are fair: waiters are served in FIFO order, and a released
+//! lock or permit is handed directly to the next waiter, so that no other coroutine can take it in
+//! between. A woken coroutine becomes ready, and runs when the loop calls
+//! [`run_ready`](crate::run_ready). Waiting allocates nothing, as queues are intrusive.
 
 mod holder;
 mod mutex;

@@ -1,10 +1,10 @@
-//! One coroutine at a time.
+//! Mutual exclusion.
 
 use std::ops::{Deref, DerefMut};
 
 use super::rwlock::{RwLock, WriteGuard};
 
-/// One coroutine at a time has the value.
+/// Gives one coroutine at a time access to a value.
 ///
 /// ```
 /// use coroutine::{Mutex, spawn};
@@ -20,7 +20,8 @@ pub struct Mutex<T> {
     lock: RwLock<T>,
 }
 
-/// Has the value of a [`Mutex`] until it is dropped, by the coroutine that has taken it.
+/// Access to the value of a [`Mutex`] until it is dropped. The coroutine that has locked the mutex
+/// must drop it.
 pub struct MutexGuard<'a, T> {
     guard: WriteGuard<'a, T>,
     mutex: &'a Mutex<T>,
@@ -34,10 +35,10 @@ impl<T> Mutex<T> {
         }
     }
 
-    /// Waits for the value.
+    /// Locks the mutex, and waits for it if necessary.
     ///
     /// # Panics
-    /// If it has to wait outside of a coroutine.
+    /// If it must wait outside of a coroutine.
     pub fn lock(&self) -> MutexGuard<'_, T> {
         MutexGuard {
             guard: self.lock.write(),
@@ -45,7 +46,7 @@ impl<T> Mutex<T> {
         }
     }
 
-    /// The value if nobody has it, nor waits for it.
+    /// Locks the mutex if it is free and nobody waits for it.
     pub fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
         Some(MutexGuard {
             guard: self.lock.try_write()?,
@@ -53,7 +54,7 @@ impl<T> Mutex<T> {
         })
     }
 
-    /// The value, as nobody else can have it.
+    /// Returns the value.
     pub fn into_inner(self) -> T {
         self.lock.into_inner()
     }

@@ -1,4 +1,4 @@
-//! A queue of coroutines that wait for something to happen.
+//! A queue of coroutines that wait for an event.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use crate::core::List;
 use crate::lifecycle::wait_in;
 use crate::scheduler::{self, make_ready};
 
-/// Coroutines that wait for something to happen: with a [`Mutex`], a condition variable.
+/// Coroutines that wait for an event. Together with a [`Mutex`] it is a condition variable.
 ///
 /// ```
 /// use coroutine::{WaitQueue, run_ready, spawn};
@@ -28,15 +28,15 @@ pub struct WaitQueue {
 }
 
 impl WaitQueue {
-    /// Nobody waits.
+    /// An empty queue.
     pub const fn new() -> WaitQueue {
         WaitQueue {
             waiting: List::new(),
         }
     }
 
-    /// Suspends the running coroutine until it is woken. What it waits for may be gone again by
-    /// the time it runs: check, and wait again.
+    /// Suspends the running coroutine until it is woken. Its condition may be false again when it
+    /// runs: check it, and wait again.
     ///
     /// # Panics
     /// Outside of a coroutine.
@@ -44,8 +44,8 @@ impl WaitQueue {
         wait_in(&self.waiting);
     }
 
-    /// As [`wait`](WaitQueue::wait), for `duration` at most. Returns whether it was woken in time.
-    /// The loop sees to the time: [`next_deadline`](crate::next_deadline) and
+    /// As [`wait`](WaitQueue::wait), at most for `duration`. Returns whether it was woken in time.
+    /// The loop must use [`next_deadline`](crate::next_deadline) and
     /// [`run_timers`](crate::run_timers).
     ///
     /// # Panics
@@ -54,30 +54,30 @@ impl WaitQueue {
         scheduler::wait_in_for(&self.waiting, duration)
     }
 
-    /// Releases a mutex, waits, and takes the mutex again. Nothing that holds the mutex can wake
-    /// in between.
+    /// Unlocks a mutex, waits, and locks the mutex again. A coroutine that locks the mutex and
+    /// wakes this queue cannot do so between the unlock and the wait.
     ///
     /// # Panics
     /// Outside of a coroutine.
     pub fn wait_with<'a, T>(&self, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
         let mutex: &'a Mutex<T> = guard.mutex();
-        // To nobody's notice before the coroutine is in the queue: nothing else runs until then.
+        // No other coroutine runs before this one is in the queue.
         drop(guard);
         self.wait();
         mutex.lock()
     }
 
-    /// Wakes the coroutine that has waited longest; false if none waits.
+    /// Wakes the coroutine that has waited longest. Returns false if none waits.
     pub fn wake_one(&self) -> bool {
         let first = self.waiting.pop_front();
         if let Some(core) = first {
-            // SAFETY: it waited in the queue that it was taken out of just now.
+            // SAFETY: it waited in this queue, and was just removed from it.
             unsafe { make_ready(core) };
         }
         first.is_some()
     }
 
-    /// Wakes all that wait, and returns how many.
+    /// Wakes all waiting coroutines. Returns their number.
     pub fn wake_all(&self) -> usize {
         let mut count = 0;
         while self.wake_one() {
@@ -86,7 +86,7 @@ impl WaitQueue {
         count
     }
 
-    /// Whether nobody waits.
+    /// Whether no coroutine waits.
     pub fn is_empty(&self) -> bool {
         self.waiting.is_empty()
     }

@@ -1,4 +1,4 @@
-//! Many readers, or one writer.
+//! A lock for many readers or one writer.
 
 use std::cell::{Cell, UnsafeCell};
 use std::mem;
@@ -9,8 +9,8 @@ use crate::core::{Core, List};
 use crate::lifecycle::{this, wait_in};
 use crate::scheduler::make_ready;
 
-/// Many coroutines read the value, or one changes it. Readers and writers are served in the order
-/// in which they come: a writer waits for those before it only, and so does a reader.
+/// Gives many coroutines read access to a value, or one coroutine write access. Readers and writers
+/// are served in FIFO order: each waits only for those before it.
 pub struct RwLock<T> {
     readers: Cell<usize>,
     writer: Cell<bool>,
@@ -18,21 +18,23 @@ pub struct RwLock<T> {
     value: UnsafeCell<T>,
 }
 
-/// Shares the value of an [`RwLock`] until it is dropped, by the coroutine that has taken it.
+/// Shared access to the value of an [`RwLock`] until it is dropped. The coroutine that has taken
+/// the lock must drop it.
 pub struct ReadGuard<'a, T> {
     lock: &'a RwLock<T>,
-    /// Dropped with the guard.
+    /// Dropped after the lock is released.
     holder: Holder,
 }
 
-/// Has the value of an [`RwLock`] alone until it is dropped, by the coroutine that has taken it.
+/// Exclusive access to the value of an [`RwLock`] until it is dropped. The coroutine that has taken
+/// the lock must drop it.
 pub struct WriteGuard<'a, T> {
     lock: &'a RwLock<T>,
-    /// Dropped with the guard.
+    /// Dropped after the lock is released.
     holder: Holder,
 }
 
-/// `Core::wish` of one that waits, and of one that has been given what it waited for.
+/// `Core::wait_mode` of a waiting coroutine, and of one that was granted the lock.
 const READ: u8 = 0;
 const WRITE: u8 = 1;
 const GRANTED_READ: u8 = 2;
@@ -49,10 +51,10 @@ impl<T> RwLock<T> {
         }
     }
 
-    /// Waits until nobody writes, nor has waited longer to write.
+    /// Locks the value for reading, and waits if there is a writer or an earlier waiter.
     ///
     /// # Panics
-    /// If it has to wait outside of a coroutine.
+    /// If it must wait outside of a coroutine.
     pub fn read(&self) -> ReadGuard<'_, T> {
         self.try_read().unwrap_or_else(|| {
             let holder = self.wait_for(READ);
@@ -60,10 +62,10 @@ impl<T> RwLock<T> {
         })
     }
 
-    /// Waits until nobody else reads or writes, nor has waited longer.
+    /// Locks the value for writing, and waits if there is a reader, a writer or an earlier waiter.
     ///
     /// # Panics
-    /// If it has to wait outside of a coroutine.
+    /// If it must wait outside of a coroutine.
     pub fn write(&self) -> WriteGuard<'_, T> {
         self.try_write().unwrap_or_else(|| {
             let holder = self.wait_for(WRITE);
@@ -71,7 +73,7 @@ impl<T> RwLock<T> {
         })
     }
 
-    /// The value to read, if nobody writes or waits.
+    /// Locks the value for reading if there is no writer and no waiter.
     pub fn try_read(&self) -> Option<ReadGuard<'_, T>> {
         if self.writer.get() || !self.waiting.is_empty() {
             return None;
@@ -83,7 +85,7 @@ impl<T> RwLock<T> {
         })
     }
 
-    /// The value to change, if nobody has it or waits.
+    /// Locks the value for writing if there is no reader, writer or waiter.
     pub fn try_write(&self) -> Option<WriteGuard<'_, T>> {
         if self.writer.get() || self.readers.get() > 0 || !self.waiting.is_empty() {
             return None;
@@ -95,45 +97,45 @@ impl<T> RwLock<T> {
         })
     }
 
-    /// The value, as nobody else can have it.
+    /// Returns the value.
     pub fn into_inner(self) -> T {
         self.value.into_inner()
     }
 
-    /// Returns when `hand_over` has given the lock to this coroutine.
-    fn wait_for(&self, wish: u8) -> Holder {
+    /// Waits until `hand_over` has granted the lock to this coroutine.
+    fn wait_for(&self, wait_mode: u8) -> Holder {
         let waiter = Waiter {
             lock: self,
-            // SAFETY: it is used in this frame alone.
+            // SAFETY: the reference does not leave this frame, which is on the coroutine's stack.
             core: unsafe { this() },
         };
-        waiter.core.wish.set(wish);
+        waiter.core.wait_mode.set(wait_mode);
         wait_in(&self.waiting);
-        // SAFETY: only `hand_over` takes a coroutine out of the queue that goes on here, and it
-        // grants the lock. One that is unwound does not come here.
+        // SAFETY: a coroutine that continues here was removed from the queue by `hand_over`, which
+        // has granted it the lock. One that is unwound does not continue here.
         let holder = unsafe { Holder::granted(waiter.core) };
         mem::forget(waiter);
         holder
     }
 
-    /// Gives the lock to those who are next, and wakes them.
+    /// Grants the lock to the next waiters, and wakes them.
     fn hand_over(&self) {
         while let Some(core) = self.waiting.first() {
             if self.writer.get() {
                 return;
             }
-            if core.wish.get() == WRITE {
+            if core.wait_mode.get() == WRITE {
                 if self.readers.get() > 0 {
                     return;
                 }
                 self.writer.set(true);
-                core.wish.set(GRANTED_WRITE);
+                core.wait_mode.set(GRANTED_WRITE);
             } else {
                 self.readers.set(self.readers.get() + 1);
-                core.wish.set(GRANTED_READ);
+                core.wait_mode.set(GRANTED_READ);
             }
             Holder::grant(core);
-            // SAFETY: it is the first in the queue, waits, and is in no other queue when it is out.
+            // SAFETY: it is the first in the queue and waits. After its removal it is in no queue.
             unsafe {
                 self.waiting.remove(core);
                 make_ready(core);
@@ -153,11 +155,11 @@ impl<T> RwLock<T> {
 }
 
 impl<'a, T> ReadGuard<'a, T> {
-    /// Waits until nobody else reads or writes, nor has waited longer. Unless this is the only
-    /// reader and nobody waits, others may write meanwhile: the lock is released until then.
+    /// Changes to write access. If there is another reader or a waiter it releases the lock and
+    /// waits for it, so that others may write meanwhile.
     ///
     /// # Panics
-    /// If it has to wait outside of a coroutine.
+    /// If it must wait outside of a coroutine.
     pub fn upgrade(mut self) -> WriteGuard<'a, T> {
         let lock = self.lock;
         if lock.readers.get() == 1 && lock.waiting.is_empty() {
@@ -173,7 +175,7 @@ impl<'a, T> ReadGuard<'a, T> {
 }
 
 impl<'a, T> WriteGuard<'a, T> {
-    /// Goes on as a reader, together with those readers that wait before the next writer.
+    /// Changes to read access, and admits the readers that wait before the next writer.
     pub fn downgrade(mut self) -> ReadGuard<'a, T> {
         let (lock, holder) = (self.lock, self.holder.take());
         mem::forget(self);
@@ -196,8 +198,8 @@ impl<T> Drop for WriteGuard<'_, T> {
     }
 }
 
-/// A coroutine that is unwound while it waits passes on what it has been given, and lets those
-/// behind it through.
+/// When a waiting coroutine is unwound: releases the lock if it was granted, and admits the waiters
+/// behind it.
 struct Waiter<'a, T> {
     lock: &'a RwLock<T>,
     core: &'a Core,
@@ -205,14 +207,16 @@ struct Waiter<'a, T> {
 
 impl<T> Drop for Waiter<'_, T> {
     fn drop(&mut self) {
-        match self.core.wish.get() {
+        match self.core.wait_mode.get() {
             GRANTED_READ => {
-                // SAFETY: `hand_over` has granted the lock, and `wait_for` has not gone on.
+                // SAFETY: `hand_over` has granted the lock, and `wait_for` was unwound before it
+                // made a holder.
                 drop(unsafe { Holder::granted(self.core) });
                 self.lock.release_read();
             }
             GRANTED_WRITE => {
-                // SAFETY: `hand_over` has granted the lock, and `wait_for` has not gone on.
+                // SAFETY: `hand_over` has granted the lock, and `wait_for` was unwound before it
+                // made a holder.
                 drop(unsafe { Holder::granted(self.core) });
                 self.lock.release_write();
             }
@@ -225,7 +229,7 @@ impl<T> Deref for ReadGuard<'_, T> {
     type Target = T;
 
     fn deref(&self) -> &T {
-        // SAFETY: while a read guard lives `readers` is not 0, so no write guard is made.
+        // SAFETY: while a read guard lives `readers` is not 0, so there is no write guard.
         unsafe { &*self.lock.value.get() }
     }
 }
@@ -234,15 +238,15 @@ impl<T> Deref for WriteGuard<'_, T> {
     type Target = T;
 
     fn deref(&self) -> &T {
-        // SAFETY: while the write guard lives `writer` is set, so no other guard is made.
+        // SAFETY: while the write guard lives `writer` is set, so there is no other guard.
         unsafe { &*self.lock.value.get() }
     }
 }
 
 impl<T> DerefMut for WriteGuard<'_, T> {
     fn deref_mut(&mut self) -> &mut T {
-        // SAFETY: while the write guard lives `writer` is set, so no other guard is made. The guard
-        // is borrowed alone.
+        // SAFETY: while the write guard lives `writer` is set, so there is no other guard. This one
+        // is borrowed mutably.
         unsafe { &mut *self.lock.value.get() }
     }
 }

@@ -1,4 +1,4 @@
-//! A number of coroutines at a time.
+//! A counting semaphore.
 
 use std::cell::Cell;
 
@@ -6,16 +6,16 @@ use crate::core::{Core, List};
 use crate::lifecycle::{this, wait_in};
 use crate::scheduler::make_ready;
 
-/// A number of permits, each had by one coroutine at a time.
+/// A counting semaphore: a number of permits, each held by one coroutine at a time.
 pub struct Semaphore {
     free: Cell<usize>,
     waiting: List,
 }
 
-/// One of the permits of a [`Semaphore`] until it is dropped.
+/// A permit of a [`Semaphore`], returned when it is dropped.
 pub struct Permit<'a>(&'a Semaphore);
 
-/// `Core::wish` of one that waits, and of one that has been given a permit.
+/// `Core::wait_mode` of a waiting coroutine, and of one that was granted a permit.
 const WANTED: u8 = 0;
 const GRANTED: u8 = 1;
 
@@ -28,10 +28,10 @@ impl Semaphore {
         }
     }
 
-    /// Waits for a permit.
+    /// Takes a permit, and waits for one if necessary.
     ///
     /// # Panics
-    /// If it has to wait outside of a coroutine.
+    /// If it must wait outside of a coroutine.
     pub fn acquire(&self) -> Permit<'_> {
         if self.free.get() > 0 {
             self.free.set(self.free.get() - 1);
@@ -39,26 +39,26 @@ impl Semaphore {
         }
         let waiter = Waiter {
             semaphore: self,
-            // SAFETY: it is used in this frame alone.
+            // SAFETY: the reference does not leave this frame, which is on the coroutine's stack.
             core: unsafe { this() },
         };
-        waiter.core.wish.set(WANTED);
+        waiter.core.wait_mode.set(WANTED);
         wait_in(&self.waiting);
         std::mem::forget(waiter);
         Permit(self)
     }
 
-    /// How many permits nobody has.
+    /// The number of free permits.
     pub fn available(&self) -> usize {
         self.free.get()
     }
 
     fn put_back(&self) {
-        // To who has waited longest: then it is never free.
+        // Handed directly to the first waiter, so that it is never free in between.
         match self.waiting.pop_front() {
             Some(core) => {
-                core.wish.set(GRANTED);
-                // SAFETY: it waited in the queue that it was taken out of just now.
+                core.wait_mode.set(GRANTED);
+                // SAFETY: it waited in this queue, and was just removed from it.
                 unsafe { make_ready(core) };
             }
             None => self.free.set(self.free.get() + 1),
@@ -72,7 +72,7 @@ impl Drop for Permit<'_> {
     }
 }
 
-/// Passes a permit on that is not wanted any more, as the coroutine is being unwound.
+/// Returns a granted permit when the waiting coroutine is unwound.
 struct Waiter<'a> {
     semaphore: &'a Semaphore,
     core: &'a Core,
@@ -80,7 +80,7 @@ struct Waiter<'a> {
 
 impl Drop for Waiter<'_> {
     fn drop(&mut self) {
-        if self.core.wish.get() == GRANTED {
+        if self.core.wait_mode.get() == GRANTED {
             self.semaphore.put_back();
         }
     }

@@ -1,4 +1,4 @@
-//! Waiting for the time.
+//! Waiting for a deadline.
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ pub struct Sleep {
 }
 
 impl Sleep {
-    /// Nobody sleeps.
+    /// A sleep without sleepers.
     pub const fn new() -> Sleep {
         Sleep {
             queue: WaitQueue::new(),
@@ -31,8 +31,8 @@ impl Sleep {
     }
 
     /// Suspends the running coroutine for `duration`, or until it is [woken](Sleep::wake). Returns
-    /// whether it has slept to the end. The loop sees to the time: [`next_deadline`](crate::next_deadline)
-    /// and [`run_timers`](crate::run_timers).
+    /// whether the whole duration has passed. The loop must use
+    /// [`next_deadline`](crate::next_deadline) and [`run_timers`](crate::run_timers).
     ///
     /// # Panics
     /// Outside of a coroutine.
@@ -40,14 +40,14 @@ impl Sleep {
         !self.queue.wait_timeout(duration)
     }
 
-    /// Wakes all that sleep here, and returns how many.
+    /// Wakes all sleepers. Returns their number.
     pub fn wake(&self) -> usize {
         self.queue.wake_all()
     }
 }
 
-/// Suspends the running coroutine for `duration`. The loop sees to the time: [`next_deadline`](crate::next_deadline)
-/// and [`run_timers`](crate::run_timers).
+/// Suspends the running coroutine for `duration`. The loop must use
+/// [`next_deadline`](crate::next_deadline) and [`run_timers`](crate::run_timers).
 ///
 /// # Panics
 /// Outside of a coroutine.

@@ -1,22 +1,23 @@
-//! Why there is no stack.
+//! The error of a missing stack.
 
-/// Why there is no stack for another coroutine.
+/// The reason why there is no stack for another coroutine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum StackError {
-    /// The kernel has no memory, or no mapping left. With the number of its error.
+    /// The kernel has no memory or no mappings left. With its errno.
     #[error("no memory for a coroutine's stack: {}", std::io::Error::from_raw_os_error(*.0))]
     Memory(i32),
-    /// The thread has a shadow stack, which would take a switch for an attack.
+    /// The thread has a shadow stack, which does not permit switching stacks.
     #[error(
-        "stacks cannot be switched while shadow stacks are on: run with \
+        "stacks cannot be switched while shadow stacks are enabled: run with \
          GLIBC_TUNABLES=glibc.cpu.hwcaps=-SHSTK"
     )]
     ShadowStack,
-    /// Less than [`MIN_STACK_SIZE`](crate::MIN_STACK_SIZE) bytes, or more than the address space has.
-    #[error("{0} bytes are not a size for a coroutine's stack")]
+    /// Less than [`MIN_STACK_SIZE`](crate::MIN_STACK_SIZE) bytes, or more than the address space
+    /// has.
+    #[error("{0} bytes is not a valid size for a coroutine's stack")]
     Size(usize),
-    /// The size cannot be changed when there are stacks already.
-    #[error("the stack size has to be set before the first coroutine is made")]
+    /// The size cannot be changed after the first stack is mapped.
+    #[error("the stack size must be set before the first coroutine is created")]
     TooLate,
 }

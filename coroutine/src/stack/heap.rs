@@ -1,10 +1,10 @@
-//! Where stacks are the system's: memory for what a coroutine begins with.
+//! Memory for the core, mailbox and closure of a coroutine, where the system provides its stack.
 
 use std::alloc::{self, Layout};
 
 use super::error::StackError;
 
-/// Blocks made at once.
+/// Blocks allocated at once.
 pub(crate) const STACKS: usize = 1;
 
 /// For a core, a closure and its mailbox.
@@ -13,14 +13,14 @@ const BLOCK: Layout = match Layout::from_size_align(32 * 1024, 4096) {
     Err(_) => panic!("the block has no layout"),
 };
 
-/// A block of memory.
+/// A block of memory that stands for a stack.
 #[derive(Clone, Copy)]
 pub(crate) struct Slab(*mut u8);
 
 impl Slab {
-    /// Makes a block. The size of the stack is the system's.
+    /// Allocates a block. The system chooses the size of the stack.
     pub(crate) fn map(_size: usize, _stacks: usize) -> Result<Slab, StackError> {
-        // SAFETY: the layout is not of size zero.
+        // SAFETY: the size of the layout is not zero.
         let block = unsafe { alloc::alloc(BLOCK) };
         if block.is_null() {
             Err(StackError::Memory(libc::ENOMEM))
@@ -39,19 +39,19 @@ impl Slab {
     }
 }
 
-/// Does nothing: the block is small.
+/// Does nothing, as the block is small.
 ///
 /// # Safety
-/// As for the other kind of stacks: the block must be in no use.
+/// The block must be unused.
 pub(crate) unsafe fn discard(_: *mut u8, _: usize) {}
 
 /// Frees a block.
 ///
 /// # Safety
-/// The block must come from [`Slab::map`] and be in no use.
+/// The block must come from [`Slab::map`] and be unused.
 pub(crate) unsafe fn unmap(base: *mut u8, _: *mut u8) {
-    // SAFETY: the caller says that the block comes from `map`, which has this layout, and is in no
-    // use.
+    // SAFETY: the caller promises that the block comes from `map`, which uses this layout, and is
+    // unused.
     unsafe { alloc::dealloc(base, BLOCK) };
 }
 

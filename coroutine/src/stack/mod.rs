@@ -1,4 +1,4 @@
-//! Memory for stacks, with guards, and what is said when one is used up.
+//! Memory for stacks with guards, and the report of an overflow.
 
 mod error;
 #[cfg(own_stacks)]

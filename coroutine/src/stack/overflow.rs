@@ -1,8 +1,8 @@
-//! What is said when a coroutine has used up its stack.
+//! The report of a stack overflow.
 //!
-//! The fault in a guard arrives as SIGSEGV (SIGBUS on some systems). The handler needs a stack of
-//! its own to run on, one for each thread; threads of the standard library have one. Faults
-//! elsewhere go to the handler that was there before.
+//! A fault in a guard arrives as SIGSEGV (SIGBUS on some systems). The handler needs a signal stack
+//! for each thread; threads of the standard library have one. Other faults go to the previous
+//! handler.
 
 use std::cell::Cell;
 use std::mem::MaybeUninit;
@@ -15,20 +15,20 @@ use super::slab::is_guard;
 const SIGNALS: [libc::c_int; 2] = [libc::SIGSEGV, libc::SIGBUS];
 const SIGNAL_STACK_SIZE: usize = 64 * 1024;
 
-/// The handlers that were there before, in the order of [`SIGNALS`].
+/// The previous handlers, in the order of [`SIGNALS`].
 static PREVIOUS: [AtomicPtr<libc::sigaction>; 2] = [const { AtomicPtr::new(ptr::null_mut()) }; 2];
 
 thread_local! {
-    /// The signal stack that this module has made for the thread.
+    /// The signal stack that this module has mapped for the thread.
     static SIGNAL_STACK: Cell<*mut libc::c_void> = const { Cell::new(ptr::null_mut()) };
 }
 
-/// Sees to it that an overflow on this thread is reported.
+/// Makes overflows on this thread reported.
 pub(crate) fn watch_thread() {
     static INSTALLED: Once = Once::new();
     INSTALLED.call_once(install);
-    // SAFETY: the kernel fills in the description, or reads it; what it describes is mapped, and
-    // is unmapped by `unwatch_thread` only when it is no longer in use.
+    // SAFETY: the kernel writes or reads a valid description. The memory that it describes stays
+    // mapped until `unwatch_thread` has disabled the signal stack.
     unsafe {
         let mut current = MaybeUninit::<libc::stack_t>::uninit();
         if libc::sigaltstack(ptr::null(), current.as_mut_ptr()) != 0
@@ -58,7 +58,7 @@ pub(crate) fn watch_thread() {
     }
 }
 
-/// Takes back what [`watch_thread`] has made for this thread.
+/// Frees what [`watch_thread`] has mapped for this thread.
 pub(crate) fn unwatch_thread() {
     let memory = SIGNAL_STACK.replace(ptr::null_mut());
     if memory.is_null() {
@@ -69,7 +69,8 @@ pub(crate) fn unwatch_thread() {
         ss_flags: libc::SS_DISABLE,
         ss_size: 0,
     };
-    // SAFETY: the memory is ours and no longer the thread's signal stack when it is unmapped.
+    // SAFETY: `watch_thread` has mapped the memory, and it is no longer the thread's signal stack
+    // when it is unmapped.
     unsafe {
         if libc::sigaltstack(&raw const stack, ptr::null_mut()) == 0 {
             libc::munmap(memory, SIGNAL_STACK_SIZE);
@@ -79,8 +80,8 @@ pub(crate) fn unwatch_thread() {
 
 fn install() {
     for (signal, place) in SIGNALS.into_iter().zip(&PREVIOUS) {
-        // SAFETY: both descriptions are initialised, by zeros or by the kernel; the handler does
-        // only what a handler may. What was there before is kept for good.
+        // SAFETY: both descriptions are initialised, by zeros or by the kernel. The handler is
+        // async-signal-safe. The previous action is never freed.
         unsafe {
             let mut previous = MaybeUninit::<libc::sigaction>::zeroed();
             if libc::sigaction(signal, ptr::null(), previous.as_mut_ptr()) != 0 {
@@ -98,10 +99,11 @@ fn install() {
     }
 }
 
-/// Says so if the fault is in a guard, and dies of it; leaves other faults to the handler before.
+/// Reports a fault in a guard and lets it kill the process. Passes other faults to the previous
+/// handler.
 ///
 /// # Safety
-/// For the kernel, as a handler of one of [`SIGNALS`] with SA_SIGINFO.
+/// Only the kernel may call it, for one of [`SIGNALS`] with SA_SIGINFO.
 unsafe extern "C" fn handle(
     signal: libc::c_int,
     info: *mut libc::siginfo_t,
@@ -109,8 +111,8 @@ unsafe extern "C" fn handle(
 ) {
     const MESSAGE: &[u8] = b"coroutine stack overflow: a coroutine has used up its stack; \
         give it a larger one (coroutine::set_stack_size)\n";
-    // SAFETY: the kernel has filled in `info` for a fault. Of the calls all may be made in a
-    // handler; the previous handler is called as the kernel would have.
+    // SAFETY: the kernel has filled in `info` for a fault. All calls are async-signal-safe. The
+    // previous handler is called with the kernel's arguments, as its flags demand.
     unsafe {
         if is_guard((*info).si_addr() as usize) {
             libc::write(libc::STDERR_FILENO, MESSAGE.as_ptr().cast(), MESSAGE.len());
@@ -140,10 +142,10 @@ unsafe extern "C" fn handle(
     }
 }
 
-/// Restores the default: the instruction faults again when the handler returns, and that kills
-/// with the right signal and a core file of the right place.
+/// Restores the default action. The instruction faults again when the handler returns, which kills
+/// the process with the right signal and a core dump of the right place.
 fn die_of(signal: libc::c_int) {
-    // SAFETY: a zeroed description is the default action, which is read and kept nowhere.
+    // SAFETY: a zeroed description is the default action, and the kernel copies it.
     unsafe {
         let default = MaybeUninit::<libc::sigaction>::zeroed().assume_init();
         libc::sigaction(signal, &raw const default, ptr::null_mut());

@@ -1,12 +1,12 @@
-//! Mappings of many stacks at once.
+//! Mappings of several stacks.
 //!
 //! ```text
 //!   base ─▶ guard │ stack 0 │ guard │ stack 1 │ ... │ guard │ stack n-1
 //! ```
 //!
-//! A guard is a mark in the page tables (MADV_GUARD_INSTALL, Linux 6.13), so a slab is a single
-//! mapping, and neighbouring slabs become one: the kernel's limit of mappings (`vm.max_map_count`)
-//! is not felt. An older kernel has a mapping for each guard and each stack.
+//! A guard is a mark in the page tables (MADV_GUARD_INSTALL, Linux 6.13). So a slab is a single
+//! mapping, and the kernel merges adjacent slabs: the limit of mappings (`vm.max_map_count`) is not
+//! reached. An older kernel has one mapping for each guard and each stack.
 
 use std::io;
 use std::ptr;
@@ -16,28 +16,28 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 use super::error::StackError;
 use crate::sanitizer;
 
-/// Bytes to leave unused below a stack, so that no function steps over it: the ABI of aarch64 lets
-/// one step over less than 64 KiB without touching it.
+/// Bytes of a guard, so large that no function skips it without touching it: the ABI of aarch64
+/// permits a function to skip up to 64 KiB.
 const GUARD_SIZE: usize = if cfg!(target_arch = "x86_64") {
     16 * 1024
 } else {
     64 * 1024
 };
 
-/// Stacks of a slab.
+/// Number of stacks in a slab.
 pub(crate) const STACKS: usize = 64;
 
 const MADV_GUARD_INSTALL: libc::c_int = 102;
 
-/// Whether the kernel has refused MADV_GUARD_INSTALL.
+/// Whether the kernel does not support MADV_GUARD_INSTALL.
 static NO_LIGHT_GUARDS: AtomicBool = AtomicBool::new(false);
 
-/// All slabs, for the search of a guard. Only ever added to.
+/// All slabs, to look up a guard. Entries are never removed.
 static SLABS: AtomicPtr<Known> = AtomicPtr::new(ptr::null_mut());
 
 struct Known {
     base: usize,
-    /// False when the slab has been unmapped.
+    /// False after the slab has been unmapped.
     alive: AtomicBool,
     size: usize,
     stacks: usize,
@@ -55,13 +55,13 @@ impl Slab {
     /// Maps `stacks` stacks of `size` bytes, a multiple of the page size.
     pub(crate) fn map(size: usize, stacks: usize) -> Result<Slab, StackError> {
         let length = stacks * (GUARD_SIZE + size);
-        // SAFETY: a new mapping at an address of the kernel's choice touches nothing of ours.
+        // SAFETY: a new mapping at an address that the kernel chooses does not affect other memory.
         let base = unsafe {
             libc::mmap(
                 ptr::null_mut(),
                 length,
                 libc::PROT_READ | libc::PROT_WRITE,
-                // The kernel puts no huge page where a stack is said to be, from 6.7 on.
+                // From 6.7 on the kernel uses no huge pages for MAP_STACK.
                 libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_STACK,
                 -1,
                 0,
@@ -76,16 +76,16 @@ impl Slab {
         };
         for stack in 0..stacks {
             let lower_end = slab.top(stack).wrapping_sub(size);
-            // SAFETY: the guard lies in the mapping just made.
+            // SAFETY: the guard lies in the new mapping, which is unused.
             if let Err(error) = unsafe { guard(lower_end.wrapping_sub(GUARD_SIZE)) } {
-                // SAFETY: the mapping is ours and unused.
+                // SAFETY: the mapping is new and unused.
                 unsafe { libc::munmap(base, length) };
                 return Err(error);
             }
             sanitizer::register_stack(lower_end, slab.top(stack));
         }
-        // For kernels before 6.7. One without huge pages knows nothing of it: no matter.
-        // SAFETY: the advice is for the mapping just made, and changes no content.
+        // For kernels before 6.7. A kernel without huge pages fails, which is no problem.
+        // SAFETY: the advice is for the new mapping, and changes no content.
         unsafe { libc::madvise(base, length, libc::MADV_NOHUGEPAGE) };
         slab.publish(stacks);
         Ok(slab)
@@ -111,7 +111,7 @@ impl Slab {
         }));
         let mut first = SLABS.load(Ordering::Relaxed);
         loop {
-            // SAFETY: until it is published the entry is this thread's alone.
+            // SAFETY: only this thread has the entry until it is published.
             unsafe { (*known).next = first };
             match SLABS.compare_exchange_weak(first, known, Ordering::AcqRel, Ordering::Relaxed) {
                 Ok(_) => return,
@@ -124,10 +124,10 @@ impl Slab {
 /// Makes the guard at `start` inaccessible.
 ///
 /// # Safety
-/// The guard must be in a mapping of ours and in no use.
+/// The guard must lie in an unused part of a slab.
 unsafe fn guard(start: *mut u8) -> Result<(), StackError> {
     if !NO_LIGHT_GUARDS.load(Ordering::Relaxed) {
-        // SAFETY: the caller says that nothing uses these pages of a mapping of ours.
+        // SAFETY: the caller promises that these pages of a slab are unused.
         if unsafe { libc::madvise(start.cast(), GUARD_SIZE, MADV_GUARD_INSTALL) } == 0
             && is_guarded(start)
         {
@@ -135,7 +135,7 @@ unsafe fn guard(start: *mut u8) -> Result<(), StackError> {
         }
         NO_LIGHT_GUARDS.store(true, Ordering::Relaxed);
     }
-    // SAFETY: the caller says that nothing uses these pages of a mapping of ours.
+    // SAFETY: the caller promises that these pages of a slab are unused.
     if unsafe { libc::mprotect(start.cast(), GUARD_SIZE, libc::PROT_NONE) } == 0 {
         Ok(())
     } else {
@@ -143,31 +143,31 @@ unsafe fn guard(start: *mut u8) -> Result<(), StackError> {
     }
 }
 
-/// Whether nothing can be read at `start`, where a light guard was installed: an emulator may take
-/// advice that it does not know for granted. Asked once.
+/// Whether `start`, where a guard mark was set, is inaccessible: an emulator may accept advice that
+/// it does not know. Checked once.
 fn is_guarded(start: *mut u8) -> bool {
     static IS_GUARDED: OnceLock<bool> = OnceLock::new();
     *IS_GUARDED.get_or_init(|| {
-        // A kernel that has guards knows this, and cannot do it to one.
-        // SAFETY: at most a page is mapped that is all zero.
+        // A kernel with guard marks knows this advice too, and refuses it for a guard.
+        // SAFETY: at most a zero page is mapped.
         unsafe { libc::madvise(start.cast(), page_size(), libc::MADV_POPULATE_READ) != 0 }
     })
 }
 
-/// Gives the pages of a stack back to the kernel; they are zero afterwards.
+/// Returns the pages of a stack to the kernel. They are zero afterwards.
 ///
 /// # Safety
-/// The stack of `size` bytes below `top` must be mapped by [`Slab::map`] and in no use.
+/// The stack of `size` bytes below `top` must be mapped by [`Slab::map`] and unused.
 pub(crate) unsafe fn discard(top: *mut u8, size: usize) {
-    // SAFETY: the caller says that nothing uses these pages of a mapping of ours. Pages that cannot be
-    // given back stay, which is no error.
+    // SAFETY: the caller promises that these pages of a slab are unused. If it fails the pages
+    // stay, which is no error.
     unsafe { libc::madvise(top.wrapping_sub(size).cast(), size, libc::MADV_DONTNEED) };
 }
 
 /// Unmaps a slab of a single stack.
 ///
 /// # Safety
-/// The slab must have been mapped by [`Slab::map`] from `base` to `top`, and be in no use.
+/// The slab must have been mapped by [`Slab::map`] from `base` to `top`, and be unused.
 pub(crate) unsafe fn unmap(base: *mut u8, top: *mut u8) {
     let mut next = SLABS.load(Ordering::Acquire);
     // SAFETY: entries are never freed.
@@ -177,11 +177,11 @@ pub(crate) unsafe fn unmap(base: *mut u8, top: *mut u8) {
         }
         next = known.next;
     }
-    // SAFETY: the caller says that this is a mapping of ours, in no use.
+    // SAFETY: the caller promises that this is a whole slab, and unused.
     unsafe { libc::munmap(base.cast(), top as usize - base as usize) };
 }
 
-/// The lower end and the size of the stack that `address` is in.
+/// The lower end and the size of the stack that contains `address`.
 #[cfg(watched)]
 pub(crate) fn bounds(address: usize) -> (*const u8, usize) {
     let known = find(address);
@@ -194,12 +194,12 @@ pub(crate) fn bounds(address: usize) -> (*const u8, usize) {
     })
 }
 
-/// Whether `address` is in the guard of a stack. Safe in a signal handler.
+/// Whether `address` is in the guard of a stack. Async-signal-safe.
 pub(super) fn is_guard(address: usize) -> bool {
     find(address).is_some_and(|(known, offset)| offset % (GUARD_SIZE + known.size) < GUARD_SIZE)
 }
 
-/// The slab that `address` is in, and how far above its base.
+/// The slab that contains `address`, and the offset in it.
 fn find<'a>(address: usize) -> Option<(&'a Known, usize)> {
     let mut next = SLABS.load(Ordering::Acquire);
     // SAFETY: entries are never freed.
@@ -214,7 +214,7 @@ fn find<'a>(address: usize) -> Option<(&'a Known, usize)> {
     None
 }
 
-/// Bytes of a page of this machine.
+/// The page size of the machine.
 pub(crate) fn page_size() -> usize {
     static SIZE: OnceLock<usize> = OnceLock::new();
     *SIZE.get_or_init(|| {

@@ -10,7 +10,7 @@ pub(super) struct Event(OwnedFd);
 
 impl Event {
     pub(super) fn new() -> io::Result<Event> {
-        // SAFETY: the call takes no pointers; a descriptor that it returns is ours.
+        // SAFETY: the call takes no pointers, and returns a new descriptor, which only this owns.
         unsafe {
             let fd = libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK);
             if fd < 0 {
@@ -20,14 +20,14 @@ impl Event {
         }
     }
 
-    /// Takes the signal back; false if there is none.
+    /// Reads the signal. Returns false if there is none.
     pub(super) fn clear(&self) -> bool {
         let mut count = 0_u64;
-        // SAFETY: the kernel writes at most the eight bytes of `count`.
+        // SAFETY: the kernel writes at most eight bytes to `count`.
         unsafe { libc::read(self.0.as_raw_fd(), (&raw mut count).cast(), 8) == 8 }
     }
 
-    /// Blocks until there is a signal, or a signal handler has run.
+    /// Blocks until there is a signal, or a signal handler interrupts it.
     pub(super) fn wait(&self) {
         let mut poll = libc::pollfd {
             fd: self.0.as_raw_fd(),
@@ -42,8 +42,8 @@ impl Event {
 impl hub::Event for Event {
     fn signal(&self) {
         let one = 1_u64;
-        // SAFETY: eight bytes are read from `one`. The counter cannot overflow: one write is made
-        // for each time the loop goes to sleep.
+        // SAFETY: the kernel reads eight bytes from `one`. The counter cannot overflow, as there is
+        // one write each time the loop goes to sleep.
         unsafe { libc::write(self.0.as_raw_fd(), (&raw const one).cast(), 8) };
     }
 }

@@ -1,29 +1,32 @@
-//! Where the loop and the workers meet.
+//! The queues between the loop and the workers.
 //!
 //! ```text
 //!   loop ──submit──▶ inbox ──▶ queue ──take──▶ worker ──complete──▶ done ──take_done──▶ loop
 //!         (no lock)      (under the workers' lock)       (no lock)
 //! ```
 //!
-//! `inbox` and `done` are stacks that grow at the head and are taken whole, so that the loop never
-//! waits for a worker that has been put off the processor with a lock in its hands.
+//! `inbox` and `done` are lock-free stacks that are taken whole. So the loop never waits for a
+//! worker that is preempted while it holds the lock.
 //!
-//! Who wakes whom. A worker is *awake* from when it is woken, by who wakes it, until it goes to
-//! sleep, and *searching* while it is awake and has no job.
-//! - The loop wakes one, the last that slept, when it submits and none is awake.
-//! - At each of its turns it wakes one more if jobs are left, none was taken for a while, and no
-//!   worker is searching.
-//! - Before it sleeps it wakes one more if jobs are left and no worker is searching.
-//! - While the loop sleeps, a worker that takes a job does the same.
+//! A worker is *awake* from the moment another thread wakes it until it goes to sleep. It is
+//! *searching* while it is awake and has no job. Who wakes workers:
+//! - The loop wakes one, the last that went to sleep, when it submits a job and none is awake.
+//! - In each iteration the loop wakes another one if jobs are left, none was taken for
+//!   [`PATIENCE`], and no worker is searching.
+//! - Before it sleeps the loop wakes another one if jobs are left and no worker is searching.
+//! - While the loop sleeps, a worker that takes a job does so.
 //!
-//! So a burst of short jobs is done by one worker, and a job that blocks holds no other up for
-//! longer than that while and a turn of the loop.
+//! So one worker does a burst of short jobs, and a job that blocks delays the next one by at most
+//! that time and an iteration of the loop.
 //!
-//! Each of these conditions is a store followed by a load on both sides, of which one at least
-//! sees the other's (all sequentially consistent): submit writes `inbox` and reads `awake`, a
-//! worker that goes to sleep writes `awake` and reads `inbox`; the loop writes `sleeping` and reads
-//! what is left and who searches, a worker that takes a job the other way round; the loop writes
-//! `sleeping` and reads `done`, a worker that completes the other way round.
+//! Each condition is a store followed by a load on both sides, all sequentially consistent, so that
+//! at least one side sees the other's store:
+//! - submit writes `inbox` and reads `awake`; a worker that goes to sleep writes `awake` and reads
+//!   `inbox`;
+//! - the loop writes `sleeping` and reads `inbox`, `backlog` and `searching`; a worker that takes a
+//!   job writes those and reads `sleeping`;
+//! - the loop writes `sleeping` and reads `done`; a worker that completes a job writes `done` and
+//!   reads `sleeping`.
 
 use std::cell::Cell;
 use std::ops::Deref;
@@ -35,15 +38,15 @@ use super::spin::{SEARCH, Spin};
 use crate::sync::{
     Arc, AtomicBool, AtomicPtr, AtomicUsize, Mutex, MutexGuard,
     Ordering::{Acquire, Relaxed, SeqCst},
-    Parker, in_order, thread,
+    Parker, seq_cst_fence, thread,
 };
 
-/// How long a job waits behind others before another worker is woken for it, while the loop is
-/// awake: waking one costs as much as some short jobs.
+/// How long a job waits behind others, while the loop is awake, before another worker is woken for
+/// it: waking a worker costs as much as several short jobs.
 const PATIENCE: Duration = Duration::from_micros(10);
-/// How long a worker without work stays.
+/// How long an idle worker waits before it ends.
 const IDLE_TIME: Duration = Duration::from_secs(10);
-/// Stack of a worker, which runs closures of system calls.
+/// Stack size of a worker, whose closures make system calls.
 #[cfg(not(loom))]
 const THREAD_STACK: usize = 256 * 1024;
 
@@ -52,27 +55,27 @@ thread_local! {
     static IS_WORKER: Cell<bool> = const { Cell::new(false) };
 }
 
-/// What wakes the loop.
+/// A signal that wakes the loop.
 pub(super) trait Event {
     fn signal(&self);
 }
 
-/// All of it, known to the loop and to each worker.
+/// The state that the loop and the workers share.
 pub(super) struct Hub<E>(Arc<Shared<E>>);
 
 pub(super) struct Shared<E> {
-    /// Jobs submitted and not yet put into the queue, the last first.
+    /// Submitted jobs that are not yet in the queue, the last first.
     inbox: AtomicPtr<Job>,
     /// Whether there are jobs in the queue.
     backlog: AtomicBool,
-    /// How many jobs were taken from the queue.
+    /// Number of jobs taken from the queue.
     taken: AtomicUsize,
     awake: AtomicUsize,
     searching: AtomicUsize,
     queue: Mutex<Queue>,
-    /// Jobs done, the last first.
+    /// Completed jobs, the last first.
     done: AtomicPtr<Job>,
-    /// Whether the loop is, or is about to be, asleep, and nobody has signalled it yet.
+    /// Whether the loop is asleep, or about to be, and was not yet signalled.
     sleeping: AtomicBool,
     pub(super) max_threads: usize,
     start: Start,
@@ -80,36 +83,35 @@ pub(super) struct Shared<E> {
     pub(super) event: E,
 }
 
-/// What a worker that the loop starts does first.
+/// The first function that a worker calls if the loop has started it.
 pub(super) type Start = Box<dyn Fn() + Send + Sync>;
 
-/// What the loop knows of how the workers get on.
+/// The loop's record of the workers' progress.
 #[derive(Default)]
 pub(super) struct Progress {
-    /// Jobs that they had taken at the last turn.
+    /// Jobs taken by the last iteration of the loop.
     taken: Cell<usize>,
-    /// Since when they have taken none, though there are some.
+    /// Since when none was taken although jobs are left.
     since: Cell<Option<Instant>>,
 }
 
-/// What belongs to the workers together.
+/// The workers' common state.
 struct Queue {
     first: *mut Job,
-    /// Workers that sleep, the last that went to sleep at the end.
+    /// Sleeping workers, in the order in which they went to sleep.
     idle: Vec<Parker>,
     threads: usize,
     ending: bool,
 }
 
-// SAFETY: the jobs in it are made to be run by another thread, and whoever takes one out has it
-// alone.
+// SAFETY: another thread may run the jobs in the queue, and the thread that takes one out is the
+// only one that uses it.
 unsafe impl Send for Queue {}
 
-// SAFETY: threads share jobs by the two atomic pointers and by the queue, which is locked, and whoever
-// takes one out has it alone. The rest is Sync by itself.
+// SAFETY: threads exchange jobs by the two atomic pointers and the locked queue, and the thread
+// that takes one out is the only one that uses it. The other fields are Sync.
 unsafe impl<E: Sync> Sync for Shared<E> {}
-// SAFETY: what the pointers lead to are jobs, which are made to be run by another thread. The rest is
-// Send by itself.
+// SAFETY: the pointers refer to jobs, which another thread may run. The other fields are Send.
 unsafe impl<E: Send> Send for Shared<E> {}
 
 impl<E> Deref for Hub<E> {
@@ -145,22 +147,22 @@ impl<E: Event + Send + Sync + 'static> Hub<E> {
 
     // ---- the loop's side
 
-    /// Gives a job to the workers.
+    /// Submits a job to the workers.
     ///
     /// # Safety
-    /// The job must be in no list, and stay alive, used by nobody else, until
+    /// The job must be in no list. It must stay alive, and not be used otherwise, until
     /// [`take_done`](Hub::take_done) returns it.
     pub(super) unsafe fn submit(&self, job: NonNull<Job>) {
-        // SAFETY: the caller says that the job is in no list, alive, and used by nobody else.
+        // SAFETY: the caller promises that the job is in no list, alive, and not used otherwise.
         unsafe { push(&self.inbox, job) };
-        in_order();
+        seq_cst_fence();
         if self.awake.load(SeqCst) == 0 {
             self.wake_one();
         }
     }
 
-    /// Wakes one more worker if jobs are left and nobody has taken one for [`PATIENCE`].
-    pub(super) fn see_to_progress(&self, progress: &Progress) {
+    /// Wakes another worker if jobs are left and none was taken for [`PATIENCE`].
+    pub(super) fn wake_if_stalled(&self, progress: &Progress) {
         if self.is_left() {
             let taken = self.taken.load(Relaxed);
             if progress.taken.replace(taken) != taken {
@@ -172,25 +174,25 @@ impl<E: Event + Send + Sync + 'static> Hub<E> {
                 Some(since) if since.elapsed() < PATIENCE => {}
                 Some(_) => {
                     progress.since.set(None);
-                    self.see_to_the_rest();
+                    self.wake_for_backlog();
                 }
             }
         }
     }
 
-    /// Wakes one more worker if jobs are left and none is searching.
-    fn see_to_the_rest(&self) {
+    /// Wakes another worker if jobs are left and none is searching.
+    fn wake_for_backlog(&self) {
         if self.is_left() && self.searching.load(SeqCst) == 0 {
             self.wake_one();
         }
     }
 
-    /// Jobs that are done, the first first.
+    /// Takes the completed jobs, the first first.
     pub(super) fn take_done(&self) -> *mut Job {
         if self.done.load(Relaxed).is_null() {
             return ptr::null_mut();
         }
-        // SAFETY: the list is taken whole, of jobs that are alive until they are returned here.
+        // SAFETY: the whole list is taken, and its jobs are alive until they are returned here.
         unsafe { reversed(self.done.swap(ptr::null_mut(), Acquire)) }
     }
 
@@ -198,20 +200,21 @@ impl<E: Event + Send + Sync + 'static> Hub<E> {
         !self.done.load(Relaxed).is_null()
     }
 
-    /// Whether the loop may sleep: from now on a completion signals it.
+    /// Announces that the loop is about to sleep: from now on a completion signals it. Returns
+    /// whether it may sleep.
     pub(super) fn prepare_sleep(&self) -> bool {
         self.sleeping.swap(true, SeqCst);
-        self.see_to_the_rest();
-        in_order();
+        self.wake_for_backlog();
+        seq_cst_fence();
         self.done.load(SeqCst).is_null()
     }
 
-    /// The loop is awake. Whether a signal has been, or is about to be, given.
+    /// Announces that the loop is awake. Returns whether a worker has signalled, or is about to.
     pub(super) fn awake(&self) -> bool {
         !self.sleeping.swap(false, SeqCst)
     }
 
-    /// Lets the workers end when there is nothing left to do.
+    /// Makes the workers end when no jobs are left.
     pub(super) fn end(&self) {
         let mut queue = self.lock();
         queue.ending = true;
@@ -224,7 +227,8 @@ impl<E: Event + Send + Sync + 'static> Hub<E> {
 
     // ---- both sides
 
-    /// Wakes the worker that slept last, or starts one. It counts as awake and searching at once.
+    /// Wakes the worker that went to sleep last, or starts one, and counts it as awake and
+    /// searching.
     fn wake_one(&self) {
         let mut queue = self.lock();
         if let Some(worker) = queue.idle.pop() {
@@ -249,7 +253,7 @@ impl<E: Event + Send + Sync + 'static> Hub<E> {
         let builder = thread::Builder::new()
             .name("worker".into())
             .stack_size(THREAD_STACK);
-        // A thread inherits what it is about from the worker that starts it.
+        // A thread inherits the attributes of the worker that starts it.
         let inherits = IS_WORKER.get();
         let life = move || {
             IS_WORKER.set(true);
@@ -271,7 +275,7 @@ impl<E: Event + Send + Sync + 'static> Hub<E> {
         true
     }
 
-    /// A thread could not be started: if there is none, the jobs are done here.
+    /// Called when a thread could not be started. If there is no other, runs the jobs here.
     #[cold]
     fn without_thread(&self) {
         let mut queue = self.lock();
@@ -283,7 +287,7 @@ impl<E: Event + Send + Sync + 'static> Hub<E> {
                 return;
             };
             drop(queue);
-            // SAFETY: the job was taken out of the queue just now.
+            // SAFETY: the job was just taken from the queue.
             unsafe { self.run(job) };
             queue = self.lock();
         }
@@ -291,12 +295,12 @@ impl<E: Event + Send + Sync + 'static> Hub<E> {
 
     /// Whether there are jobs that no worker has taken.
     fn is_left(&self) -> bool {
-        in_order();
+        seq_cst_fence();
         !self.inbox.load(SeqCst).is_null() || self.backlog.load(SeqCst)
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
-        // Nothing that holds the lock panics.
+        // No code panics while it holds the lock.
         self.queue
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
@@ -304,11 +308,11 @@ impl<E: Event + Send + Sync + 'static> Hub<E> {
 
     // ---- the workers' side
 
-    /// A worker's life. It begins awake and searching.
+    /// The main function of a worker, which starts awake and searching.
     fn work(&self) {
         let this = Parker::this();
         loop {
-            // One that searches is enough.
+            // One spinning worker is enough.
             if self.searching.load(Relaxed) == 1 {
                 self.spin.until(|| self.is_left());
             }
@@ -322,12 +326,12 @@ impl<E: Event + Send + Sync + 'static> Hub<E> {
             drop(queue);
             self.searching.fetch_sub(1, SeqCst);
             loop {
-                // The loop, if it is awake, does this at its next turn.
-                in_order();
+                // If the loop is awake it does this in its next iteration.
+                seq_cst_fence();
                 if self.sleeping.load(SeqCst) {
-                    self.see_to_the_rest();
+                    self.wake_for_backlog();
                 }
-                // SAFETY: the job was taken out of the queue just now.
+                // SAFETY: the job was just taken from the queue.
                 unsafe { self.run(job) };
                 if !self.is_left() {
                     break;
@@ -341,18 +345,18 @@ impl<E: Event + Send + Sync + 'static> Hub<E> {
         }
     }
 
-    /// Takes the job that has waited longest.
+    /// Takes the oldest job.
     fn next(&self, queue: &mut Queue) -> Option<NonNull<Job>> {
         if queue.first.is_null() {
-            // With nothing in the inbox there is no need to write to it, where the loop reads.
+            // An empty inbox is not written to, as that would take the cache line from the loop.
             if self.inbox.load(Relaxed).is_null() {
                 return None;
             }
-            // SAFETY: the list is taken whole, of jobs that are alive until they are done.
+            // SAFETY: the whole list is taken, and its jobs are alive until they are done.
             queue.first = unsafe { reversed(self.inbox.swap(ptr::null_mut(), SeqCst)) };
         }
         let job = NonNull::new(queue.first)?;
-        // SAFETY: the job is in the queue, which is locked: it is alive, and nobody else uses it.
+        // SAFETY: a job in the queue, which is locked, is alive and not used otherwise.
         queue.first = unsafe { job.as_ref() }.next.get();
         let backlog = !queue.first.is_null();
         if backlog != self.backlog.load(Relaxed) {
@@ -363,22 +367,22 @@ impl<E: Event + Send + Sync + 'static> Hub<E> {
         Some(job)
     }
 
-    /// Sleeps until there is work, and returns true; false if there is none for a long time. The
-    /// queue was empty when it was locked.
+    /// Sleeps until there is work, and returns true, or returns false after [`IDLE_TIME`]. The
+    /// locked queue must be empty.
     fn sleep(&self, this: &Parker, mut queue: MutexGuard<'_, Queue>) -> bool {
         queue.idle.push(this.clone());
         self.awake.fetch_sub(1, SeqCst);
         self.searching.fetch_sub(1, SeqCst);
         drop(queue);
         loop {
-            // A job may have come before the loop could see that nobody is awake.
-            if self.is_left() && self.rise(this) {
+            // A job may have arrived before the loop could see that no worker is awake.
+            if self.is_left() && self.wake_itself(this) {
                 return true;
             }
             let timed_out = !this.park(IDLE_TIME);
             let mut queue = self.lock();
             let Some(place) = queue.place_of(this) else {
-                // Woken by somebody who has counted this worker as awake.
+                // The thread that has woken this worker has counted it as awake.
                 return true;
             };
             if timed_out && !self.is_left() {
@@ -389,8 +393,8 @@ impl<E: Event + Send + Sync + 'static> Hub<E> {
         }
     }
 
-    /// Gets up unasked, unless another searches already.
-    fn rise(&self, this: &Parker) -> bool {
+    /// Wakes the calling worker itself, unless another is searching already.
+    fn wake_itself(&self, this: &Parker) -> bool {
         let mut queue = self.lock();
         let Some(place) = queue.place_of(this) else {
             return true;
@@ -404,19 +408,19 @@ impl<E: Event + Send + Sync + 'static> Hub<E> {
         true
     }
 
-    /// Does a job, and gives it to the loop.
+    /// Runs a job, and returns it to the loop.
     ///
     /// # Safety
-    /// The job must have been taken out of the queue by this thread.
+    /// This thread must have taken the job from the queue.
     unsafe fn run(&self, job: NonNull<Job>) {
-        // SAFETY: what was taken out of the queue is this thread's alone, was submitted once, is
-        // alive until the loop has it, and is in no list.
+        // SAFETY: a job taken from the queue is only used by this thread, is in no list, and is
+        // alive until the loop has it.
         unsafe {
             Job::run(job);
             push(&self.done, job);
         }
-        // The job is the loop's now.
-        in_order();
+        // From here on the loop owns the job.
+        seq_cst_fence();
         if self.sleeping.load(SeqCst) && self.sleeping.swap(false, SeqCst) {
             self.event.signal();
         }
@@ -424,20 +428,21 @@ impl<E: Event + Send + Sync + 'static> Hub<E> {
 }
 
 impl Queue {
-    /// Where a worker is among those that sleep.
+    /// The position of a worker among the sleeping ones.
     fn place_of(&self, worker: &Parker) -> Option<usize> {
         self.idle.iter().position(|other| other.is(worker))
     }
 }
 
-/// Puts a job on a list, at the head.
+/// Pushes a job to a lock-free stack.
 ///
 /// # Safety
-/// The job must be in no list, used by nobody else, and stay alive until it is taken from the list.
+/// The job must be in no list and not be used otherwise. It must stay alive until it is taken from
+/// the stack.
 unsafe fn push(list: &AtomicPtr<Job>, job: NonNull<Job>) {
     let mut first = list.load(Relaxed);
     loop {
-        // SAFETY: until it is on the list the job is alive and this thread's alone.
+        // SAFETY: until it is on the stack the job is alive and only used by this thread.
         unsafe { job.as_ref() }.next.set(first);
         match list.compare_exchange_weak(first, job.as_ptr(), SeqCst, Relaxed) {
             Ok(_) => return,
@@ -446,13 +451,13 @@ unsafe fn push(list: &AtomicPtr<Job>, job: NonNull<Job>) {
     }
 }
 
-/// Turns a list round.
+/// Reverses a list.
 ///
 /// # Safety
-/// The jobs in the list must be alive and used by nobody else.
+/// The jobs in the list must be alive and not be used otherwise.
 unsafe fn reversed(mut list: *mut Job) -> *mut Job {
     let mut result = ptr::null_mut();
-    // SAFETY: the caller says that the jobs are alive and nobody else's.
+    // SAFETY: the caller promises that the jobs are alive and not used otherwise.
     while let Some(job) = unsafe { list.as_ref() } {
         list = job.next.replace(result);
         result = ptr::from_ref(job).cast_mut();

@@ -1,4 +1,4 @@
-//! A closure on its way to a worker and back.
+//! A closure that a worker runs for a coroutine.
 
 use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
@@ -7,17 +7,17 @@ use std::ptr::{self, NonNull};
 
 use crate::core::Core;
 
-/// What every job begins with, whatever its closure.
+/// The start of every job, independent of its closure.
 #[repr(C)]
 pub(super) struct Job {
     run: unsafe fn(NonNull<Job>),
     /// The next in the list that the job is in.
     pub(super) next: Cell<*mut Job>,
-    /// The coroutine that waits for it, and on whose stack it lies.
+    /// The coroutine that waits for the job, and on whose stack it lies.
     pub(super) waiter: *const Core,
 }
 
-/// A job with its closure and what that has returned, on the stack of who waits for it.
+/// A job with its closure and its result, on the stack of the waiting coroutine.
 #[repr(C)]
 pub(super) struct JobOf<F, T> {
     job: Job,
@@ -29,10 +29,10 @@ impl Job {
     /// Calls the closure.
     ///
     /// # Safety
-    /// The job must be alive, and used by the calling thread alone.
+    /// The job must be alive, and only the calling thread may use it.
     pub(super) unsafe fn run(job: NonNull<Job>) {
-        // SAFETY: the caller says that the job is this thread's alone. It is the beginning of the
-        // `JobOf` that it was made with, as was its function.
+        // SAFETY: the caller promises that only this thread uses the job. Both the job and its
+        // function come from the same `JobOf`.
         unsafe { (job.as_ref().run)(job) }
     }
 
@@ -59,12 +59,15 @@ impl<T: Send, F: FnOnce() -> T + Send> JobOf<F, T> {
         }
     }
 
-    /// What the closure has returned, or its panic.
+    /// The result of the closure.
+    ///
+    /// # Panics
+    /// If the closure has panicked, with its payload.
     pub(super) fn value(self) -> T {
         match self.result.into_inner() {
             Some(Ok(value)) => value,
             Some(Err(panic)) => resume_unwind(panic),
-            None => unreachable!("a coroutine was continued before its job was done"),
+            None => unreachable!("a coroutine was resumed before its job was done"),
         }
     }
 }
@@ -72,12 +75,13 @@ impl<T: Send, F: FnOnce() -> T + Send> JobOf<F, T> {
 /// Calls the closure of a job.
 ///
 /// # Safety
-/// `job` must be the beginning of a `JobOf<F, T>` that the calling thread has alone.
+/// `job` must be the start of a `JobOf<F, T>` that only the calling thread uses.
 unsafe fn run<T: Send, F: FnOnce() -> T + Send>(job: NonNull<Job>) {
-    // SAFETY: the caller says what the job is the beginning of, where `repr(C)` puts it.
+    // SAFETY: the caller promises that the job is in a `JobOf` of this type, and `repr(C)` puts it
+    // at the start.
     let job = unsafe { job.cast::<JobOf<F, T>>().as_ref() };
-    // SAFETY: the caller says that this thread has the job alone, so nothing else refers to what is
-    // in the cells.
+    // SAFETY: the caller promises that only this thread uses the job, so there is no other
+    // reference into the cells.
     let (f, result) = unsafe { (&mut *job.f.get(), &mut *job.result.get()) };
     if let Some(f) = f.take() {
         *result = Some(catch_unwind(AssertUnwindSafe(f)));

@@ -1,8 +1,9 @@
-//! Threads for calls that would block the loop.
+//! A thread pool for calls that would block the loop.
 //!
-//! - `job`: the closure, on the stack of the coroutine that waits for it: a hop allocates nothing.
-//! - `hub`: how jobs get to workers and back, and who wakes whom.
-//! - `spin`: how long it pays to look for work before going to sleep.
+//! - `job`: the closure, on the stack of the coroutine that waits for it, so that nothing is
+//!   allocated.
+//! - `hub`: moves jobs to workers and back, and decides who wakes whom.
+//! - `spin`: adaptive spinning before sleeping.
 //! - `event`: the descriptor that wakes the loop.
 
 mod event;
@@ -27,7 +28,7 @@ use job::{Job, JobOf};
 use spin::SEARCH;
 pub use spin::Spin;
 
-/// A pool of threads, used by the coroutines of one other thread.
+/// A thread pool for the coroutines of one thread.
 ///
 /// ```
 /// use coroutine::{Workers, spawn};
@@ -37,7 +38,7 @@ pub use spin::Spin;
 /// let inside = workers.clone();
 /// spawn(move || {
 ///     let path = String::from("/proc/self/status");
-///     // Borrows from this stack, runs on another thread; this thread goes on meanwhile.
+///     // Runs on another thread and borrows from this stack, while this thread continues.
 ///     let status = inside.offload(|| std::fs::read_to_string(&path)).unwrap();
 ///     assert!(status.contains("Threads:"));
 /// })?;
@@ -53,7 +54,7 @@ pub use spin::Spin;
 /// send(coroutine::Workers::new(1).unwrap());
 /// ```
 ///
-/// What a worker is to touch has to be [`Send`]:
+/// Closures and their results must be [`Send`]:
 ///
 /// ```compile_fail,E0277
 /// let workers = coroutine::Workers::new(1).unwrap();
@@ -62,25 +63,24 @@ pub use spin::Spin;
 /// ```
 pub struct Workers {
     hub: Hub<Event>,
-    /// Jobs that coroutines wait for.
+    /// Number of jobs that coroutines wait for.
     outstanding: Cell<usize>,
-    /// Jobs that were ever done.
+    /// Number of jobs done so far.
     hops: Cell<u64>,
     progress: Progress,
-    /// Jobs that are done and whose coroutines are to be continued.
+    /// Jobs that are done and whose coroutines are not yet resumed.
     completed: Cell<*mut Job>,
-    /// Whether the workers were told that the loop may sleep.
+    /// Whether `prepare_sleep` has announced that the loop may sleep.
     armed: Cell<bool>,
-    /// Whether a worker has said, or will have said any moment, through the eventfd that there is
-    /// something done, and that has not been read.
+    /// Whether a worker has signalled the eventfd, or is about to, and the signal was not yet read.
     signalled: Cell<bool>,
     spin: Spin,
     thread_bound: PhantomData<*mut ()>,
 }
 
 impl Workers {
-    /// A pool of up to `max_threads` threads, which are started when there is work for them and
-    /// leave when there has been none for ten seconds.
+    /// A pool of up to `max_threads` threads. A thread starts when there is work for it, and ends
+    /// when it has been idle for ten seconds.
     ///
     /// # Errors
     /// Those of eventfd(2).
@@ -88,9 +88,9 @@ impl Workers {
         Workers::with_start(max_threads, || {})
     }
 
-    /// The same, of threads that begin with `start`: to give up what they have no use for, and for that
-    /// reason only in those that this thread starts. A worker that starts another one, because
-    /// there is more to do, hands on what it has itself.
+    /// As [`new`](Workers::new), with threads that first call `start`, for instance to drop
+    /// privileges. Only a thread started by the loop calls it: one started by another worker
+    /// inherits what that worker has left.
     ///
     /// # Errors
     /// Those of eventfd(2).
@@ -111,50 +111,48 @@ impl Workers {
         })
     }
 
-    /// How many threads there are at the most.
+    /// The maximum number of threads.
     pub fn max_threads(&self) -> usize {
         self.hub.max_threads
     }
 
-    /// Runs `f` on a worker and suspends the coroutine until it is done; `f` may borrow from the
-    /// coroutine's stack. Outside of a coroutine, and while it is unwound by a panic, `f` runs in
-    /// place.
+    /// Runs `f` on a worker and suspends the coroutine until it is done. `f` may borrow from the
+    /// coroutine's stack. Outside of a coroutine, and while a panic unwinds it, runs `f` in place.
     ///
     /// # Panics
-    /// With what `f` panics with.
+    /// If `f` panics, with its payload.
     pub fn offload<T: Send>(&self, f: impl FnOnce() -> T + Send) -> T {
         if !in_coroutine() || panicking() {
             return f();
         }
-        // SAFETY: the job is used while this coroutine waits for it.
+        // SAFETY: the job is only used while this coroutine waits for it.
         let job = JobOf::new(f, unsafe { this() });
-        // SAFETY: from here until the wait is over the job is the workers' and then the loop's. The
-        // coroutine cannot go on or be unwound before: it is continued by the completion alone.
+        // SAFETY: until the wait is over the workers, and then the loop, own the job. Only its
+        // completion resumes or unwinds the coroutine.
         wait_for(|| unsafe { self.submit(NonNull::from(&job).cast()) });
         job.value()
     }
 
-    /// Continues every coroutine whose job is done, and returns how many. For the loop; never
-    /// blocks.
+    /// Resumes every coroutine whose job is done. Returns their number. For the loop; never blocks.
     ///
     /// # Panics
-    /// With what a coroutine panics with. Those behind it are continued at the next call.
+    /// If a coroutine panics, with its payload. The next call resumes the coroutines after it.
     pub fn run_completed(&self) -> usize {
-        self.hub.see_to_progress(&self.progress);
+        self.hub.wake_if_stalled(&self.progress);
         if self.completed.get().is_null() {
             self.completed.set(self.hub.take_done());
         }
         let mut count = 0;
-        // A coroutine that is continued may call this too: it goes on with the same list.
-        // SAFETY: a job on the list is done, and the loop's alone. It is alive until its coroutine
-        // is continued; what is needed of it is read before.
+        // A resumed coroutine may call this function too, and takes from the same list.
+        // SAFETY: the loop owns the jobs on the list. Each is alive until its coroutine is resumed,
+        // and is read before.
         while let Some(job) = unsafe { self.completed.get().as_ref() } {
             self.completed.set(job.next.get());
             self.outstanding.set(self.outstanding.get() - 1);
             self.hops.set(self.hops.get() + 1);
             count += 1;
-            // SAFETY: the coroutine waits for the job, so it is alive and in no queue. The worker is
-            // done with the job, which was all that used its stack.
+            // SAFETY: the coroutine waits for the job, so it is alive and in no queue. The worker
+            // is done with the job, and nothing else used its stack.
             unsafe {
                 let waiter = &*job.waiter;
                 trace::event(trace::Kind::Complete, waiter);
@@ -164,13 +162,13 @@ impl Workers {
         count
     }
 
-    /// Whether a job is done whose coroutine is to be continued; costs no call.
+    /// Whether a job is done whose coroutine is not yet resumed. Makes no system call.
     pub fn has_completed(&self) -> bool {
         !self.completed.get().is_null() || self.hub.is_done()
     }
 
-    /// For draining: blocks until at least one job is done, and continues its coroutine. Returns 0
-    /// at once if nothing is outstanding.
+    /// Blocks until at least one job is done, and resumes its coroutine. Returns the number of
+    /// resumed coroutines: 0, at once, if no job is outstanding. For draining.
     ///
     /// # Panics
     /// As [`run_completed`](Workers::run_completed).
@@ -187,9 +185,9 @@ impl Workers {
         }
     }
 
-    /// Before the loop blocks: true if it may, and from now on a job that is done makes the
-    /// descriptor readable; false if something is done already. Where it has paid lately, it looks
-    /// a few microseconds for something to be done.
+    /// Called before the loop blocks. Returns true if it may block: from now on a completed job
+    /// makes the descriptor readable. Returns false if a job is done already. Spins for a few
+    /// microseconds if that has been successful lately.
     pub fn prepare_sleep(&self) -> bool {
         if self.outstanding.get() > 0 && self.spin.until(|| self.has_completed()) {
             return false;
@@ -198,49 +196,49 @@ impl Workers {
         self.hub.prepare_sleep()
     }
 
-    /// When the loop is awake again: jobs that are done are found without the descriptor.
+    /// Called when the loop is awake again. Completed jobs no longer make the descriptor readable.
     pub fn awake(&self) {
         if self.armed.take() && self.hub.awake() {
             self.signalled.set(true);
         }
-        // A worker that has seen the loop asleep may be about to write: then the next turn reads
-        // it.
+        // A worker that has seen the loop asleep may not have written yet. Then the next call reads
+        // the signal.
         if self.signalled.get() && self.hub.event.clear() {
             self.signalled.set(false);
         }
     }
 
-    /// How many coroutines wait for a job.
+    /// The number of coroutines that wait for a job.
     pub fn outstanding(&self) -> usize {
         self.outstanding.get()
     }
 
-    /// How many jobs were done, ever.
+    /// The number of jobs done so far.
     pub fn hops(&self) -> u64 {
         self.hops.get()
     }
 
     /// # Safety
-    /// The job must be in no list, and stay alive, used by nobody else, until it is done and its
-    /// coroutine, which waits for it, is continued.
+    /// The job must be in no list, and its coroutine must wait for it. It must stay alive, and not
+    /// be used otherwise, until that coroutine is resumed.
     unsafe fn submit(&self, job: NonNull<Job>) {
         self.outstanding.set(self.outstanding.get() + 1);
-        // SAFETY: the caller says that the job is alive, and that the coroutine waits.
+        // SAFETY: the caller promises that the job is alive and that the coroutine waits.
         trace::event(trace::Kind::Offload, unsafe { &*job.as_ref().waiter });
-        // SAFETY: the caller says that nobody else uses the job, until `take_done` returns it.
+        // SAFETY: the caller promises that nothing else uses the job until `take_done` returns it.
         unsafe { self.hub.submit(job) };
     }
 }
 
 impl AsFd for Workers {
-    /// Readable when a job is done while the loop sleeps.
+    /// Readable if a job was done while the loop slept.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.hub.event.as_fd()
     }
 }
 
 impl Drop for Workers {
-    /// Waits for what runs.
+    /// Waits for the outstanding jobs.
     fn drop(&mut self) {
         while self.outstanding.get() > 0 {
             self.wait_completed();

@@ -1,4 +1,4 @@
-//! The hub under a model checker: every order in which its steps can be seen is tried.
+//! The hub under loom, which tries every interleaving of its steps.
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test --release -p coroutine --lib`
 
@@ -9,7 +9,7 @@ use loom::sync::{Condvar, Mutex};
 use super::hub::{self, Hub};
 use super::job::Job;
 
-/// What the eventfd is to the loop.
+/// Stands for the eventfd.
 struct Flag {
     set: Mutex<bool>,
     changed: Condvar,
@@ -51,12 +51,12 @@ fn submit(hub: &Hub<Flag>) {
     submit_job(hub, |_| ());
 }
 
-/// Counts and frees what is done.
+/// Frees the completed jobs, and returns their number.
 fn take_done(hub: &Hub<Flag>) -> usize {
     let mut list = hub.take_done();
     let mut count = 0;
     while let Some(job) = NonNull::new(list) {
-        // SAFETY: a job that is done is the loop's alone, and comes from `submit_job`.
+        // SAFETY: only the loop uses a completed job, and it comes from the `Box` in `submit_job`.
         let job = unsafe { Box::from_raw(job.as_ptr()) };
         list = job.next.get();
         count += 1;
@@ -64,7 +64,7 @@ fn take_done(hub: &Hub<Flag>) -> usize {
     count
 }
 
-/// The loop, until `jobs` jobs are done: it sleeps whenever it may.
+/// Runs the loop until `jobs` jobs are done. It sleeps whenever it may.
 fn drain(hub: &Hub<Flag>, jobs: usize) {
     let mut done = 0;
     loop {
@@ -88,7 +88,7 @@ fn check(preemptions: Option<usize>, model: impl Fn() + Send + Sync + 'static) {
     builder.check(model);
 }
 
-/// No wake-up is lost between a loop and one worker, both of which sleep at every chance.
+/// No wake-up is lost between the loop and one worker that both sleep whenever they may.
 #[test]
 fn one_worker() {
     check(Some(3), || {
@@ -100,7 +100,7 @@ fn one_worker() {
     });
 }
 
-/// Jobs that come one after the other, so that the worker goes to sleep in between.
+/// The worker goes to sleep between two jobs.
 #[test]
 fn a_worker_between_sleep_and_work() {
     check(Some(3), || {
@@ -113,8 +113,8 @@ fn a_worker_between_sleep_and_work() {
     });
 }
 
-/// Two jobs of which the first ends only when the second has been done: a job that blocks does not
-/// hold up the one behind it, though the loop sleeps.
+/// The first of two jobs ends only when the second is done: a job that blocks does not delay the
+/// next one, although the loop sleeps.
 #[test]
 fn a_job_that_blocks() {
     loom::lazy_static! {
@@ -129,7 +129,7 @@ fn a_job_that_blocks() {
     });
 }
 
-/// Two workers that go to sleep while the loop submits: one of them at least sees the job.
+/// Two workers go to sleep while the loop submits a job: at least one of them sees it.
 #[test]
 fn two_workers() {
     check(Some(2), || {

@@ -1,39 +1,40 @@
-//! How long it pays to look for work before going to sleep.
+//! Adaptive spinning before sleeping.
 //!
-//! With a free processor a job and its completion come within a microsecond, and a sleep costs
-//! many times that. Without one, looking takes the time from who would bring the work. So the time
-//! is what has paid lately: it grows when the search succeeds, and is zero after a few failures,
-//! but for a short try now and then.
+//! With a free processor a job and its completion arrive within a microsecond, and a sleep costs
+//! many times that. Without one, spinning takes time from the thread that would bring the work. So
+//! spinning stops after a few failures, with a retry after a number of sleeps that doubles at each
+//! failure.
 
 use std::hint::spin_loop;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::yield_now;
 use std::time::{Duration, Instant};
 
-/// How long the search for a job or its completion is: a little more than it takes to wake a worker,
-/// so that the loop finds what a worker does that has slept. Otherwise neither would ever find the
-/// other searching again.
+/// How long the loop and the workers spin: a little longer than waking a worker takes, so that the
+/// loop sees the completion of a worker that has slept. With less, neither would find the other
+/// spinning again.
 pub(super) const SEARCH: Duration = Duration::from_micros(20);
-/// A yield of the processor that takes longer has let something else run.
-const GIVEN_WAY: Duration = Duration::from_micros(4);
-/// After so many failures in a row it is not tried any more,
+/// A sched_yield that takes longer has let another thread run.
+const YIELDED: Duration = Duration::from_micros(4);
+/// After this number of failures in a row spinning is suspended.
 const MAX_FAILURES: u32 = 3;
-/// but after so many sleeps, of which there are twice as many after each further failure.
+/// It is retried after this number of sleeps, which doubles at each further failure,
 const FIRST_PAUSE: u32 = 16;
+/// up to this,
 const LONGEST_PAUSE: u32 = 256;
-/// or this, where giving way has cost a time slice.
+/// or this, if a sched_yield has cost a time slice.
 const LONGEST_PAUSE_LOADED: u32 = 8192;
-/// Looks between two looks at the clock, and how many of these there are between two yields: a few
-/// microseconds.
-const LOOKS: u32 = 16;
+/// Checks between two readings of the clock,
+const CHECKS: u32 = 16;
+/// and readings of the clock between two sched_yields: a few microseconds.
 const ROUNDS: u32 = 8;
 
-/// A search for something that another processor is about to do, before going to sleep until it is
-/// done. It remembers whether that has paid lately: after three failures in a row it is left out for
-/// 16 sleeps, and for up to 256 if it goes on to fail.
+/// Spins until another thread has done something, before sleeping until then. It adapts: after
+/// three failures in a row it does not spin for the next 16 sleeps, and for up to 256 if it keeps
+/// failing, or 8192 on a loaded machine.
 ///
-/// May be shared by those that look for the same thing: what it remembers is no more than a hint, of
-/// which updates may get lost.
+/// Threads that wait for the same thing may share it. Its state is a hint, and updates may get
+/// lost.
 ///
 /// ```
 /// use std::time::Duration;
@@ -45,13 +46,14 @@ const ROUNDS: u32 = 8;
 pub struct Spin {
     limit: Duration,
     failures: AtomicU32,
-    /// Searches to leave out, and how many that will be the next time.
+    /// Calls that will not spin.
     skip: AtomicU32,
+    /// The next value of `skip` after a failure.
     pause: AtomicU32,
 }
 
 impl Spin {
-    /// One that takes up to `limit`; if that is zero it looks once.
+    /// Spins for up to `limit`. With zero it checks once.
     pub const fn new(limit: Duration) -> Spin {
         Spin {
             limit,
@@ -61,12 +63,12 @@ impl Spin {
         }
     }
 
-    /// Looks until `found` says true, which is returned, or it does not pay any longer.
+    /// Calls `found` until it returns true, or spinning no longer pays. Returns its last result.
     pub fn until(&self, mut found: impl FnMut() -> bool) -> bool {
         if found() {
             return true;
         }
-        // The time is not part of the model.
+        // loom does not model time.
         if self.limit.is_zero() || cfg!(loom) {
             return false;
         }
@@ -78,7 +80,7 @@ impl Spin {
         let end = Instant::now() + self.limit;
         loop {
             for _ in 0..ROUNDS {
-                for _ in 0..LOOKS {
+                for _ in 0..CHECKS {
                     spin_loop();
                     if found() {
                         self.succeeded();
@@ -90,10 +92,10 @@ impl Spin {
                     return false;
                 }
             }
-            // Who waits for this processor may be the one that is waited for.
+            // A thread that waits for this processor may be the one that this one waits for.
             let before = Instant::now();
             yield_now();
-            if before.elapsed() >= GIVEN_WAY {
+            if before.elapsed() >= YIELDED {
                 self.failed(true);
                 return found();
             }
@@ -108,23 +110,23 @@ impl Spin {
         }
     }
 
-    /// The search has failed, or somebody else wants the processor.
-    fn failed(&self, wanted: bool) {
+    /// The search has failed. `loaded` if another thread wants the processor.
+    fn failed(&self, loaded: bool) {
         let failures = self.failures.load(Ordering::Relaxed) + 1;
-        if failures < MAX_FAILURES && !wanted {
+        if failures < MAX_FAILURES && !loaded {
             self.failures.store(failures, Ordering::Relaxed);
             return;
         }
-        // The next failure is enough.
+        // One more failure suspends it again.
         self.failures.store(MAX_FAILURES, Ordering::Relaxed);
         let pause = self.pause.load(Ordering::Relaxed);
         self.skip.store(pause, Ordering::Relaxed);
-        let longest = if wanted {
+        let longest = if loaded {
             LONGEST_PAUSE_LOADED
         } else {
             LONGEST_PAUSE
         };
-        // What a load has made longer than that stays so until a search succeeds.
+        // A pause that load has made longer than that stays until a search succeeds.
         self.pause
             .store((pause * 2).min(longest).max(pause), Ordering::Relaxed);
     }

@@ -1,6 +1,6 @@
-//! Chooses how stacks are switched. Sets `backend` to "assembly", "ucontext", "threads" or
-//! "fibers", `own_stacks` if the stacks are this crate's own mappings, and `watched` if a sanitizer
-//! is to be told of the switches.
+//! Chooses the back-end that switches stacks. Sets `backend` to "assembly", "ucontext", "threads" or
+//! "fibers", `own_stacks` if this crate maps the stacks, and `watched` if the switches are announced
+//! to a sanitizer.
 
 use std::env;
 

@@ -1,4 +1,4 @@
-//! Compiles the peer that is written in C.
+//! Compiles the peer in C.
 
 fn main() {
     println!("cargo::rerun-if-changed=peers/qemu_way.c");

@@ -1,11 +1,11 @@
 #!/bin/sh
-# Counts the instructions of what a program does, by callgrind, exactly and repeatably: those of 2048
-# times less those of 1024, so that start and end drop out.
+# Counts the instructions of a program's operations by callgrind, exactly and repeatably: those of 2048
+# operations less those of 1024, which excludes start-up and exit.
 #
-#   instructions.sh PROGRAM [NAME...]    PROGRAM, optimised, takes a name and how often
+#   instructions.sh PROGRAM [NAME...]    PROGRAM, optimised, takes a name and a number of operations
 #
-# Prints "ir GROUP/NAME COUNT", for each name that the program knows or for those given. GROUP is
-# "coroutine" unless the environment has another.
+# Prints "ir GROUP/NAME COUNT" for the given names, or for all that the program lists. GROUP is
+# "coroutine" unless the environment sets it.
 set -eu
 program=$1
 shift

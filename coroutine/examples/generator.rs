@@ -1,5 +1,4 @@
-//! A generator: the walk over a tree reads like a recursive function, and its caller takes the
-//! values one at a time.
+//! A generator: a recursive function walks a tree, and its caller takes the values one at a time.
 
 use coroutine::{Coroutine, StackError, Yielder};
 
@@ -12,7 +11,7 @@ fn tree(value: u32, children: Vec<Tree>) -> Tree {
     Tree { value, children }
 }
 
-/// Yields from any depth of its recursion.
+/// Yields at any depth of its recursion.
 fn walk(tree: &Tree, yielder: &Yielder<(), u32>) {
     yielder.yield_value(tree.value);
     for child in &tree.children {
@@ -30,7 +29,7 @@ fn main() -> Result<(), StackError> {
     for value in values(forest)? {
         println!("{value}");
     }
-    // Dropped early, the walk is unwound, and the tree with it.
+    // Dropping the generator early unwinds the walk, which drops the tree.
     let first = values(tree(5, vec![tree(6, vec![])]))?.next();
     println!("only {first:?}");
     Ok(())

@@ -1,6 +1,5 @@
-//! An event loop that never blocks: lines from standard input name files, whose sizes are told.
-//! The call that may take long is made by a worker, in the middle of code that reads as if it
-//! waited for it; a clock ticks meanwhile.
+//! An event loop that never blocks: it reads file names from standard input and prints the files'
+//! sizes. Sequential code gives the call that may block to a worker, while a clock ticks.
 //!
 //! `printf '/etc/passwd\n/etc/group\n/nowhere\n' | cargo run --example offload`
 
@@ -11,9 +10,9 @@ use std::time::{Duration, Instant};
 
 use coroutine::{Workers, next_deadline, run_ready, run_timers, sleep, spawn};
 
-/// One request: plain code, with a stack of its own.
+/// One request: sequential code on its own stack.
 fn tell_size(workers: &Workers, path: String) {
-    // `path` is borrowed from this stack by another thread.
+    // Another thread borrows `path` from this stack.
     match workers.offload(|| std::fs::metadata(&path)) {
         Ok(metadata) => println!("{path}: {} bytes", metadata.len()),
         Err(error) => println!("{path}: {error}"),
@@ -33,7 +32,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         spawn(move || tell_size(&workers, path))?;
     }
     let epoll = watch(workers.as_fd().as_raw_fd())?;
-    // One turn: what is done goes on, then what was woken, then the loop sleeps if it may.
+    // One iteration: resume coroutines whose job is done, then those that were woken, then sleep.
     while workers.outstanding() > 0 {
         workers.run_completed();
         run_timers();
@@ -55,7 +54,8 @@ fn watch(fd: i32) -> io::Result<OwnedFd> {
         events: libc::EPOLLIN as u32,
         u64: 0,
     };
-    // SAFETY: the descriptor that the first call returns is ours; the second reads the event.
+    // SAFETY: the first call returns a new descriptor, which only this owns. The second reads the
+    // event.
     unsafe {
         let epoll = libc::epoll_create1(libc::EPOLL_CLOEXEC);
         if epoll < 0 || libc::epoll_ctl(epoll, libc::EPOLL_CTL_ADD, fd, &raw mut event) < 0 {
@@ -69,7 +69,7 @@ fn watch(fd: i32) -> io::Result<OwnedFd> {
 fn wait(epoll: &OwnedFd, time: Duration) -> io::Result<()> {
     let milliseconds = time.as_millis().try_into().unwrap_or(i32::MAX);
     let mut event = libc::epoll_event { events: 0, u64: 0 };
-    // SAFETY: there is room for one event.
+    // SAFETY: the kernel writes at most one event, for which there is room.
     match unsafe { libc::epoll_wait(epoll.as_raw_fd(), &raw mut event, 1, milliseconds) } {
         -1 if io::Error::last_os_error().kind() != io::ErrorKind::Interrupted => {
             Err(io::Error::last_os_error())

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Builds the suite for aarch64 by Debian's compiler, and runs it under qemu-user. Installs what is
-# missing (as root, or by sudo). Arguments go to cargo test.
+# Builds the suite for aarch64 by Debian's compiler, and runs it under qemu-user. Installs missing
+# packages (as root, or by sudo). Passes its arguments to cargo test.
 set -eu
 here=$(dirname "$(realpath "$0")")
 target=$(realpath -m "${CARGO_TARGET_DIR:-$here/../../target}")

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Runs the suite under AddressSanitizer, which is told of the switches. Needs a nightly toolchain.
-# Arguments go to cargo test. Leaks are not looked for: misuse is tested that leaks on purpose.
+# Runs the suite under AddressSanitizer, with announced switches. Needs a nightly toolchain. Passes its
+# arguments to cargo test. Leak detection is off, as tests of misuse leak on purpose.
 set -eu
 cd "$(dirname "$(realpath "$0")")/.."
 export RUSTFLAGS="-Zsanitizer=address" ASAN_OPTIONS=detect_leaks=0

@@ -1,9 +1,8 @@
 #!/bin/sh
-# Unpacks Debian's compiler (rustc-web, which follows upstream) with the standard library of another
-# machine, and its sources, into the folder given, and installs what is needed beside it. Nothing of
-# the system's own Rust is touched.
+# Unpacks Debian's compiler (rustc-web, which follows upstream), its sources and the standard library of
+# another architecture into a folder, and installs the given packages. Does not change the system's Rust.
 #
-#   debian-rust.sh FOLDER ARCHITECTURE PACKAGE...    ARCHITECTURE is Debian's name, e.g. arm64
+#   debian-rust.sh FOLDER ARCHITECTURE PACKAGE...    ARCHITECTURE as Debian names it, e.g. arm64
 set -eu
 folder=$1
 architecture=$2

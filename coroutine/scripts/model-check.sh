@@ -1,5 +1,5 @@
 #!/bin/sh
-# Tries every order in which the worker pool and the loop can meet (workers/model.rs).
+# Tries every interleaving of the worker pool and the loop by loom (workers/model.rs).
 set -eu
 cd "$(dirname "$(realpath "$0")")/.."
 export RUSTFLAGS="--cfg loom"

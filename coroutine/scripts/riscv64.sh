@@ -1,7 +1,7 @@
 #!/bin/sh
-# Builds the suite for riscv64 with a standard library made from its sources, and runs it under
-# qemu-user. Installs what is missing (as root, or by sudo). Needs a nightly toolchain with rust-src.
-# Arguments go to cargo test.
+# Builds the suite for riscv64 with a standard library built from source, and runs it under qemu-user.
+# Installs missing packages (as root, or by sudo). Needs a nightly toolchain with rust-src. Passes its
+# arguments to cargo test.
 set -eu
 here=$(dirname "$(realpath "$0")")
 target=$(realpath -m "${CARGO_TARGET_DIR:-$here/../../target}")

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Runs the suite under valgrind, which is told of the stacks: an invalid access fails it. Arguments go to
-# cargo test.
+# Runs the suite under valgrind, with registered stacks. An invalid access fails it. Passes its arguments
+# to cargo test.
 set -eu
 cd "$(dirname "$(realpath "$0")")/.."
 command -v valgrind >/dev/null || {

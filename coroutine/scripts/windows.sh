@@ -1,7 +1,7 @@
 #!/bin/sh
-# Builds the suite for Windows by Debian's compiler, with a standard library made from its sources,
-# and runs it under wine. Installs what is missing (as root, or by sudo). Needs a nightly cargo.
-# Arguments go to cargo test.
+# Builds the suite for Windows by Debian's compiler, with a standard library built from source, and runs
+# it under wine. Installs missing packages (as root, or by sudo). Needs a nightly cargo. Passes its
+# arguments to cargo test.
 set -eu
 here=$(dirname "$(realpath "$0")")
 target=$(realpath -m "${CARGO_TARGET_DIR:-$here/../../target}")
@@ -10,12 +10,12 @@ rust=$target/debian-rust
 
 LD_LIBRARY_PATH=$rust/usr/lib/$(dpkg --print-architecture | sed "s/amd64/x86_64/")-linux-gnu
 export LD_LIBRARY_PATH
-# A compiler of its own takes this for the word of its maker.
+# Debian's stable compiler needs this for -Zbuild-std.
 export RUSTC="$rust/usr/bin/rustc" RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR="$target/windows"
 export CARGO_TARGET_X86_64_PC_WINDOWS_GNU_LINKER=x86_64-w64-mingw32-gcc
 export CARGO_TARGET_X86_64_PC_WINDOWS_GNU_RUNNER=/usr/lib/wine/wine64
 
-# The standard library wants random numbers of a library that Debian's wine does not have yet.
+# The standard library gets random numbers from a library that Debian's wine does not have yet.
 mkdir -p "$target/wine-libraries"
 cat >"$target/wine-libraries/random.c" <<'END'
 #include <windows.h>

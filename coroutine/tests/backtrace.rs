@@ -1,6 +1,7 @@
-//! Walks over the stack, from a coroutine into who has entered it.
+//! Stack walks from a coroutine into the code that entered it.
 //!
-//! The back-ends in assembly say where the caller is; with the others a walk ends at the coroutine.
+//! The assembly back-ends have unwind information for that. With the others a walk ends at the
+//! coroutine.
 #![cfg(all(
     target_os = "linux",
     any(
@@ -45,7 +46,7 @@ fn the_innermost(seen: &Seen) {
     the_breakpoint();
 }
 
-/// By this name a debugger finds it in every build.
+/// Has the same name for a debugger in every build.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn the_breakpoint() {
@@ -119,7 +120,7 @@ fn a_debugger_goes_on_in_the_caller() {
         who_enters_the_outer(&mut outer);
         return;
     }
-    // Without debugging information the name is the linker's.
+    // Without debug information it is the linker's name.
     let commands = [
         "set confirm off",
         "set debuginfod enabled off",

@@ -1,15 +1,15 @@
-//! Each test of QEMU's `check-coroutine`, by its name there. Those of locks are in `locks.rs`.
+//! The tests of QEMU's `check-coroutine`, by their names there. Those for locks are in `locks.rs`.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use coroutine::{Coroutine, Id, current, entered, in_coroutine, yield_now};
 
-/// What a coroutine was made of is gone when it has ended: no access dangles.
+/// Nothing of a coroutine is left when it has ended: no access dangles.
 #[test]
 fn no_dangling_access() {
-    // Each entering of a coroutine that ends must leave the frame of this function, and what its
-    // pointers lead to, as they were.
+    // Entering a coroutine that ends must not change this function's frame, nor the memory that it
+    // points to.
     let first = Rc::new(Cell::new(0x1234_u32));
     let second = Rc::new(Cell::new(0x5678_u32));
     let make = |number: &Rc<Cell<u32>>| {
@@ -23,18 +23,18 @@ fn no_dangling_access() {
     assert_eq!((first.get(), second.get()), (!0x1234, !0x5678));
     assert_eq!(std::hint::black_box(local), [0xa5; 256]);
     drop((one, two));
-    // The closures were dropped with the coroutines, once each.
+    // Each closure was dropped once, with its coroutine.
     assert_eq!(
         (Rc::strong_count(&first), Rc::strong_count(&second)),
         (1, 1)
     );
-    // The stack is used again by one that knows nothing of its predecessor.
+    // Another coroutine reuses the stack, and sees nothing of the previous one.
     let mut three = make(&first);
     assert!(!three.enter());
     assert_eq!((first.get(), second.get()), (0x1234, !0x5678));
 }
 
-/// A coroutine runs to its end; and again, with another one on the same stack.
+/// A coroutine runs to its end, and another one on the same stack too.
 #[test]
 fn lifecycle() {
     let mut before = None;
@@ -50,7 +50,7 @@ fn lifecycle() {
     }
 }
 
-/// A coroutine yields as often as it says: five times, and is entered six times.
+/// A coroutine that yields five times is entered six times.
 #[test]
 fn yield_() {
     let yields = Rc::new(Cell::new(0));
@@ -93,7 +93,7 @@ fn nesting() {
     assert_eq!((count.entered.get(), count.returned.get()), (DEPTH, DEPTH));
 }
 
-/// The running coroutine knows which it is.
+/// The running coroutine has an identifier.
 #[test]
 fn self_() {
     let seen: Rc<Cell<Option<Id>>> = Rc::default();
@@ -104,7 +104,7 @@ fn self_() {
     assert_eq!(current(), None);
 }
 
-/// Inside is inside, also after a yield, and outside is outside.
+/// `in_coroutine` is true inside, also after a yield, and false outside.
 #[test]
 fn in_coroutine_() {
     assert!(!in_coroutine());
@@ -120,8 +120,8 @@ fn in_coroutine_() {
     assert!(!in_coroutine());
 }
 
-/// One is entered while it runs or waits for one that it has entered, not before or after, and
-/// not while it is suspended.
+/// A coroutine counts as entered while it runs or waits for one that it has entered, but not
+/// before, after, or while it is suspended.
 #[test]
 fn entered_() {
     let outer_id: Rc<Cell<Option<Id>>> = Rc::default();

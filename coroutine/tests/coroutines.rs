@@ -1,4 +1,4 @@
-//! What a coroutine promises. The first tests are those of QEMU's check-coroutine, by name.
+//! The behaviour of coroutines.
 
 use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -10,8 +10,8 @@ use coroutine::{
 
 #[test]
 fn no_dangling_access() {
-    // Outer enters inner, which yields; then outer is gone, its stack unmapped. Inner must not
-    // look at it again when it is entered by somebody else.
+    // Outer enters inner, which yields. Then outer ends, and its stack is unmapped. Inner must not
+    // access it when other code enters it.
     let inner = Rc::new(RefCell::new(Coroutine::create(yield_now).unwrap()));
     let entering = inner.clone();
     let mut outer = Coroutine::create_with_stack(64 * 1024, move || {
@@ -25,7 +25,7 @@ fn no_dangling_access() {
 
 #[test]
 fn lifecycle() {
-    // Twice: a new coroutine and one from the pool.
+    // Twice: with a new coroutine, and with one from the pool.
     for _ in 0..2 {
         let done = Rc::new(Cell::new(false));
         let inside = done.clone();
@@ -63,7 +63,7 @@ fn nesting() {
             let counts = (entered.clone(), returned.clone());
             let mut inner =
                 Coroutine::create(move || nest(depth + 1, &counts.0, &counts.1)).unwrap();
-            // Its yield comes here, not further out.
+            // Its yield returns here, not further out.
             while inner.enter() {}
         }
         yield_now();
@@ -86,7 +86,7 @@ fn itself() {
     coroutine.enter();
     assert_eq!(seen.get(), Some(id));
     assert_eq!(current(), None);
-    // Made in the same place, and yet another.
+    // At the same address, but another coroutine.
     drop(coroutine);
     assert_ne!(Coroutine::create(|| ()).unwrap().id(), id);
 }
@@ -190,7 +190,7 @@ fn copied_into_the_caller_it_is_the_same() {
             .unwrap();
             while entering(&mut coroutine) {}
             assert_eq!(count.get(), 5050);
-            // And both are unwound.
+            // Both are unwound.
             let held = count.clone();
             let mut coroutine = Coroutine::create(move || {
                 let _held = held;
@@ -201,7 +201,7 @@ fn copied_into_the_caller_it_is_the_same() {
             entering(&mut coroutine);
             drop(coroutine);
             assert_eq!(Rc::strong_count(&count), 1);
-            // And panics come out.
+            // Panics continue in the code that entered.
             let mut coroutine = Coroutine::create(move || {
                 yielding();
                 panic!("out");
@@ -278,7 +278,7 @@ fn a_coroutine_does_not_end_with_a_lock() {
 #[test]
 #[should_panic(expected = "a running coroutine was entered")]
 fn a_running_one_is_not_entered() {
-    // What the compiler refuses, done behind its back.
+    // Misuse that the compiler refuses, by unsafe code.
     let place: Rc<Cell<*mut Coroutine>> = Rc::new(Cell::new(std::ptr::null_mut()));
     let inside = place.clone();
     // SAFETY: the coroutine is alive when it is entered, by whomever.
@@ -312,7 +312,7 @@ fn a_panicking_one_does_not_yield() {
 
 #[test]
 fn one_is_dropped_while_another_panics() {
-    // Its unwinding enters a third, which yields: that is not the panic's.
+    // Its unwinding enters a third, which may yield, as it does not panic.
     struct Nests;
     impl Drop for Nests {
         fn drop(&mut self) {
@@ -450,7 +450,7 @@ fn a_dropped_coroutine_is_unwound() {
     assert!(coroutine.enter());
     drop(coroutine);
     assert_eq!(dropped.get(), 1);
-    // One that never began drops what it was made of.
+    // One that was never entered drops its closure.
     let unused = Sets(dropped.clone());
     drop(Coroutine::create(move || drop(unused)).unwrap());
     assert_eq!(dropped.get(), 2);

@@ -1,6 +1,6 @@
-//! The limits of the system, each met in a process of its own.
+//! The limits of the system, each in its own process.
 //!
-//! The sanitizers have limits and handlers of their own.
+//! Sanitizers have their own limits and signal handlers.
 #![cfg(all(
     target_os = "linux",
     not(any(miri, feature = "threads", feature = "asan", feature = "tsan"))
@@ -31,7 +31,7 @@ fn recurse(depth: usize) -> usize {
     }
 }
 
-/// The handler for coroutines leaves the overflow of a thread's stack to the standard library.
+/// The handler leaves the overflow of a thread's own stack to the standard library.
 #[test]
 fn a_thread_that_overflows_is_still_reported_by_std() {
     if is_alone() {
@@ -54,8 +54,8 @@ fn a_thread_that_overflows_is_still_reported_by_std() {
     assert_eq!(output.status.signal(), Some(libc::SIGABRT));
 }
 
-/// A coroutine that overflows on a thread that is not the standard library's, and so has no
-/// signal stack.
+/// An overflow on a thread that the standard library has not started, and so without a signal
+/// stack.
 #[test]
 fn an_overflow_on_a_foreign_thread_says_so() {
     extern "C" fn start(_: *mut libc::c_void) -> *mut libc::c_void {
@@ -83,10 +83,10 @@ fn an_overflow_on_a_foreign_thread_says_so() {
     assert_eq!(output.status.signal(), Some(libc::SIGSEGV));
 }
 
-/// More coroutines than the kernel allows mappings: each with a guard, none with a map of its own.
+/// More coroutines than the kernel allows mappings: each has a guard, but no mapping of its own.
 #[test]
 fn more_are_alive_than_there_may_be_maps() {
-    // What an emulator knows of guards is a map each.
+    // Under an emulator each guard is a mapping.
     if is_emulated() {
         return;
     }
@@ -100,7 +100,7 @@ fn more_are_alive_than_there_may_be_maps() {
     let limit: usize = limit.trim().parse().unwrap();
     // SAFETY: advice for nothing: it says only whether the kernel knows it.
     let light_guards = unsafe { libc::madvise(std::ptr::null_mut(), 0, 102) } == 0;
-    // One that is set very high costs more memory than a test should take.
+    // A very high limit would take too much memory for a test.
     if !light_guards || limit > 100_000 {
         eprintln!("not run: light guards: {light_guards}, vm.max_map_count = {limit}");
         return;
@@ -118,8 +118,8 @@ fn more_are_alive_than_there_may_be_maps() {
     }
 }
 
-/// A kernel that refuses the advice of light guards is played by a filter of system calls; then the
-/// guards are mappings, which hold as well, and run out with an error.
+/// On a kernel without guard marks, which a seccomp filter simulates, each guard is a mapping. They
+/// work too, and running out of them is an error.
 #[cfg(target_arch = "x86_64")]
 #[test]
 fn without_light_guards_there_are_others() {
@@ -136,9 +136,9 @@ fn without_light_guards_there_are_others() {
         assert_eq!(error, coroutine::StackError::Memory(libc::ENOMEM));
         let limit = std::fs::read_to_string("/proc/sys/vm/max_map_count").unwrap();
         let limit: usize = limit.trim().parse().unwrap();
-        // Two maps for each.
+        // Two mappings each.
         assert!(all.len() > limit * 2 / 5, "{} of {limit} maps", all.len());
-        // All of them work, and room made can be used.
+        // All of them work, and freed mappings can be used.
         for coroutine in &mut all {
             assert!(coroutine.enter());
         }
@@ -177,7 +177,7 @@ fn refuse_light_guards() {
             k,
         }
     }
-    // Offsets in seccomp_data: the call's number, and the lower half of its third argument.
+    // Offsets in seccomp_data: the number of the call, and the lower half of its third argument.
     let mut filter = [
         statement(BPF_LD | BPF_W | BPF_ABS, 0),
         unless_equal_skip(libc::SYS_madvise as u32, 3),

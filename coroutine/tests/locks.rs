@@ -8,13 +8,13 @@ use coroutine::{
     Coroutine, Mutex, RwLock, WaitQueue, next_deadline, run_ready, run_timers, sleep, spawn,
 };
 
-/// A list that coroutines write what they do to.
+/// A log of what the coroutines do.
 type Order = Rc<RefCell<Vec<&'static str>>>;
 
 /// Longer than any test.
 const LONG: Duration = Duration::from_secs(3600);
 
-/// What a loop does until all timers are served.
+/// Runs the loop until there are no timers left.
 fn serve_timers() {
     while let Some(deadline) = next_deadline() {
         std::thread::sleep(deadline.saturating_duration_since(Instant::now()));
@@ -25,7 +25,7 @@ fn serve_timers() {
 
 #[test]
 fn co_mutex() {
-    // Two coroutines, the second waits for the first, which yields with the lock held.
+    // The second coroutine waits for the first, which yields while it holds the lock.
     let (mutex, gate) = (Rc::new(Mutex::new(0)), Rc::new(WaitQueue::new()));
     let (first, until) = (mutex.clone(), gate.clone());
     spawn(move || {
@@ -50,7 +50,7 @@ fn a_released_mutex_cannot_be_snatched() {
         let guard = first.lock();
         until.wait();
         drop(guard);
-        // It is the second's already, which has not run yet.
+        // The second holds it already, but has not run yet.
         assert!(first.try_lock().is_none());
     })
     .unwrap();
@@ -63,7 +63,7 @@ fn a_released_mutex_cannot_be_snatched() {
 
 #[test]
 fn co_rwlock_upgrade() {
-    // A sole reader that upgrades goes behind a writer that waits.
+    // A sole reader that upgrades queues behind a waiting writer.
     let lock = Rc::new(RwLock::new(0));
     let gate = Rc::new(WaitQueue::new());
     let order: Order = Rc::default();
@@ -103,8 +103,8 @@ fn a_sole_reader_upgrades_at_once() {
 
 #[test]
 fn co_rwlock_downgrade() {
-    // A writer that goes on reading lets the reader behind it in, but not the writer behind that,
-    // nor a reader behind the writer.
+    // A writer that downgrades admits the reader behind it, but not the writer behind that, nor a
+    // reader behind the writer.
     let lock = Rc::new(RwLock::new(0));
     let gates: Rc<[WaitQueue; 2]> = Rc::default();
     let order: Order = Rc::default();
@@ -204,7 +204,7 @@ fn a_wake_goes_past_one_whose_time_is_over() {
         })
         .unwrap();
     }
-    // Its time is over, but it has not run yet and is still in the queue.
+    // Its deadline has passed, but it has not run yet and is still in the queue.
     assert_eq!(run_timers(), 1);
     assert!(queue.wake_one());
     run_ready();
@@ -230,8 +230,8 @@ fn a_cancelled_waiter_passes_its_wake_on() {
     assert!(woken.get());
 }
 
-/// Many coroutines take locks in a random order and hold them over a random number of yields;
-/// nobody is inside with a writer, and everybody gets there.
+/// Many coroutines take locks in a random order and hold them across a random number of yields. A
+/// writer is always alone, and each coroutine gets its locks.
 #[test]
 fn locks_under_random_schedules() {
     let mut random = 0x2545_F491_4F6C_DD1D_u64;

@@ -1,4 +1,4 @@
-//! Coroutines that go from thread to thread.
+//! Coroutines that migrate between threads.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,7 +12,7 @@ thread_local! {
     static HERE: Cell<usize> = const { Cell::new(0) };
 }
 
-/// As the contract of [`SendCoroutine`] demands: not inlined.
+/// Not inlined, as the contract of [`SendCoroutine`] demands.
 #[inline(never)]
 fn here() -> usize {
     HERE.get()
@@ -39,7 +39,7 @@ fn thread_locals_are_those_of_the_thread_that_runs() {
                 let id = current();
                 inside.lock().unwrap().push(before);
                 yield_now();
-                // The library's own: on the new thread it is in a coroutine, the same as before.
+                // The library's thread-local state: on the new thread this is the same coroutine.
                 assert!(in_coroutine());
                 assert_eq!(current(), id);
                 assert_ne!(here(), before, "the old thread's variable was read");
@@ -104,7 +104,7 @@ const YIELDS: usize = if cfg!(any(miri, feature = "threads")) {
 fn a_migration_storm() {
     const THREADS: usize = 4;
     let total = Arc::new(AtomicUsize::new(0));
-    // Each thread passes what it has entered to the next.
+    // Each thread passes the coroutine that it has entered to the next.
     let (senders, receivers): (Vec<_>, Vec<_>) = (0..THREADS)
         .map(|_| mpsc::channel::<SendCoroutine>())
         .unzip();
@@ -117,7 +117,7 @@ fn a_migration_storm() {
                 let mut sum = 0;
                 for step in 0..YIELDS {
                     sum += step;
-                    // Both kinds, so that the compiler sees one of them from within.
+                    // Both kinds of yield, as the compiler can inline one of them.
                     if step % 2 == 0 {
                         yield_now()
                     } else {

@@ -8,7 +8,7 @@ use std::path::Path;
 
 type Uses = BTreeMap<String, BTreeSet<String>>;
 
-/// The text of a module: of its file, or of all files in its folder.
+/// The source of a module: its file, or all files in its folder.
 fn text(path: &Path) -> String {
     if path.is_file() {
         return fs::read_to_string(path).unwrap();
@@ -17,7 +17,7 @@ fn text(path: &Path) -> String {
     files.map(|file| text(&file.unwrap().path())).collect()
 }
 
-/// Which names follow `prefix` in the code of `text`, those in braces too.
+/// The names that follow `prefix` in the code of `text`.
 fn names_after(prefix: &str, text: &str) -> BTreeSet<String> {
     let is_comment = |line: &&str| line.trim_start().starts_with("//");
     let code: String = text.lines().filter(|line| !is_comment(line)).collect();
@@ -34,16 +34,16 @@ fn names_after(prefix: &str, text: &str) -> BTreeSet<String> {
     names
 }
 
-/// Which modules in a folder use which others in it, by paths that begin with `prefix`.
+/// The modules in a folder, and which others in it each uses by a path that starts with `prefix`.
 fn uses(folder: &Path, prefix: &str) -> Uses {
     let mut uses = Uses::new();
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
-        // A root declares its modules, and nothing in it is used by them.
+        // A root declares the modules, which must not use it.
         if name != "lib" && name != "mod" {
             let mut used = names_after(prefix, &text(&path));
-            // As macros do.
+            // A macro names its own module.
             used.remove(&name);
             uses.insert(name, used);
         }

@@ -1,4 +1,4 @@
-//! Memory of stacks: what is taken, kept and given back, and what happens at its end.
+//! The memory of stacks: mapping, reuse, trimming, overflow and lack of memory.
 #![cfg(all(target_os = "linux", not(miri), not(feature = "threads")))]
 
 #[allow(dead_code, reason = "not every test needs all of it")]
@@ -15,7 +15,7 @@ use coroutine::{
 
 use common::{alone, is_alone, is_emulated};
 
-/// Runs a test in a process of its own, where it has to pass.
+/// Runs a test in its own process, where it must pass.
 fn pass_alone(test: &str) -> bool {
     if !is_alone() {
         let output = alone(test).output().unwrap();
@@ -79,7 +79,7 @@ fn another_fault_is_left_to_who_handled_it() {
 fn a_stack_of_its_own_size() {
     for size in [MIN_STACK_SIZE, 1024 * 1024, 8 * 1024 * 1024] {
         let mut coroutine = Coroutine::create_with_stack(size, move || {
-            // Each frame has a little more than 512 bytes.
+            // Each frame takes a little more than 512 bytes.
             recurse(size / 2048);
             yield_now();
         })
@@ -87,7 +87,7 @@ fn a_stack_of_its_own_size() {
         assert!(coroutine.enter());
         assert!(!coroutine.enter());
     }
-    // It may be dropped while suspended, and without an owner it is unmapped as well.
+    // Its stack is unmapped when it is dropped while suspended, and when it has no owner.
     let mut coroutine = Coroutine::create_with_stack(MIN_STACK_SIZE, yield_now).unwrap();
     coroutine.enter();
     drop(coroutine);
@@ -102,7 +102,7 @@ fn a_stack_of_its_own_size() {
 fn the_size_is_set_before_the_first() {
     if pass_alone("the_size_is_set_before_the_first") {
         set_stack_size(1024 * 1024).unwrap();
-        // More than the default could hold.
+        // More than the default size holds.
         spawn(|| {
             recurse(400);
         })
@@ -142,7 +142,7 @@ fn without_memory_there_is_an_error() {
             .to_string()
             .contains("no memory for a coroutine's stack")
     );
-    // `spawn` gives the closure back.
+    // `spawn` returns the closure.
     let owned = String::from("owned by the closure");
     let said = Rc::new(Cell::new(None));
     let says = said.clone();
@@ -151,7 +151,7 @@ fn without_memory_there_is_an_error() {
     assert_eq!(failed.to_string(), error.to_string());
     (failed.closure)();
     assert_eq!(said.take().as_deref(), Some("owned by the closure"));
-    // Those that there are go on, and their stacks can be had again.
+    // The existing ones still run, and their stacks can be reused.
     for coroutine in &mut all {
         assert!(coroutine.enter());
     }
@@ -163,7 +163,7 @@ fn without_memory_there_is_an_error() {
     assert_eq!(again.len(), count);
 }
 
-/// Bytes of memory that the process has.
+/// The resident memory of the process in bytes.
 fn resident() -> usize {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
     let pages: usize = statm.split(' ').nth(1).unwrap().parse().unwrap();
@@ -196,7 +196,7 @@ fn idle_stacks_give_their_pages_back() {
     let used = resident() - before;
     assert!(used >= COUNT * 4096, "{used}");
     drop(all);
-    // The load has risen since the last time: nothing happens at once.
+    // The load has risen since the last call: the first one does nothing.
     assert_eq!(trim(), 0);
     let mut given = 0;
     for _ in 0..20 {
@@ -205,7 +205,7 @@ fn idle_stacks_give_their_pages_back() {
     assert!(given > COUNT * 9 / 10, "{given}");
     let left = resident().saturating_sub(before);
     assert!(left < used / 10, "{left} of {used} bytes are still there");
-    // And they can be used again.
+    // They can be used again.
     let mut again: Vec<_> = (0..COUNT)
         .map(|_| Coroutine::create(yield_now).unwrap())
         .collect();

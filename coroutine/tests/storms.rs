@@ -1,11 +1,11 @@
-//! Many steps in an order that nobody chose, against a model of what they should do.
+//! Random steps, compared with a model.
 
 use std::cell::Cell;
 use std::rc::Rc;
 
 use coroutine::{Coroutine, counters, yield_now};
 
-/// Marsaglia's xorshift: the same numbers in each run.
+/// Marsaglia's xorshift, with the same numbers in each run.
 struct Random(u64);
 
 impl Random {
@@ -17,7 +17,7 @@ impl Random {
     }
 }
 
-/// What a coroutine that yields `yields` times is known to have done.
+/// The model of a coroutine that yields `yields` times.
 struct Model {
     yields: usize,
     entered: usize,
@@ -39,7 +39,7 @@ fn a_million_steps() {
     }
     for _ in 0..STEPS {
         match random.below(8) {
-            // Make one; not too many at once.
+            // Create one, but not too many at once.
             0 | 1 if all.len() < 1000 => {
                 let yields = random.below(6);
                 let progress = Rc::new(Cell::new(0));
@@ -57,7 +57,7 @@ fn a_million_steps() {
                 made += 1;
                 all.push((coroutine, progress, Model { yields, entered: 0 }));
             }
-            // Drop one, in whatever state it is.
+            // Drop one, in any state.
             2 if !all.is_empty() => {
                 let index = random.below(all.len());
                 let before = dropped.get();
@@ -87,7 +87,7 @@ fn a_million_steps() {
     assert_eq!(counters().live, 0);
 }
 
-/// Yields with some frames on the stack, which must be as they were afterwards.
+/// Yields with several frames on the stack, which must be unchanged afterwards.
 #[inline(never)]
 fn at_depth(depth: usize) {
     let frame = std::hint::black_box([depth; 16]);
@@ -103,8 +103,8 @@ fn at_depth(depth: usize) {
 #[cfg_attr(any(miri, feature = "threads"), ignore = "a hundred thousand threads")]
 #[cfg_attr(windows, ignore = "more fibers than wine has memory for")]
 fn a_hundred_thousand_alive_at_once() {
-    // Under an emulator guards are mappings, of which there cannot be so many. ThreadSanitizer
-    // takes each for a thread, of which it knows eight thousand.
+    // Under an emulator guards are mappings, whose number is limited. ThreadSanitizer counts each
+    // coroutine as a thread, and supports eight thousand.
     let emulated = std::env::var_os("TEST_RUNNER").is_some();
     let count: usize = match (cfg!(feature = "tsan"), emulated) {
         (true, _) => 4_000,

@@ -10,7 +10,7 @@ const DEPTH: u32 = if cfg!(miri) { 6 } else { 40 };
 
 type Marks = Rc<RefCell<Vec<u32>>>;
 
-/// Writes its number down when it is dropped.
+/// Logs its number when it is dropped.
 struct Mark(u32, Marks);
 
 impl Drop for Mark {
@@ -19,8 +19,8 @@ impl Drop for Mark {
     }
 }
 
-/// A nest of `DEPTH` coroutines, each of which is suspended on the way; that at depth `at` panics
-/// with the number of its depth.
+/// `DEPTH` nested coroutines, each of which is suspended on the way. The one at depth `at` panics
+/// with its depth.
 fn panics_at(at: u32, depth: u32, marks: &Marks) -> Coroutine {
     let marks = marks.clone();
     Coroutine::create(move || {
@@ -101,13 +101,13 @@ fn dropping_a_suspended_nest_unwinds_all_of_it() {
         assert!(outer.enter());
         assert!(marks.borrow().is_empty());
         drop(outer);
-        // The inner one is a local made after the mark, so it goes first.
+        // The inner one is a local created after the mark, so it is dropped first.
         assert_eq!(*marks.borrow(), (1..=deepest).rev().collect::<Vec<_>>());
     }
     assert_eq!(counters().live, 0);
 }
 
-/// A panic unwinds a coroutine that owns a suspended one: that is unwound while the thread panics.
+/// A panic unwinds a coroutine that owns a suspended one, which is unwound while the thread panics.
 #[test]
 fn dropped_by_a_panic_it_is_unwound_too() {
     let marks = Marks::default();
@@ -155,7 +155,7 @@ fn a_destructor_may_run_coroutines_while_it_is_unwound() {
     assert_eq!(count.get(), 1);
 }
 
-/// What comes out of the drop is the coroutine's own panic, not that by which it was unwound.
+/// Dropping a coroutine raises its own panic, and not the one that unwinds it.
 #[test]
 fn a_panic_while_it_is_unwound_comes_out_of_the_drop() {
     let mut coroutine = Coroutine::create(|| {

@@ -60,7 +60,7 @@ fn jobs_run_side_by_side() {
     assert_eq!(workers.outstanding(), 0);
 }
 
-/// Whether this thread keeps SIGUSR1 waiting, which threads inherit; `block` makes it so.
+/// Whether this thread blocks SIGUSR1, which new threads inherit. Blocks it first if `block`.
 fn is_blocked(block: bool) -> bool {
     // SAFETY: both sets are this function's, and the first is empty or holds a signal that exists.
     unsafe {
@@ -83,7 +83,7 @@ fn a_worker_begins_as_it_was_told_to_or_inherits_it() {
         seen.fetch_or(is_blocked(true), Ordering::SeqCst);
     };
     let workers = Rc::new(Workers::with_start(4, start).unwrap());
-    // Most of them are started by other workers, while this thread sleeps.
+    // Other workers start most of them, while this thread sleeps.
     let barrier = Rc::new(Arc::new(Barrier::new(4)));
     let begun = Rc::new(Cell::new(0));
     for _ in 0..4 {
@@ -298,8 +298,8 @@ fn a_queue_wakes_in_order() {
 
 #[test]
 fn a_job_that_blocks_does_not_hold_up_the_next() {
-    // The first ends when the second has been done: each needs a worker of its own, also while
-    // the loop sleeps.
+    // The first ends when the second is done: each needs its own worker, also while the loop
+    // sleeps.
     let workers = workers(2);
     for _ in 0..100 {
         let (open, gate) = std::sync::mpsc::channel();
@@ -314,14 +314,14 @@ fn a_job_that_blocks_does_not_hold_up_the_next() {
 
 #[test]
 fn it_is_dropped_with_jobs_running() {
-    // Waits for what runs, continues who waits, and leaves no thread behind that still works.
+    // Waits for running jobs, resumes their coroutines, and leaves no working thread.
     let done = Rc::new(Cell::new(0));
     {
         let workers = workers(3);
         for _ in 0..20 {
             let (inside, done) = (Rc::downgrade(&workers), done.clone());
             spawn(move || {
-                // Not held over the wait: the last owner is outside.
+                // Not held across the wait: the last owner is outside.
                 // SAFETY: the pool waits for this coroutine before it goes away.
                 let workers = unsafe { &*inside.as_ptr() };
                 workers.offload(std::thread::yield_now);
@@ -355,7 +355,7 @@ fn a_panic_in_a_continued_coroutine_leaves_the_others_to_the_next_turn() {
 
 #[test]
 fn the_loop_may_be_asked_from_within() {
-    // A coroutine that is continued drains the others: their completions may be half taken.
+    // A resumed coroutine drains the others, whose completions may be half taken.
     let workers = workers(2);
     let done = Rc::new(Cell::new(0));
     for i in 0..10 {

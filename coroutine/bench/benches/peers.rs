@@ -1,4 +1,4 @@
-//! Ours against the peers: one line each.
+//! Compares this library with its peers, one line per benchmark.
 //!
 //! `cargo bench -p coroutine-bench --bench peers [-- NAME...]`
 
@@ -9,7 +9,7 @@ use coroutine_bench::compare::{Unit, compare, processor_time, time};
 use coroutine_bench::hops::{Ours, Tokio, condvar};
 use coroutine_bench::{memory, ours, peers};
 
-/// The argument that makes the program use a processor until it is killed.
+/// The argument that makes the program spin until it is killed.
 const HOG: &str = "--hog";
 
 fn main() {
@@ -32,7 +32,7 @@ fn main() {
 type Bench = fn(&str);
 
 const BENCHES: &[(&str, Bench)] = &[
-    // First: with what is in no pool.
+    // First, while the pools are empty.
     ("resident-bytes", |name| {
         let (ours, theirs) = (|| memory::coroutines(2000), || memory::threads(500));
         compare(name, "thread", Unit::Bytes, ours, theirs);
@@ -101,7 +101,7 @@ const BENCHES: &[(&str, Bench)] = &[
     }),
     ("stack-cold", |name| {
         const COUNT: usize = 500;
-        // Kept, so that each round has new ones.
+        // Kept alive, so that each round maps new ones.
         let kept = RefCell::new(Vec::new());
         compare(
             name,
@@ -175,7 +175,7 @@ fn compare_loops(
     );
 }
 
-/// As many processes as processors, which do nothing but use them.
+/// One spinning process per processor.
 struct Hogs(Vec<Child>);
 
 impl Hogs {

@@ -1,17 +1,17 @@
-//! Two programs, measured in turns.
+//! Compares two programs by alternating between them.
 
 use std::time::Instant;
 
-/// Rounds of each program. Short ones and many: another program takes the processor in few of
-/// them, and the median does not see it.
+/// Rounds of each program. They are short and many, so that other processes disturb only a few of
+/// them, which the median ignores.
 const ROUNDS: usize = 31;
 
-/// What a program is measured in.
+/// The unit of a measurement.
 #[derive(Clone, Copy)]
 pub enum Unit {
-    /// Nanoseconds for each operation.
+    /// Nanoseconds per operation.
     Nanoseconds,
-    /// Bytes for each object.
+    /// Bytes per object.
     Bytes,
 }
 
@@ -24,14 +24,14 @@ impl Unit {
     }
 }
 
-/// Nanoseconds that each of `count` operations takes, which `work` makes all.
+/// Nanoseconds per operation, where `work` does `count` operations.
 pub fn time(count: usize, work: impl FnOnce()) -> f64 {
     let begin = Instant::now();
     work();
     begin.elapsed().as_nanos() as f64 / count as f64
 }
 
-/// As [`time`], of the processor's time that this thread has had.
+/// As [`time`], in processor time of this thread.
 pub fn processor_time(count: usize, work: impl FnOnce()) -> f64 {
     let now = || {
         let mut time = libc::timespec {
@@ -47,8 +47,8 @@ pub fn processor_time(count: usize, work: impl FnOnce()) -> f64 {
     (now() - begin) / count as f64
 }
 
-/// Measures both in turns, and prints a line: the medians, and how many times less ours is. The
-/// ratio is the median of the ratios of the rounds, which the machine's other work changes least.
+/// Measures both alternately, and prints their medians and the ratio of the peer to ours. The ratio
+/// is the median of the ratios of the rounds, which other load on the machine affects least.
 pub fn compare(
     name: &str,
     peer: &str,
@@ -56,12 +56,12 @@ pub fn compare(
     mut ours: impl FnMut() -> f64,
     mut theirs: impl FnMut() -> f64,
 ) {
-    // Pools filled, pages touched, threads started.
+    // Warm up: fill pools, touch pages, start threads.
     ours();
     theirs();
     let mut rounds = Vec::with_capacity(ROUNDS);
     for round in 0..ROUNDS {
-        // Who is first changes.
+        // Alternate which is first.
         rounds.push(if round % 2 == 0 {
             let ours = ours();
             (ours, theirs())

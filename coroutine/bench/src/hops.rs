@@ -1,18 +1,18 @@
-//! Closures done by another thread, one after the other or 32 at a time.
+//! Closures that another thread runs, one after the other or 32 at a time.
 
 use std::rc::Rc;
 
 use coroutine::Workers;
 
-/// Threads of every pool.
+/// Threads in each pool.
 pub const THREADS: usize = 4;
 
-/// A closure that costs nothing, and is not optimised away.
+/// A closure that does nothing, and is not optimised away.
 fn work() -> usize {
     std::hint::black_box(1)
 }
 
-/// This library: `coroutines` coroutines that offload `hops` closures each.
+/// This library: `coroutines` coroutines, each of which offloads `hops` closures.
 pub struct Ours(Rc<Workers>);
 
 impl Default for Ours {
@@ -37,7 +37,7 @@ impl Ours {
     }
 }
 
-/// tokio: as many tasks, which await `spawn_blocking`.
+/// tokio: the same number of tasks, which await `spawn_blocking`.
 pub struct Tokio(tokio::runtime::Runtime);
 
 impl Default for Tokio {
@@ -69,8 +69,8 @@ impl Tokio {
     }
 }
 
-/// A queue under a mutex with a condition variable, and an eventfd that is written when the last
-/// of a batch is done. Nobody spins.
+/// A queue with a mutex and a condition variable, and an eventfd that is written when a batch is
+/// done. No thread spins.
 pub mod condvar {
     use std::collections::VecDeque;
     use std::fs::File;
@@ -97,7 +97,7 @@ pub mod condvar {
         event: File,
     }
 
-    /// The pool, for batches of a size.
+    /// The pool, for batches of a given size.
     pub struct Pool {
         shared: Arc<Shared>,
         threads: Vec<JoinHandle<()>>,
@@ -128,7 +128,7 @@ pub mod condvar {
             Pool { shared, threads }
         }
 
-        /// Runs `batches` batches, each submitted when the one before is done.
+        /// Runs `batches` batches, each submitted when the previous one is done.
         pub fn run(&self, batches: usize) {
             for _ in 0..batches {
                 {

@@ -1,5 +1,4 @@
-//! What the benchmarks of the coroutine library share: the way to compare two programs, and the
-//! programs.
+//! The programs of the coroutine benchmarks, and how to compare two of them.
 
 pub mod compare;
 pub mod hops;

@@ -1,8 +1,8 @@
-//! What something that is suspended costs in memory.
+//! The memory of suspended coroutines and threads.
 
 use std::sync::mpsc;
 
-/// Bytes of memory that the process has, its page tables included.
+/// The resident memory of the process in bytes, with its page tables.
 fn resident() -> f64 {
     let status = std::fs::read_to_string("/proc/self/status").expect("no /proc");
     let kibibytes = |name: &str| -> f64 {
@@ -20,18 +20,18 @@ fn resident() -> f64 {
 
 /// Bytes of each of `count` suspended coroutines.
 pub fn coroutines(count: usize) -> f64 {
-    // What the round before has left.
+    // Stacks of the previous round.
     while coroutine::trim() > 0 {}
     let before = resident();
     let all = crate::ours::cold(count);
     let bytes = (resident() - before) / count as f64;
     drop(all);
-    // Nothing happens while the load rises.
+    // The first call only notes that the load has risen.
     coroutine::trim();
     bytes
 }
 
-/// Bytes of each of `count` threads that wait.
+/// Bytes of each of `count` waiting threads.
 pub fn threads(count: usize) -> f64 {
     let before = resident();
     let (ready, started) = mpsc::channel();

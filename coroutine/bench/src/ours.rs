@@ -15,7 +15,7 @@ pub fn yields(count: usize) {
     }
 }
 
-/// As [`yields`], with both sides copied into the loops.
+/// As [`yields`], with both sides inlined into the loops.
 pub fn yields_inline(count: usize) {
     let mut coroutine = Coroutine::create(|| {
         loop {
@@ -28,21 +28,21 @@ pub fn yields_inline(count: usize) {
     }
 }
 
-/// `count` coroutines made, entered and ended, one after the other.
+/// Creates, enters and ends `count` coroutines, one after the other.
 pub fn lifecycles(count: usize) {
     for _ in 0..count {
         coroutine::spawn(|| ()).expect("no stack");
     }
 }
 
-/// As [`lifecycles`], each with an owner.
+/// As [`lifecycles`], with an owner for each.
 pub fn lifecycles_owned(count: usize) {
     for _ in 0..count {
         Coroutine::create(|| ()).expect("no stack").enter_inline();
     }
 }
 
-/// `count` coroutines made, entered, yielding once, entered again and ended.
+/// Creates `count` coroutines that yield once and end.
 pub fn costs(count: usize) {
     for _ in 0..count {
         let mut coroutine = Coroutine::create(yield_now).expect("no stack");
@@ -51,7 +51,7 @@ pub fn costs(count: usize) {
     }
 }
 
-/// `depth` coroutines, each made and entered by the one before.
+/// `depth` coroutines, each created and entered by the previous one.
 pub fn nest(depth: usize) {
     if depth > 0 {
         Coroutine::create(move || nest(depth - 1))
@@ -60,7 +60,7 @@ pub fn nest(depth: usize) {
     }
 }
 
-/// `count` coroutines on stacks that were never used, suspended.
+/// `count` suspended coroutines on new stacks.
 pub fn cold(count: usize) -> Vec<Coroutine> {
     (0..count)
         .map(|_| {

@@ -1,11 +1,11 @@
-//! The peers' primitives, each in a loop, as a program would use them.
+//! The primitives of the peers, each in a loop, used as a program would.
 
 /// corosensei 0.3.
 pub mod corosensei {
     use corosensei::stack::DefaultStack;
     use corosensei::{Coroutine, CoroutineResult, Yielder};
 
-    /// Bytes of a stack: as many as ours have.
+    /// Stack size: the same as ours.
     const STACK_SIZE: usize = coroutine::DEFAULT_STACK_SIZE;
 
     #[inline(never)]
@@ -18,7 +18,7 @@ pub mod corosensei {
         yielder.suspend(());
     }
 
-    /// `count` round trips, resume and suspend behind a function boundary.
+    /// `count` round trips, with resume and suspend in functions that are not inlined.
     pub fn yields(count: usize) {
         let mut coroutine = Coroutine::new(|yielder, ()| {
             loop {
@@ -32,7 +32,7 @@ pub mod corosensei {
         unsafe { coroutine.force_reset() };
     }
 
-    /// As [`yields`], both sides copied into the loops.
+    /// As [`yields`], with both sides inlined into the loops.
     pub fn yields_inline(count: usize) {
         let mut coroutine = Coroutine::new(|yielder: &Yielder<(), ()>, ()| {
             loop {
@@ -46,7 +46,7 @@ pub mod corosensei {
         unsafe { coroutine.force_reset() };
     }
 
-    /// Coroutines one after the other, their stacks in a `Vec`.
+    /// Coroutines one after the other, with their stacks pooled in a `Vec`.
     pub fn lifecycles(count: usize) {
         let mut pool: Vec<DefaultStack> = Vec::new();
         for _ in 0..count {
@@ -59,7 +59,7 @@ pub mod corosensei {
         }
     }
 
-    /// Coroutines on stacks of their own, suspended.
+    /// Suspended coroutines, each on a new stack.
     pub fn cold(count: usize) -> Vec<Coroutine<(), (), ()>> {
         (0..count)
             .map(|_| {
@@ -75,7 +75,7 @@ pub mod corosensei {
     }
 }
 
-/// The design of 2011, in C: `peers/qemu_way.c`.
+/// The design of 2011 in C: `peers/qemu_way.c`.
 pub mod qemu_way {
     use std::ffi::c_void;
     use std::ptr;
@@ -148,7 +148,7 @@ pub mod qemu_way {
         }
     }
 
-    /// `depth` coroutines, each made and entered by the one before.
+    /// `depth` coroutines, each created and entered by the previous one.
     pub fn nest(depth: usize) {
         if depth > 0 {
             let argument = ptr::without_provenance_mut(depth - 1);

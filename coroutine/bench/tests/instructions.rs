@@ -1,12 +1,12 @@
-//! The primitives do not grow: their instructions are counted, and compared with what they were.
+//! Counts the instructions of the primitives, and compares them with the recorded numbers.
 
 use std::path::Path;
 use std::process::{Command, Output};
 
-/// Instructions of each primitive, as `instructions.sh` counts them.
+/// The recorded instructions of each primitive, as counted by `instructions.sh`.
 const KNOWN: &str = include_str!("../instructions.txt");
 
-/// By how much a primitive may grow: 5 %.
+/// The permitted growth of a primitive: 5 %.
 const ALLOWED: f64 = 1.05;
 
 fn run(command: &mut Command) -> Output {
@@ -28,7 +28,8 @@ fn run(command: &mut Command) -> Output {
 )]
 fn no_primitive_has_grown() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
-    // Optimised, whatever this test is; in a folder of its own, as the other may be locked.
+    // Optimised, even if this test is not. In its own target directory, as cargo may lock the
+    // other.
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("instructions");
     run(Command::new(env!("CARGO"))
         .args([

@@ -1,4 +1,4 @@
-//! Runs one primitive a number of times, for a tool that counts instructions.
+//! Runs a primitive a number of times, to count its instructions.
 //!
 //! `primitives NAME COUNT`
 

@@ -614,3 +614,36 @@ fn the_end_of_a_large_file_takes_none_of_the_loop_s_time() {
         assert!(2 * of_loop < of_all, "{case:?}: {of_loop} of {of_all} ns");
     }
 }
+
+#[test]
+fn what_was_given_up_without_a_descriptor_left_is_found_where_it_was_moved() {
+    let mut guest = guest("prefer");
+    let numbers = FIRST..FIRST + 500;
+    let inodes = make_files(&guest.path(""), numbers.clone());
+    let root = guest.root;
+    walk_all(&mut guest, root, numbers.clone());
+    let pid = guest.daemon.pid() as i32;
+    let limit = |count| {
+        let limit = libc::rlimit {
+            rlim_cur: count as u64,
+            rlim_max: DESCRIPTORS as u64,
+        };
+        // SAFETY: the limit is one struct rlimit, and nothing is written.
+        let result =
+            unsafe { libc::prlimit(pid, libc::RLIMIT_NOFILE, &limit, std::ptr::null_mut()) };
+        assert_eq!(result, 0);
+    };
+    let is_open = |number: &usize| {
+        let path = format!("/proc/{pid}/fd/{number}");
+        fs::symlink_metadata(path).is_ok()
+    };
+    // There is none for the mount either, by which handles are followed.
+    limit((0..).find(|number| !is_open(number)).unwrap());
+    guest.walk(&FIRST.to_string());
+    limit(DESCRIPTORS);
+    for number in numbers.clone() {
+        let (old, new) = (number.to_string(), format!("moved-{number}"));
+        guest.client.renameat(root, &old, root, &new).unwrap();
+    }
+    check_all(&mut guest, numbers, &inodes, FIRST);
+}

@@ -138,7 +138,10 @@ impl InodeLocators {
         let (directory, name) = place?;
         // No descriptor is taken: there may be none left.
         let found = directory.child_key(name).ok()?;
-        (found == *node.key()).then_some(InodeLocator::Name(mount))
+        (found == *node.key()).then(|| {
+            self.by_name.store(true, Ordering::Relaxed);
+            InodeLocator::Name(mount)
+        })
     }
 
     /// Follows locators, each to the inode that was of this key and by this name, below the one before and
@@ -223,9 +226,6 @@ impl InodeLocators {
             Err(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM) => return None,
             Err(_) => false,
         };
-        if !works && !self.mandatory {
-            self.by_name.store(true, Ordering::Relaxed);
-        }
         let mount = Arc::new(Mount {
             descriptor: works.then_some(descriptor),
         });

@@ -9,8 +9,9 @@ use std::process::Command;
 
 use common::{BINARY, Guest, no_change, refused};
 use nix::errno::Errno;
-use protocol::{Names, Rmessage, Tgetattr, Tmessage, Twalk, getattr, open, setattr};
+use protocol::{Names, Rmessage, Tgetattr, Tmessage, Twalk, getattr, lock, open, setattr};
 use stub_guest::daemon::Launch;
+use stub_guest::messages::Lock;
 
 /// The least that every distribution allows.
 const DESCRIPTORS: usize = 1024;
@@ -575,15 +576,19 @@ fn the_end_of_a_large_file_takes_none_of_the_loop_s_time() {
     };
     let mut guest = Guest::on(Launch::new(BINARY).share(share.path()));
     // The last to go is an open file, a fid, a fid beside an open file that was small when it was
-    // reached, and an open file of a fid that was.
-    for (opens, walks, open_goes_first, grows) in [
+    // reached, and an open file of a fid that was; or what its locks were on.
+    let cases = [
         (true, false, true, false),
         (false, true, true, false),
         (true, true, true, false),
         (true, true, false, false),
         (true, true, true, true),
         (true, true, false, true),
-    ] {
+    ];
+    let cases = cases
+        .into_iter()
+        .flat_map(|case| [(case, false), (case, true)]);
+    for ((opens, walks, open_goes_first, grows), locks) in cases {
         let file = fs::File::create(share.path().join("file")).unwrap();
         let grow = || nix::fcntl::posix_fallocate(&file, 0, SIZE).is_ok();
         if !grows && !grow() {
@@ -592,6 +597,10 @@ fn the_end_of_a_large_file_takes_none_of_the_loop_s_time() {
         let mut fids = Vec::new();
         if opens {
             fids.push(guest.open("file", open::RDONLY));
+        }
+        if opens && locks {
+            let whole = Lock::whole(lock::RDLCK);
+            guest.client.lock(fids[0], 0, &whole).unwrap();
         }
         if walks {
             fids.push(guest.walk("file"));
@@ -608,9 +617,11 @@ fn the_end_of_a_large_file_takes_none_of_the_loop_s_time() {
         for fid in fids {
             guest.client.clunk(fid).unwrap();
         }
+        // What ends with a request is closed behind its reply.
+        guest.walk("");
         let (loop_after, all_after) = times(&guest);
         let (of_loop, of_all) = (loop_after - of_loop, all_after - of_all);
-        let case = (opens, walks, open_goes_first, grows);
+        let case = (opens, walks, open_goes_first, grows, locks);
         assert!(2 * of_loop < of_all, "{case:?}: {of_loop} of {of_all} ns");
     }
 }

@@ -201,11 +201,9 @@ impl Left {
                 };
                 self.cost_of_end(&file.fd, plain)
             }
+            What::Description(description) => self.cost_of_end(description, Cost::Held),
             What::Pin(node) => self.cost_of_end(&**node, Cost::Held),
-            What::File(Handle::Directory(_))
-            | What::Description(_)
-            | What::Locks(_)
-            | What::Closed => Cost::Held,
+            What::File(Handle::Directory(_)) | What::Locks(_) | What::Closed => Cost::Held,
         }
     }
 

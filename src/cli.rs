@@ -3,14 +3,12 @@
 use std::ffi::OsString;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
-use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::error::{ContextKind, ErrorKind};
 use clap::{ArgGroup, CommandFactory, FromArgMatches, Parser};
 use log::LevelFilter;
 
-use crate::daemon;
 use crate::export::idmap::{IdMap, Translation};
 use crate::export::{FileHandles, HostModes, Ids, Multidevs, Permissions, SecurityModel};
 use crate::sandbox::Sandbox;
@@ -184,12 +182,11 @@ pub struct Options {
 }
 
 impl Options {
-    /// How the ids of the guest and those of the host correspond. Errors: [`Failure::Usage`] for
+    /// How the ids of the guest and those of the host correspond. Errors: [`Usage`] for
     /// rules that contradict each other, which [`command_line`] has ruled out.
-    pub fn ids(&self) -> Result<Ids, Failure> {
+    pub fn ids(&self) -> Result<Ids, Usage> {
         let map = |name, rules: &[_]| {
-            IdMap::new(rules)
-                .map_err(|error| Failure::Usage(format!("{name}: {error}; try --help")))
+            IdMap::new(rules).map_err(|error| Usage(format!("{name}: {error}; try --help")))
         };
         Ok(Ids {
             uids: map("--translate-uid", &self.translate_uid)?,
@@ -233,12 +230,12 @@ impl Options {
         }
     }
 
-    /// Errors: [`Failure::Usage`] for file handles where they cannot be used.
-    fn check_handles(&self) -> Result<(), Failure> {
+    /// Errors: [`Usage`] for file handles where they cannot be used.
+    fn check_handles(&self) -> Result<(), Usage> {
         if self.inode_file_handles == FileHandles::Mandatory
             && self.sandbox == Some(Sandbox::Landlock)
         {
-            return Err(Failure::Usage(
+            return Err(Usage(
                 "--inode-file-handles mandatory is not for --sandbox landlock, which allows none: \
                  give another --sandbox; try --help"
                     .into(),
@@ -246,7 +243,7 @@ impl Options {
         }
         let forbidden = self.modcaps.as_ref().is_some_and(Modcaps::forbids_handles);
         if forbidden && self.file_handles() != FileHandles::Never {
-            return Err(Failure::Usage(
+            return Err(Usage(
                 "--modcaps -dac_read_search is not for --inode-file-handles prefer and mandatory, \
                  which need it; try --help"
                     .into(),
@@ -255,12 +252,12 @@ impl Options {
         Ok(())
     }
 
-    /// Errors: [`Failure::Usage`] for options that the security model has no use for.
-    fn check_model(&self) -> Result<(), Failure> {
+    /// Errors: [`Usage`] for options that the security model has no use for.
+    fn check_model(&self) -> Result<(), Usage> {
         let mapped = self.security_model.is_mapped();
         for (option, mode) in [("--fmode", self.fmode), ("--dmode", self.dmode)] {
             if mode.is_some() && !mapped {
-                return Err(Failure::Usage(format!(
+                return Err(Usage(format!(
                     "{option} is for the mapped models: give --security-model mapped-xattr or \
                      mapped-file; try --help"
                 )));
@@ -269,14 +266,14 @@ impl Options {
         if self.inode_file_handles == FileHandles::Mandatory
             && self.file_handles() == FileHandles::Never
         {
-            return Err(Failure::Usage(
+            return Err(Usage(
                 "--inode-file-handles mandatory is not for mapped-file, which finds files by name: \
                  give another --security-model; try --help"
                     .into(),
             ));
         }
         if self.permissions == Permissions::Host && mapped {
-            return Err(Failure::Usage(
+            return Err(Usage(
                 "--permissions host is not for the mapped models, in which the host knows no \
                  users: give --security-model passthrough or none; try --help"
                     .into(),
@@ -295,43 +292,20 @@ pub enum Command {
     Serve(Box<Options>),
 }
 
-/// Why the program ends without having done what it was asked for.
+/// A mistake on the command line: one line says what, and how to mend it.
 #[derive(Debug, thiserror::Error)]
-pub enum Failure {
-    /// The command line is wrong; one line says what and how to mend it.
-    #[error("{0}")]
-    Usage(String),
-    /// The daemon cannot start or go on.
-    #[error("{0}")]
-    Run(daemon::Error),
-}
+#[error("{0}")]
+pub struct Usage(String);
 
-impl Failure {
-    /// Whether somebody has said already what went wrong.
-    pub fn is_told(&self) -> bool {
-        matches!(self, Failure::Run(daemon::Error::Daemon(_)))
-    }
-
-    /// 2 for a mistake on the command line, 1 for everything else; for a daemon in its sandbox what
-    /// it ended with.
-    pub fn exit_code(&self) -> ExitCode {
-        match self {
-            Failure::Run(daemon::Error::Daemon(status)) => ExitCode::from(*status),
-            Failure::Usage(_) => ExitCode::from(2),
-            Failure::Run(_) => ExitCode::from(1),
-        }
-    }
-}
-
-/// Reads the command line, the program's name first. Errors: [`Failure::Usage`].
-pub fn command_line(words: impl IntoIterator<Item = OsString>) -> Result<Command, Failure> {
+/// Reads the command line, the program's name first. Errors: [`Usage`].
+pub fn command_line(words: impl IntoIterator<Item = OsString>) -> Result<Command, Usage> {
     let matches = match Options::command().try_get_matches_from(words) {
         Ok(matches) => matches,
-        Err(error) if error.use_stderr() => return Err(Failure::Usage(one_line(&error))),
+        Err(error) if error.use_stderr() => return Err(Usage(one_line(&error))),
         Err(help_or_version) => return Ok(Command::Print(help_or_version.to_string())),
     };
     let mut options =
-        Options::from_arg_matches(&matches).map_err(|error| Failure::Usage(one_line(&error)))?;
+        Options::from_arg_matches(&matches).map_err(|error| Usage(one_line(&error)))?;
     if options.print_capabilities {
         // The back-end conventions of QEMU's vhost-user documentation; no feature is defined for
         // this type.
@@ -343,15 +317,16 @@ pub fn command_line(words: impl IntoIterator<Item = OsString>) -> Result<Command
     options.check_model()?;
     options.check_handles()?;
     if options.socket_group.is_some() && options.socket.is_none() {
-        return Err(Failure::Usage(
+        return Err(Usage(
             "--socket-group is for the socket that the daemon makes: give --socket PATH; try --help"
                 .into(),
         ));
     }
     if options.socket.is_none() && options.fd.is_none() {
-        options.fd = Some(systemd_socket().ok_or_else(|| {
-            Failure::Usage("no socket: give --socket PATH or --fd N; try --help".into())
-        })?);
+        options.fd =
+            Some(systemd_socket().ok_or_else(|| {
+                Usage("no socket: give --socket PATH or --fd N; try --help".into())
+            })?);
     }
     Ok(Command::Serve(Box::new(options)))
 }
@@ -407,13 +382,13 @@ fn one_line(error: &clap::Error) -> String {
 mod tests {
     use super::*;
 
-    fn parse(words: &str) -> Result<Command, Failure> {
+    fn parse(words: &str) -> Result<Command, Usage> {
         command_line(words.split_whitespace().map(OsString::from))
     }
 
     fn usage(words: &str) -> String {
         match parse(words) {
-            Err(Failure::Usage(line)) => line,
+            Err(Usage(line)) => line,
             other => panic!("not a mistake: {other:?}"),
         }
     }

@@ -5,7 +5,7 @@ use nix::errno::Errno;
 use super::identity::Ids;
 
 /// The attributes whose values are lists (linux/xattr.h).
-const NAMES: [&[u8]; 2] = [b"system.posix_acl_access", b"system.posix_acl_default"];
+pub const NAMES: [&[u8]; 2] = [b"system.posix_acl_access", b"system.posix_acl_default"];
 /// Version and length of the value's header (linux/posix_acl_xattr.h); then come entries of a tag
 /// and permissions in 16 bits each and an id in 32, all little-endian.
 const VERSION: u32 = 2;

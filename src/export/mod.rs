@@ -3,7 +3,8 @@
 //! - [`name`]: a guest's bytes, checked to be one component of a path.
 //! - [`node`]: an inode held by a descriptor, and the lookup of a name below it; [`place`]: where
 //!   it was seen; [`way_up`]: that a directory is below the share's root.
-//! - [`tree`]: what can be done to the files below it, as the guest sees them.
+//! - [`tree`]: the root, and where a file is below it.
+//! - [`operations`]: what can be done to the files, as the guest sees them.
 //! - [`model`]: where owner, mode and kind of the guest's files are on the host.
 //! - [`handle`]: how an inode whose descriptor was given up is found again.
 //! - [`directory`], [`xattr`]: reading a directory, extended attributes.
@@ -23,6 +24,7 @@ pub mod idmap;
 pub mod model;
 pub mod name;
 pub mod node;
+pub mod operations;
 pub mod place;
 pub mod qid;
 pub mod sys;
@@ -32,14 +34,13 @@ pub mod way_up;
 pub mod xattr;
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, AtomicUsize};
 
 pub use handle::FileHandles;
 use handle::InodeLocators;
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat, openat2, readlink};
+use nix::fcntl::{OFlag, open, openat};
 use nix::sys::stat::Mode;
 
 pub use identity::{Identity, Ids, Owner, Permissions};
@@ -49,12 +50,13 @@ pub use name::{Component, Name};
 pub use node::{FileKind, InodeId, InodeKey, Lookup, Node, Stat, errno_of, permissions};
 pub use place::{Located, Place};
 pub use qid::{Multidevs, Qids};
+use tree::Tree;
 pub use way_up::{DEEPEST, WayUp};
 
 /// A directory of the host as it is given to the guest.
 #[derive(Debug)]
 pub struct Export {
-    root: Node,
+    tree: Tree,
     readonly: bool,
     identity: Identity,
     locators: InodeLocators,
@@ -94,7 +96,7 @@ impl Export {
         let (root, _) = Node::new(directory)?;
         root.reopen(OFlag::O_RDONLY)?;
         Ok(Export {
-            root,
+            tree: Tree::new(root),
             readonly,
             identity,
             locators: InodeLocators::new(handles),
@@ -107,7 +109,7 @@ impl Export {
     /// EOPNOTSUPP if the model needs extended attributes that the file system does not have.
     pub fn with_model(mut self, model: SecurityModel, modes: HostModes) -> Result<Export, Errno> {
         self.model = Model::new(model, modes);
-        self.model.supported(&self.root)?;
+        self.model.supported(self.tree.root())?;
         if self.model.by_name() {
             // A file that was found by its handle does not know its name.
             self.locators = InodeLocators::new(FileHandles::Never);
@@ -117,7 +119,7 @@ impl Export {
 
     /// The share's top directory.
     pub fn root(&self) -> &Node {
-        &self.root
+        self.tree.root()
     }
 
     /// How inodes are found again.
@@ -153,8 +155,8 @@ impl Export {
         if path.len() >= libc::PATH_MAX as usize {
             return Err(Errno::ENAMETOOLONG);
         }
-        let mut way = WayUp::new(&self.root, stopping);
-        let (mut node, _) = Node::new(self.root.as_fd().try_clone_to_owned().map_err(errno_of)?)?;
+        let mut way = WayUp::new(self.root(), stopping);
+        let (mut node, _) = Node::new(self.root().as_fd().try_clone_to_owned().map_err(errno_of)?)?;
         let mut stat = Stat::default();
         self.stat((&node).into(), &mut stat)?;
         for bytes in path
@@ -178,34 +180,9 @@ impl Export {
         Ok((node, stat))
     }
 
-    /// Finds where a pinned inode is now: its directory and its name there. Messages that name a
-    /// file by its fid but act on its name (Tremove, Trename) need it. Errors: ENOENT if it has
-    /// no name below the root any more, EBUSY for the root itself.
+    /// Finds where a pinned inode is now, as [`Tree::locate`].
     pub fn locate(&self, node: &Node) -> Result<(Node, Name), Errno> {
-        if node.id() == self.root.id() {
-            return Err(Errno::EBUSY);
-        }
-        let path = readlink(node.proc_path().as_c_str())?;
-        let root = readlink(self.root.proc_path().as_c_str())?;
-        let below = Path::new(&path)
-            .strip_prefix(&root)
-            .map_err(|_| Errno::ENOENT)?;
-        let name = below.file_name().ok_or(Errno::ENOENT)?;
-        let name = Name::for_new(name.as_bytes())?;
-        let above = match below.parent() {
-            Some(above) if above != Path::new("") => above,
-            _ => Path::new("."),
-        };
-        let how = OpenHow::new()
-            .flags(OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC)
-            .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
-        let (directory, _) = Node::new(openat2(&self.root, above, how)?)?;
-        // The kernel's text may be old by now, or end in " (deleted)": believe only the inode.
-        match directory.child(&name, Lookup::Blocking) {
-            Ok((found, _)) if found.id() == node.id() => Ok((directory, name)),
-            Ok(_) | Err(Errno::ENOENT) => Err(Errno::ENOENT),
-            Err(error) => Err(error),
-        }
+        self.tree.locate(node)
     }
 }
 

@@ -20,12 +20,12 @@ use nix::unistd::UnlinkatFlags;
 use super::attributes::without_set_id;
 use super::change::{chown, resize};
 use super::{Attributes, Change, HostModes, NewFile, Xattrs, host};
-use crate::export::Export;
 use crate::export::directory::{self, DirectoryStream};
 use crate::export::identity::Owner;
 use crate::export::name::Name;
 use crate::export::node::{FileKind, Lookup, Node, Stat, errno_of, permissions};
 use crate::export::place::{Located, Place};
+use crate::export::tree::Tree;
 
 /// Longest target of a symbolic link, without its NUL (limits.h: PATH_MAX).
 const TARGET_MAX: u64 = 4095;
@@ -34,54 +34,58 @@ const ROOT: u32 = 0;
 
 /// Where a mapped model keeps what the guest has set. Only [`Mapped`] calls it.
 pub(super) trait Store: Debug + Send + Sync {
-    /// Whether attributes go with names. Then no name changes while another call is under way.
-    fn by_name(&self) -> bool;
-
     /// Whether the file system of `root` has what the store needs. Errors: EOPNOTSUPP.
     fn supported(&self, root: &Node) -> Result<(), Errno>;
-
-    /// Whether what is kept of a file is where its inode is: then the kernel mostly has it in
-    /// memory with the inode, and a worker would cost more than the rare read from the disk.
-    fn beside_inode(&self) -> bool;
 
     /// The guest's extended attributes.
     fn xattrs(&self) -> Xattrs;
 
     /// What is kept of a file, wherever it is now: nothing where the guest has set nothing.
-    fn load(&self, tree: &Export, file: Located<'_>) -> Result<Attributes, Errno>;
+    fn load(&self, tree: &Tree, file: Located<'_>) -> Result<Attributes, Errno>;
 
     /// What is kept of a file that was just found at a place.
     fn load_at(&self, node: &Node, at: Place<'_>) -> Result<Attributes, Errno>;
-
-    /// Makes a directory ready to get a new name.
-    fn prepare(&self, directory: &Node) -> Result<(), Errno>;
 
     /// Keeps the attributes of a file just made, in place of whatever was kept there.
     fn init(&self, node: &Node, at: Place<'_>, attributes: &Attributes) -> Result<(), Errno>;
 
     /// Keeps some attributes of a pinned file beside those that were kept before.
-    fn update(&self, tree: &Export, file: Located<'_>, changes: &Attributes) -> Result<(), Errno>;
+    fn update(&self, tree: &Tree, file: Located<'_>, changes: &Attributes) -> Result<(), Errno>;
+
+    /// A way from the names in a directory to the modes that are kept.
+    fn modes_in<'a>(&'a self, directory: BorrowedFd<'a>) -> Result<ModeOf<'a>, Errno>;
+
+    /// The store, if it keeps attributes by the names of files. Else they are where the inode is: the
+    /// kernel mostly has them in memory with it, and a worker would cost more than the rare read from
+    /// the disk.
+    fn by_name(&self) -> Option<&dyn ByName> {
+        None
+    }
+}
+
+/// A store in files of its own beside the guest's, which follow every name. No name changes while
+/// another call is under way.
+pub(super) trait ByName {
+    /// Makes a directory ready to get a new name.
+    fn prepare(&self, directory: &Node) -> Result<(), Errno>;
 
     /// Gives a file another name.
-    fn link(&self, tree: &Export, file: Located<'_>, to: Place<'_>) -> Result<(), Errno>;
+    fn link(&self, tree: &Tree, file: Located<'_>, to: Place<'_>) -> Result<(), Errno>;
 
     /// Moves a name to another.
-    fn rename(&self, tree: &Export, from: Place<'_>, to: Place<'_>) -> Result<(), Errno>;
+    fn rename(&self, tree: &Tree, from: Place<'_>, to: Place<'_>) -> Result<(), Errno>;
 
     /// Removes a name.
-    fn unlink(&self, tree: &Export, at: Place<'_>, flag: UnlinkatFlags) -> Result<(), Errno>;
+    fn unlink(&self, tree: &Tree, at: Place<'_>, flag: UnlinkatFlags) -> Result<(), Errno>;
 
     /// Whether a name, in whatever directory, is the store's own and does not exist for the guest.
     fn hides(&self, name: &[u8]) -> bool;
 
     /// Whether a file that was found by an innocent name is the store's own all the same.
-    fn owns(&self, tree: &Export, node: &Node, directory: &Node) -> Result<bool, Errno>;
+    fn owns(&self, tree: &Tree, node: &Node, directory: &Node) -> Result<bool, Errno>;
 
     /// How many of a directory's links come from what is hidden in it.
     fn hidden_links(&self, directory: &Node) -> u32;
-
-    /// A way from the names in a directory to the modes that are kept.
-    fn modes_in<'a>(&'a self, directory: BorrowedFd<'a>) -> Result<ModeOf<'a>, Errno>;
 }
 
 /// The mode that is kept of the file with this name.
@@ -116,14 +120,14 @@ fn changing(names: &Option<Names>) -> Option<RwLockWriteGuard<'_, ()>> {
 impl Mapped {
     pub(super) fn new(store: impl Store + 'static, modes: HostModes) -> Mapped {
         Mapped {
-            names: store.by_name().then(Mutex::default),
+            names: store.by_name().map(|_| Mutex::default()),
             store: Box::new(store),
             modes,
         }
     }
 
     pub(in crate::export) fn beside_inode(&self) -> bool {
-        self.store.beside_inode()
+        !self.by_name()
     }
 
     pub(super) fn by_name(&self) -> bool {
@@ -155,20 +159,31 @@ impl Mapped {
 
     /// ENOENT for what is not the guest's.
     fn visible(&self, name: &Name) -> Result<(), Errno> {
-        if self.store.hides(name.as_bytes()) {
-            return Err(Errno::ENOENT);
+        match self.hides(name.as_bytes()) {
+            true => Err(Errno::ENOENT),
+            false => Ok(()),
         }
-        Ok(())
+    }
+
+    fn hides(&self, name: &[u8]) -> bool {
+        self.store.by_name().is_some_and(|names| names.hides(name))
+    }
+
+    fn prepare(&self, directory: &Node) -> Result<(), Errno> {
+        match self.store.by_name() {
+            Some(names) => names.prepare(directory),
+            None => Ok(()),
+        }
     }
 
     /// What the guest sees of a file.
-    pub(in crate::export) fn stat(&self, tree: &Export, file: Located<'_>) -> Result<Stat, Errno> {
+    pub(in crate::export) fn stat(&self, tree: &Tree, file: Located<'_>) -> Result<Stat, Errno> {
         let names = self.names_of(file.node.id().device);
         let _looking = looking(&names);
         self.view(tree, file)
     }
 
-    fn view(&self, tree: &Export, file: Located<'_>) -> Result<Stat, Errno> {
+    fn view(&self, tree: &Tree, file: Located<'_>) -> Result<Stat, Errno> {
         let attributes = self.store.load(tree, file)?;
         self.lay_over(file.node, attributes)
     }
@@ -177,20 +192,23 @@ impl Mapped {
         let mut stat = attributes.seen_in(node.stat()?);
         // A directory has one link from its parent, one from itself, and one from each directory
         // in it; file systems that count otherwise say 1.
-        if node.kind() == FileKind::Directory && stat.0.stx_nlink > 2 {
-            stat.0.stx_nlink -= self.store.hidden_links(node);
+        if node.kind() == FileKind::Directory
+            && stat.0.stx_nlink > 2
+            && let Some(names) = self.store.by_name()
+        {
+            stat.0.stx_nlink -= names.hidden_links(node);
         }
         Ok(stat)
     }
 
     pub(in crate::export) fn child(
         &self,
-        tree: &Export,
+        tree: &Tree,
         directory: &Node,
         name: &Name,
         lookup: Lookup,
     ) -> Result<(Node, Stat), Errno> {
-        if lookup == Lookup::Cached && !self.store.beside_inode() {
+        if lookup == Lookup::Cached && self.by_name() {
             return Err(Errno::EAGAIN);
         }
         self.visible(name)?;
@@ -212,7 +230,9 @@ impl Mapped {
             found => found,
         };
         let (node, _) = found?;
-        if self.store.owns(tree, &node, directory)? {
+        if let Some(names) = self.store.by_name()
+            && names.owns(tree, &node, directory)?
+        {
             return Err(Errno::ENOENT);
         }
         let attributes = self.store.load_at(&node, Place { directory, name })?;
@@ -223,7 +243,7 @@ impl Mapped {
 
     pub(in crate::export) fn open(
         &self,
-        tree: &Export,
+        tree: &Tree,
         file: Located<'_>,
         flags: OFlag,
         user: u32,
@@ -244,7 +264,7 @@ impl Mapped {
 
     pub(in crate::export) fn create(
         &self,
-        tree: &Export,
+        tree: &Tree,
         directory: Located<'_>,
         name: &Name,
         flags: OFlag,
@@ -261,7 +281,7 @@ impl Mapped {
 
     pub(in crate::export) fn make(
         &self,
-        tree: &Export,
+        tree: &Tree,
         directory: Located<'_>,
         name: &Name,
         file: &NewFile<'_>,
@@ -306,7 +326,7 @@ impl Mapped {
     /// its group to what is made in it, and the bit to directories (inode_init_owner in Linux).
     fn new_attributes(
         &self,
-        tree: &Export,
+        tree: &Tree,
         directory: Located<'_>,
         mode: u32,
         owner: Owner,
@@ -335,7 +355,7 @@ impl Mapped {
         attributes: Attributes,
         content: &[u8],
     ) -> Result<(OwnedFd, Node, Stat), Errno> {
-        self.store.prepare(directory)?;
+        self.prepare(directory)?;
         let mut file = File::from(directory.create(name, flags, self.modes.file)?);
         let finish = || {
             file.write_all(content).map_err(errno_of)?;
@@ -353,7 +373,7 @@ impl Mapped {
         name: &Name,
         attributes: Attributes,
     ) -> Result<Stat, Errno> {
-        self.store.prepare(directory)?;
+        self.prepare(directory)?;
         mkdirat(
             directory,
             name.as_c_str(),
@@ -373,7 +393,7 @@ impl Mapped {
 
     pub(in crate::export) fn readlink(
         &self,
-        tree: &Export,
+        tree: &Tree,
         file: Located<'_>,
         more: OFlag,
     ) -> Result<Vec<u8>, Errno> {
@@ -394,7 +414,7 @@ impl Mapped {
 
     pub(in crate::export) fn link(
         &self,
-        tree: &Export,
+        tree: &Tree,
         file: Located<'_>,
         directory: &Node,
         name: &Name,
@@ -402,12 +422,15 @@ impl Mapped {
         self.visible(name)?;
         let names = self.names_of(directory.id().device);
         let _changing = changing(&names);
-        self.store.link(tree, file, Place { directory, name })
+        match self.store.by_name() {
+            Some(names) => names.link(tree, file, Place { directory, name }),
+            None => host::link(file.node, directory, name),
+        }
     }
 
     pub(in crate::export) fn rename(
         &self,
-        tree: &Export,
+        tree: &Tree,
         from: &Node,
         old: &Name,
         to: &Node,
@@ -419,12 +442,15 @@ impl Mapped {
         let names = self.names_of(to.id().device);
         let _changing = changing(&names);
         let place = |directory, name| Place { directory, name };
-        self.store.rename(tree, place(from, old), place(to, new))
+        match self.store.by_name() {
+            Some(names) => names.rename(tree, place(from, old), place(to, new)),
+            None => host::rename(from, old, to, new),
+        }
     }
 
     pub(in crate::export) fn unlink(
         &self,
-        tree: &Export,
+        tree: &Tree,
         directory: &Node,
         name: &Name,
         flag: UnlinkatFlags,
@@ -432,14 +458,17 @@ impl Mapped {
         self.visible(name)?;
         let names = self.names_of(directory.id().device);
         let _changing = changing(&names);
-        self.store.unlink(tree, Place { directory, name }, flag)
+        match self.store.by_name() {
+            Some(names) => names.unlink(tree, Place { directory, name }, flag),
+            None => host::unlink(directory, name, flag),
+        }
     }
 
     /// In the order of the host's models; what the kernel does there to the set-id bits is done
     /// here.
     pub(in crate::export) fn set_attributes(
         &self,
-        tree: &Export,
+        tree: &Tree,
         file: Located<'_>,
         writable: Option<BorrowedFd<'_>>,
         change: &Change,
@@ -479,7 +508,7 @@ impl Mapped {
     /// Takes the set-id bits away from a file that `user` writes.
     pub(in crate::export) fn drop_set_id(
         &self,
-        tree: &Export,
+        tree: &Tree,
         file: Located<'_>,
         user: u32,
     ) -> Result<(), Errno> {
@@ -523,7 +552,7 @@ impl Mapped {
             };
             offset = last.next;
             let left = directory::edit(records, |name, kind| match kind {
-                _ if self.store.hides(name.to_bytes()) => None,
+                _ if self.hides(name.to_bytes()) => None,
                 // A file system that does not say leaves the guest to ask.
                 libc::DT_REG => Some(mode_of(name).map_or(kind, kind_of_entry)),
                 kind => Some(kind),

@@ -26,14 +26,14 @@ use nix::sys::stat::{FileStat, Mode, fstatat, major, minor, mkdirat};
 use nix::unistd::{UnlinkatFlags, linkat, unlinkat};
 
 use super::change::chown;
-use super::mapped::{ModeOf, Store};
+use super::mapped::{ByName, ModeOf, Store};
 use super::metadata::{LONGEST, Orphans, format, parse};
 use super::{Attributes, Xattrs, host};
 use crate::export::directory::{DirectoryStream, entries};
 use crate::export::name::Name;
-use crate::export::node::{FileKind, Lookup, Node, Stat, errno_of};
+use crate::export::node::{FileKind, InodeId, Lookup, Node, Stat, errno_of};
 use crate::export::place::{Located, Place};
-use crate::export::{Export, InodeId};
+use crate::export::tree::Tree;
 
 /// Holds the metadata of the files beside it.
 const DIRECTORY: &CStr = c".virtfs_metadata";
@@ -83,23 +83,15 @@ impl MappedFile {
 }
 
 impl Store for MappedFile {
-    fn by_name(&self) -> bool {
-        true
-    }
-
     fn supported(&self, _: &Node) -> Result<(), Errno> {
         Ok(())
-    }
-
-    fn beside_inode(&self) -> bool {
-        false
     }
 
     fn xattrs(&self) -> Xattrs {
         Xattrs::User
     }
 
-    fn load(&self, tree: &Export, file: Located<'_>) -> Result<Attributes, Errno> {
+    fn load(&self, tree: &Tree, file: Located<'_>) -> Result<Attributes, Errno> {
         let found = find(tree, file)?;
         match found.place() {
             Some(at) => load(at),
@@ -112,17 +104,13 @@ impl Store for MappedFile {
         load(at)
     }
 
-    fn prepare(&self, directory: &Node) -> Result<(), Errno> {
-        prepare(directory)
-    }
-
     fn init(&self, node: &Node, at: Place<'_>, attributes: &Attributes) -> Result<(), Errno> {
         self.orphans().forget(node.key());
         let metadata = metadata(at.directory)?.ok_or(Errno::ENOTDIR)?;
         replace(&metadata, at.name.as_c_str(), attributes)
     }
 
-    fn update(&self, tree: &Export, file: Located<'_>, changes: &Attributes) -> Result<(), Errno> {
+    fn update(&self, tree: &Tree, file: Located<'_>, changes: &Attributes) -> Result<(), Errno> {
         let key = file.node.key();
         if let Some(kept) = self.orphans().get_mut(key) {
             *kept = changes.over(*kept);
@@ -145,7 +133,24 @@ impl Store for MappedFile {
         chown(file.node, None, None)
     }
 
-    fn link(&self, tree: &Export, file: Located<'_>, to: Place<'_>) -> Result<(), Errno> {
+    fn modes_in<'a>(&'a self, directory: BorrowedFd<'a>) -> Result<ModeOf<'a>, Errno> {
+        Ok(match metadata(directory)? {
+            Some(metadata) => Box::new(move |name| read(&metadata, name).ok()?.mode),
+            None => Box::new(|_| None),
+        })
+    }
+
+    fn by_name(&self) -> Option<&dyn ByName> {
+        Some(self)
+    }
+}
+
+impl ByName for MappedFile {
+    fn prepare(&self, directory: &Node) -> Result<(), Errno> {
+        prepare(directory)
+    }
+
+    fn link(&self, tree: &Tree, file: Located<'_>, to: Place<'_>) -> Result<(), Errno> {
         self.prepare(to.directory)?;
         host::link(file.node, to.directory, to.name)?;
         let carry = || match find(tree, file)?.place() {
@@ -161,7 +166,7 @@ impl Store for MappedFile {
         })
     }
 
-    fn rename(&self, tree: &Export, from: Place<'_>, to: Place<'_>) -> Result<(), Errno> {
+    fn rename(&self, tree: &Tree, from: Place<'_>, to: Place<'_>) -> Result<(), Errno> {
         let (moved, _) = named(from)?;
         let replaced = match named(to) {
             Ok((node, _)) => Some((node, load(to)?)),
@@ -197,7 +202,7 @@ impl Store for MappedFile {
         Ok(())
     }
 
-    fn unlink(&self, tree: &Export, at: Place<'_>, flag: UnlinkatFlags) -> Result<(), Errno> {
+    fn unlink(&self, tree: &Tree, at: Place<'_>, flag: UnlinkatFlags) -> Result<(), Errno> {
         let (node, _) = named(at)?;
         if self.owns(tree, &node, at.directory)? {
             return Err(Errno::ENOENT);
@@ -221,7 +226,7 @@ impl Store for MappedFile {
             .any(|own| name.eq_ignore_ascii_case(own.to_bytes()))
     }
 
-    fn owns(&self, tree: &Export, node: &Node, directory: &Node) -> Result<bool, Errno> {
+    fn owns(&self, tree: &Tree, node: &Node, directory: &Node) -> Result<bool, Errno> {
         // Such file systems have other ways as well to call a file by another name (VIRTFS~1).
         let own = match node.kind() {
             FileKind::Directory => DIRECTORY,
@@ -236,13 +241,6 @@ impl Store for MappedFile {
             Ok(Some(stat)) if stat.st_mode & libc::S_IFMT == libc::S_IFDIR => 1,
             _ => 0,
         }
-    }
-
-    fn modes_in<'a>(&'a self, directory: BorrowedFd<'a>) -> Result<ModeOf<'a>, Errno> {
-        Ok(match metadata(directory)? {
-            Some(metadata) => Box::new(move |name| read(&metadata, name).ok()?.mode),
-            None => Box::new(|_| None),
-        })
     }
 }
 
@@ -288,7 +286,7 @@ fn named(at: Place<'_>) -> Result<(Node, Stat), Errno> {
 }
 
 /// Finds where a file is now.
-fn find<'a>(tree: &Export, file: Located<'a>) -> Result<Found<'a>, Errno> {
+fn find<'a>(tree: &Tree, file: Located<'a>) -> Result<Found<'a>, Errno> {
     let node = file.node;
     if node.id() == tree.root().id() {
         return Ok(Found::Root);

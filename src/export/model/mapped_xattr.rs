@@ -12,29 +12,24 @@ use std::ffi::{CStr, CString};
 use std::os::fd::BorrowedFd;
 
 use nix::errno::Errno;
-use nix::unistd::UnlinkatFlags;
 
 use super::mapped::{ModeOf, Store};
-use super::{Attributes, Xattrs, host};
-use crate::export::Export;
+use super::{Attributes, Xattrs};
 use crate::export::node::{FileKind, Node};
 use crate::export::place::{Located, Place};
 use crate::export::sys::{self, ProcPath};
+use crate::export::tree::Tree;
 
 const UID: &CStr = c"user.virtfs.uid";
 const GID: &CStr = c"user.virtfs.gid";
 const MODE: &CStr = c"user.virtfs.mode";
 const RDEV: &CStr = c"user.virtfs.rdev";
 
-/// Attributes in extended attributes.
+/// Attributes in extended attributes. ext4, XFS and Btrfs have such small ones in the inode or next to it.
 #[derive(Debug)]
 pub(super) struct MappedXattr;
 
 impl Store for MappedXattr {
-    fn by_name(&self) -> bool {
-        false
-    }
-
     fn supported(&self, root: &Node) -> Result<(), Errno> {
         match sys::getxattr(root.proc_path().as_c_str(), UID, &mut []) {
             Err(Errno::EOPNOTSUPP) => Err(Errno::EOPNOTSUPP),
@@ -42,16 +37,11 @@ impl Store for MappedXattr {
         }
     }
 
-    fn beside_inode(&self) -> bool {
-        // ext4, XFS and Btrfs have such small ones in the inode or next to it.
-        true
-    }
-
     fn xattrs(&self) -> Xattrs {
         Xattrs::UserAndMappedAcls
     }
 
-    fn load(&self, _: &Export, file: Located<'_>) -> Result<Attributes, Errno> {
+    fn load(&self, _: &Tree, file: Located<'_>) -> Result<Attributes, Errno> {
         load(file.node)
     }
 
@@ -59,40 +49,12 @@ impl Store for MappedXattr {
         load(node)
     }
 
-    fn prepare(&self, _: &Node) -> Result<(), Errno> {
-        Ok(())
-    }
-
     fn init(&self, node: &Node, _: Place<'_>, attributes: &Attributes) -> Result<(), Errno> {
         set(node, attributes)
     }
 
-    fn update(&self, _: &Export, file: Located<'_>, changes: &Attributes) -> Result<(), Errno> {
+    fn update(&self, _: &Tree, file: Located<'_>, changes: &Attributes) -> Result<(), Errno> {
         set(file.node, changes)
-    }
-
-    fn link(&self, _: &Export, file: Located<'_>, to: Place<'_>) -> Result<(), Errno> {
-        host::link(file.node, to.directory, to.name)
-    }
-
-    fn rename(&self, _: &Export, from: Place<'_>, to: Place<'_>) -> Result<(), Errno> {
-        host::rename(from.directory, from.name, to.directory, to.name)
-    }
-
-    fn unlink(&self, _: &Export, at: Place<'_>, flag: UnlinkatFlags) -> Result<(), Errno> {
-        host::unlink(at.directory, at.name, flag)
-    }
-
-    fn hides(&self, _: &[u8]) -> bool {
-        false
-    }
-
-    fn owns(&self, _: &Export, _: &Node, _: &Node) -> Result<bool, Errno> {
-        Ok(false)
-    }
-
-    fn hidden_links(&self, _: &Node) -> u32 {
-        0
     }
 
     fn modes_in<'a>(&'a self, directory: BorrowedFd<'a>) -> Result<ModeOf<'a>, Errno> {

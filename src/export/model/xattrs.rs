@@ -2,6 +2,7 @@
 
 use nix::errno::Errno;
 
+use crate::export::acl;
 use crate::export::node::Node;
 use crate::export::xattr::XattrName;
 
@@ -9,8 +10,6 @@ use crate::export::xattr::XattrName;
 const RESERVED: &[u8] = b"user.virtfs.";
 /// Attributes of users' programs, which every file system that has any at all has.
 const USER: &[u8] = b"user.";
-/// POSIX access control lists (acl(5)).
-const ACLS: [&[u8]; 2] = [b"system.posix_acl_access", b"system.posix_acl_default"];
 
 /// The guest's extended attributes under one security model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,11 +80,11 @@ impl Xattrs {
     fn on_host(self, name: &[u8], reserved: Errno) -> Result<Option<XattrName>, Errno> {
         match self {
             Xattrs::All => Ok(None),
-            Xattrs::NoAcls if ACLS.contains(&name) => Err(Errno::EOPNOTSUPP),
+            Xattrs::NoAcls if acl::NAMES.contains(&name) => Err(Errno::EOPNOTSUPP),
             Xattrs::NoAcls => Ok(None),
             Xattrs::User | Xattrs::UserAndMappedAcls if name.starts_with(RESERVED) => Err(reserved),
             Xattrs::User | Xattrs::UserAndMappedAcls if name.starts_with(USER) => Ok(None),
-            Xattrs::UserAndMappedAcls if ACLS.contains(&name) => {
+            Xattrs::UserAndMappedAcls if acl::NAMES.contains(&name) => {
                 XattrName::new(&[RESERVED, name].concat()).map(Some)
             }
             Xattrs::User | Xattrs::UserAndMappedAcls => Err(Errno::EOPNOTSUPP),
@@ -96,10 +95,10 @@ impl Xattrs {
     fn in_guest(self, name: &[u8]) -> Option<&[u8]> {
         match self {
             Xattrs::All => Some(name),
-            Xattrs::NoAcls => (!ACLS.contains(&name)).then_some(name),
+            Xattrs::NoAcls => (!acl::NAMES.contains(&name)).then_some(name),
             Xattrs::User | Xattrs::UserAndMappedAcls => match name.strip_prefix(RESERVED) {
                 Some(acl) if self == Xattrs::UserAndMappedAcls => {
-                    ACLS.contains(&acl).then_some(acl)
+                    acl::NAMES.contains(&acl).then_some(acl)
                 }
                 Some(_) => None,
                 None => name.starts_with(USER).then_some(name),
@@ -136,7 +135,7 @@ mod tests {
     #[test]
     fn acls_are_kept_under_a_reserved_name() {
         let xattrs = Xattrs::UserAndMappedAcls;
-        for acl in ACLS {
+        for acl in acl::NAMES {
             let kept = [RESERVED, acl].concat();
             assert_eq!(host_name(xattrs, acl), Ok(kept.clone()));
             assert_eq!(xattrs.in_guest(&kept), Some(acl));

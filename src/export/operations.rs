@@ -1,0 +1,340 @@
+//! What can be done to the files of the export, as the guest sees them under its security model.
+//!
+//! Handlers do everything to files through these, in their one closure on a worker, and never ask
+//! which model it is. Errors, where nothing else is said: those of the system call that the method
+//! is named after.
+
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::atomic::Ordering;
+
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::unistd::UnlinkatFlags;
+
+use super::Export;
+use super::acl;
+use super::directory::DirectoryStream;
+use super::identity::Owner;
+use super::model::{Change, Model, NewFile, has_set_id, host};
+use super::name::Name;
+use super::node::{Lookup, Node, Stat};
+use super::place::{Located, Place};
+use super::way_up::WayUp;
+use super::xattr::XattrName;
+
+impl Export {
+    /// Whether operations do better if they are told where a file was seen last ([`Located`]).
+    pub fn goes_by_names(&self) -> bool {
+        self.model.by_name()
+    }
+
+    /// Whether [`Export::stat`] has its answer in the kernel's caches: then it need not go to a
+    /// worker.
+    pub fn stat_is_immediate(&self) -> bool {
+        match &self.model {
+            Model::Host(_) => true,
+            Model::Mapped(mapped) => mapped.beside_inode(),
+        }
+    }
+
+    /// Whether the guest's view of the files is kept apart from what they are on the host.
+    pub fn is_mapped(&self) -> bool {
+        matches!(self.model, Model::Mapped(_))
+    }
+
+    /// What the file is for the guest now, also when it has no name any more.
+    pub fn stat(&self, file: Located<'_>, into: &mut Stat) -> Result<(), Errno> {
+        match &self.model {
+            Model::Host(_) => file.node.stat_into(into),
+            Model::Mapped(mapped) => mapped.stat(&self.tree, file).map(|stat| *into = stat),
+        }
+    }
+
+    /// Looks one name up below a directory, as [`Node::child`]. Errors: EAGAIN with
+    /// [`Lookup::Cached`] wherever more than the kernel's caches is needed, and with
+    /// [`Lookup::Local`] where a mount is crossed.
+    pub fn child(
+        &self,
+        directory: &Node,
+        name: &Name,
+        lookup: Lookup,
+    ) -> Result<(Node, Stat), Errno> {
+        match &self.model {
+            Model::Host(_) => directory.child(name, lookup),
+            Model::Mapped(mapped) => mapped.child(&self.tree, directory, name, lookup),
+        }
+    }
+
+    /// The directory above this one, as [`Node::parent`].
+    pub fn parent(
+        &self,
+        directory: &Node,
+        way: &mut WayUp<'_>,
+        lookup: Lookup,
+    ) -> Result<(Node, Stat), Errno> {
+        let (parent, stat) = directory.parent(way, lookup)?;
+        match &self.model {
+            Model::Host(_) => Ok((parent, stat)),
+            Model::Mapped(mapped) => {
+                let stat = mapped.stat(&self.tree, (&parent).into())?;
+                Ok((parent, stat))
+            }
+        }
+    }
+
+    /// Opens a file for reading or writing, which `user` asks for. Errors: ELOOP for a symbolic link, ENXIO for a device,
+    /// fifo or socket: they belong to the guest's kernel; EAGAIN with `O_NONBLOCK`, before anything is
+    /// done, if somebody has a lease on it ([`Node::reopen`]).
+    pub fn open(
+        &self,
+        file: Located<'_>,
+        flags: OFlag,
+        user: u32,
+    ) -> Result<(OwnedFd, Stat), Errno> {
+        let node = file.node;
+        match &self.model {
+            Model::Host(_) if flags.contains(OFlag::O_TRUNC) => {
+                let open = || node.reopen(flags);
+                let fd = host::changing_content(&self.identity, node, user, open)?;
+                Ok((fd, node.stat()?))
+            }
+            Model::Host(_) => Ok((node.reopen(flags)?, node.stat()?)),
+            Model::Mapped(mapped) => mapped.open(&self.tree, file, flags, user),
+        }
+    }
+
+    /// Makes a regular file and opens it; unless `exclusive`, one that exists is opened, for which
+    /// `O_NONBLOCK` means what it means to [`Export::open`]. After EMFILE or ENFILE it can be called
+    /// again with the same `made`, which is None at first; or else [`Export::undo_create`] is to be
+    /// called with what it is then.
+    #[allow(clippy::too_many_arguments)]
+    pub fn create(
+        &self,
+        directory: Located<'_>,
+        name: &Name,
+        flags: OFlag,
+        exclusive: bool,
+        mode: u32,
+        owner: Owner,
+        made: &mut Option<OwnedFd>,
+    ) -> Result<(OwnedFd, Node, Stat), Errno> {
+        /// How often a file may vanish between "it exists" and the opening of it.
+        const TRIES: usize = 16;
+        for _ in 0..TRIES {
+            // Always exclusive on the host: what exists is pinned and looked at before it is
+            // opened, so that no link is followed and no fifo blocks.
+            let new = flags - OFlag::O_NONBLOCK;
+            let created = match &self.model {
+                Model::Host(host) => {
+                    let (identity, directory) = (&self.identity, directory.node);
+                    host.create(identity, directory, name, new, mode, owner, made)
+                }
+                // Takes away what it cannot finish.
+                Model::Mapped(mapped) => {
+                    mapped.create(&self.tree, directory, name, new, mode, owner)
+                }
+            };
+            match created {
+                Err(Errno::EEXIST) if !exclusive => {}
+                result => return result,
+            }
+            let existing = self.identity.acting(owner.uid, || {
+                let directory = directory.node;
+                // Who must not wait for a lease must not wait for who is behind a mount.
+                let lookup = match flags.contains(OFlag::O_NONBLOCK) {
+                    true => Lookup::Local,
+                    false => Lookup::Blocking,
+                };
+                let (node, _) = self.child(directory, name, lookup)?;
+                let file = Located {
+                    node: &node,
+                    seen: Some(Place { directory, name }),
+                };
+                let (fd, stat) = self.open(file, flags, owner.uid)?;
+                Ok((fd, node, stat))
+            });
+            match existing {
+                Err(Errno::ENOENT) => {}
+                result => return result,
+            }
+        }
+        Err(Errno::EAGAIN)
+    }
+
+    /// Takes a file away that [`Export::create`] has made and could not pin.
+    pub fn undo_create(&self, directory: &Node, name: &Name, made: OwnedFd) {
+        // The name may have gone to another file since.
+        let is_there = Node::new(made)
+            .is_ok_and(|(node, _)| directory.child_key(name).as_ref() == Ok(node.key()));
+        if is_there && let Err(error) = host::unlink(directory, name, UnlinkatFlags::NoRemoveDir) {
+            log::warn!("{name:?}, which could not be finished, stays behind: {error}");
+        }
+    }
+
+    /// Makes a file that is not opened: mkdir(2), mknod(2), symlink(2).
+    pub fn make(
+        &self,
+        directory: Located<'_>,
+        name: &Name,
+        file: &NewFile<'_>,
+        owner: Owner,
+    ) -> Result<Stat, Errno> {
+        match &self.model {
+            Model::Host(host) => host.make(&self.identity, directory.node, name, file, owner),
+            Model::Mapped(mapped) => mapped.make(&self.tree, directory, name, file, owner),
+        }
+    }
+
+    /// The target of a symbolic link. `O_NONBLOCK` in `more` means what it means to [`Export::open`].
+    /// Errors: EINVAL for any other file.
+    pub fn readlink(&self, file: Located<'_>, more: OFlag) -> Result<Vec<u8>, Errno> {
+        match &self.model {
+            Model::Host(_) => host::readlink(file.node),
+            Model::Mapped(mapped) => mapped.readlink(&self.tree, file, more),
+        }
+    }
+
+    /// Gives a pinned file another name. Errors: ENOENT if it has lost its last one.
+    pub fn link(&self, file: Located<'_>, directory: &Node, name: &Name) -> Result<(), Errno> {
+        match &self.model {
+            Model::Host(_) => host::link(file.node, directory, name),
+            Model::Mapped(mapped) => mapped.link(&self.tree, file, directory, name),
+        }
+    }
+
+    /// Moves a name to another.
+    pub fn rename(&self, from: &Node, old: &Name, to: &Node, new: &Name) -> Result<(), Errno> {
+        match &self.model {
+            Model::Host(_) => host::rename(from, old, to, new),
+            Model::Mapped(mapped) => mapped.rename(&self.tree, from, old, to, new),
+        }
+    }
+
+    /// Removes a name; with `RemoveDir` that of an empty directory.
+    pub fn unlink(&self, directory: &Node, name: &Name, flag: UnlinkatFlags) -> Result<(), Errno> {
+        match &self.model {
+            Model::Host(_) => host::unlink(directory, name, flag),
+            Model::Mapped(mapped) => mapped.unlink(&self.tree, directory, name, flag),
+        }
+    }
+
+    /// Changes attributes; what comes before the one that fails is done. `writable` is the fid's
+    /// own descriptor, which may still be written when the file's mode does not allow to open it
+    /// again, and `user` asks for it. `O_NONBLOCK` in `more` means what it means to [`Export::open`].
+    /// Errors: those of chown(2), chmod(2), truncate(2) and utimensat(2).
+    pub fn set_attributes(
+        &self,
+        file: Located<'_>,
+        writable: Option<BorrowedFd<'_>>,
+        change: &Change,
+        user: u32,
+        more: OFlag,
+    ) -> Result<(), Errno> {
+        // truncate(2) waits for whoever has a lease on the file. On one that is open for writing there
+        // is none, and none is given.
+        let _writer = match (change.size, writable) {
+            (Some(_), None) if more.contains(OFlag::O_NONBLOCK) => {
+                match file.node.reopen(OFlag::O_WRONLY | more) {
+                    Err(Errno::EMFILE | Errno::ENFILE) => return Err(Errno::EAGAIN),
+                    Err(Errno::EAGAIN) => return Err(Errno::EAGAIN),
+                    // The truncation says what is wrong.
+                    result => result.ok(),
+                }
+            }
+            _ => None,
+        };
+        let result = match &self.model {
+            Model::Host(_) => {
+                host::set_attributes(&self.identity, file.node, writable, change, user)
+            }
+            Model::Mapped(mapped) => {
+                mapped.set_attributes(&self.tree, file, writable, change, user)
+            }
+        };
+        if change.mode.is_some_and(|mode| mode & 0o6000 != 0) {
+            self.set_id_given.fetch_add(1, Ordering::Release);
+        }
+        result
+    }
+
+    /// A number that rises when a file may have got a set-id bit that a write takes away
+    /// ([`Export::drop_set_id`]); whoever has looked at 0 or at an older one has to look again.
+    pub fn set_id_given(&self) -> u64 {
+        self.set_id_given.load(Ordering::Acquire)
+    }
+
+    /// Sees to the set-id bits of a file that `user` is going to write: takes them away itself,
+    /// or finds that the write has to be made by [`Identity::changing_content`], where the kernel
+    /// sees to them, and returns the file's group for it. Where it is not, the kernel takes away
+    /// all that it may.
+    ///
+    /// [`Identity::changing_content`]: super::identity::Identity::changing_content
+    pub fn drop_set_id(&self, file: Located<'_>, user: u32) -> Result<Option<u32>, Errno> {
+        match &self.model {
+            Model::Host(_) => {
+                let stat = file.node.stat()?.0;
+                Ok(has_set_id(stat.stx_mode.into()).then_some(stat.stx_gid))
+            }
+            Model::Mapped(mapped) => mapped.drop_set_id(&self.tree, file, user).map(|()| None),
+        }
+    }
+
+    /// Reads whole entries of an open directory of `device`, as [`DirectoryStream::read`].
+    pub fn read_directory(
+        &self,
+        device: (u32, u32),
+        stream: &DirectoryStream,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<usize, Errno> {
+        match &self.model {
+            Model::Host(_) => stream.read(offset, buffer),
+            Model::Mapped(mapped) => mapped.read_directory(device, stream, offset, buffer),
+        }
+    }
+
+    /// The value of an extended attribute. Errors: EOPNOTSUPP for one that the guest cannot have,
+    /// those of getxattr(2).
+    pub fn xattr(&self, node: &Node, name: &XattrName) -> Result<Vec<u8>, Errno> {
+        self.model.xattrs().get(node, name)
+    }
+
+    /// The names of all extended attributes, each ended by a NUL. Errors: those of listxattr(2).
+    pub fn xattr_names(&self, node: &Node) -> Result<Vec<u8>, Errno> {
+        self.model.xattrs().list(node)
+    }
+
+    /// Sets an extended attribute; `user` asks for it. Errors: EOPNOTSUPP for one that the guest cannot have, EACCES
+    /// for one of the model's own, those of setxattr(2).
+    pub fn set_xattr(
+        &self,
+        node: &Node,
+        name: &XattrName,
+        value: &[u8],
+        flags: u32,
+        user: u32,
+    ) -> Result<(), Errno> {
+        self.changing_xattr(name, user, || {
+            self.model.xattrs().set(node, name, value, flags)
+        })
+    }
+
+    /// Removes an extended attribute. Errors: as [`Export::set_xattr`], those of removexattr(2).
+    pub fn remove_xattr(&self, node: &Node, name: &XattrName, user: u32) -> Result<(), Errno> {
+        self.changing_xattr(name, user, || self.model.xattrs().remove(node, name))
+    }
+
+    /// An access control list brings a mode with it, from which the host would take set-group-id
+    /// away: the guest's kernel has decided about that.
+    fn changing_xattr(
+        &self,
+        name: &XattrName,
+        user: u32,
+        change: impl FnOnce() -> Result<(), Errno>,
+    ) -> Result<(), Errno> {
+        match acl::is_list(name.as_bytes()) {
+            true => self.identity.changing_mode(user, change),
+            false => change(),
+        }
+    }
+}

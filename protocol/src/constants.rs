@@ -6,6 +6,8 @@ pub const NOTAG: u16 = 0xFFFF;
 pub const NOFID: u32 = 0xFFFF_FFFF;
 /// No numeric user id in Tattach.
 pub const NONUNAME: u32 = 0xFFFF_FFFF;
+/// The most names in a Twalk, and qids in its reply (MAXWELEM of 9P2000).
+pub const MAX_WALK: usize = 16;
 
 /// Bits of Tgetattr's request mask and Rgetattr's valid.
 pub mod getattr {

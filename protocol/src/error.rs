@@ -1,6 +1,6 @@
 //! Why bytes are not a message, and why a message has no bytes.
 
-use crate::list::MAX_WALK;
+use crate::constants::MAX_WALK;
 
 /// Why bytes are not a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -1,10 +1,9 @@
 //! What every frame begins with.
 
 use crate::error::DecodeError;
-use crate::wire::{Cursor, Field, record};
+use crate::wire::{Cursor, Field, HEADER_LEN, record};
 
-/// Length of a [`Header`] in bytes.
-pub const HEADER_LEN: usize = <Header as Field>::MIN;
+const _: () = assert!(HEADER_LEN == <Header as Field>::MIN);
 
 record! {
     /// The beginning of every frame: `size[4] type[1] tag[2]`.

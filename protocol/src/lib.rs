@@ -52,11 +52,12 @@ mod wire;
 pub use constants::*;
 pub use direntry::DirEntry;
 pub use error::{DecodeError, EncodeError};
-pub use header::{HEADER_LEN, Header};
-pub use list::{List, MAX_WALK, Names, Qids};
+pub use header::Header;
+pub use list::{List, Names, Qids};
 pub use messages::*;
 pub use qid::{Qid, QidKind};
 pub use time::Time;
+pub use wire::HEADER_LEN;
 
 /// The type numbers of messages.
 pub mod kind {

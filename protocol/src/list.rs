@@ -3,12 +3,10 @@
 use std::fmt;
 use std::ops::Deref;
 
+use crate::constants::MAX_WALK;
 use crate::error::{DecodeError, EncodeError};
 use crate::qid::Qid;
-use crate::wire::{Cursor, FIXED_ROOM, Field, Shown};
-
-/// The most names in a Twalk, and qids in its reply (MAXWELEM of 9P2000).
-pub const MAX_WALK: usize = 16;
+use crate::wire::{Cursor, DebugField, FIXED_ROOM, Field};
 
 /// At most [`MAX_WALK`] elements of a walk, on the wire behind a u16 that counts them.
 #[derive(Clone, Copy)]
@@ -113,7 +111,7 @@ impl<'a, T: Field<'a> + Copy + Default> Field<'a> for List<T> {
     }
 
     fn show(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.iter().map(Shown)).finish()
+        f.debug_list().entries(self.iter().map(DebugField)).finish()
     }
 }
 

@@ -46,7 +46,7 @@ macro_rules! messages {
                 impl $name {
                     /// Where the payload begins in a frame: behind the header and the fields.
                     pub const PAYLOAD: usize =
-                        $crate::header::HEADER_LEN + <$name as $crate::wire::Field>::MIN;
+                        $crate::wire::HEADER_LEN + <$name as $crate::wire::Field>::MIN;
 
                     #[inline]
                     fn payload(&self) -> u32 {
@@ -97,10 +97,10 @@ macro_rules! messages {
 
                 let len = header.size as usize;
                 let Some(left) = len
-                    .checked_sub($crate::header::HEADER_LEN)
+                    .checked_sub($crate::wire::HEADER_LEN)
                     .filter(|left| *left >= fields.len())
                 else {
-                    let len = $crate::header::HEADER_LEN + fields.len();
+                    let len = $crate::wire::HEADER_LEN + fields.len();
                     return Err(DecodeError::Size { size: header.size, len });
                 };
                 let mut cursor = $crate::wire::Cursor(fields);
@@ -145,7 +145,7 @@ macro_rules! messages {
                             let end = $crate::wire::Field::store(
                                 message,
                                 &mut bytes,
-                                $crate::header::HEADER_LEN,
+                                $crate::wire::HEADER_LEN,
                             );
                             out.extend_from_slice(&bytes[..end]);
                         } else {

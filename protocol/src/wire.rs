@@ -6,7 +6,6 @@
 use std::fmt;
 
 use crate::error::{DecodeError, EncodeError};
-use crate::header::HEADER_LEN;
 
 /// What is left of a frame to decode.
 pub(crate) struct Cursor<'a>(pub(crate) &'a [u8]);
@@ -19,6 +18,9 @@ impl<'a> Cursor<'a> {
         Ok(*head)
     }
 }
+
+/// Bytes of a [`Header`](crate::Header).
+pub const HEADER_LEN: usize = 7;
 
 /// Enough for every message without strings and lists, of which Rgetattr is the longest.
 pub(crate) const FIXED_ROOM: usize = 160;
@@ -52,9 +54,9 @@ pub(crate) const fn is_fixed<'a, T: Field<'a>>(_: &T) -> bool {
 }
 
 /// A field for `{:?}`: a string as text with escapes, which a slice of bytes would not be.
-pub(crate) struct Shown<'s, T>(pub(crate) &'s T);
+pub(crate) struct DebugField<'s, T>(pub(crate) &'s T);
 
-impl<'a, T: Field<'a>> fmt::Debug for Shown<'_, T> {
+impl<'a, T: Field<'a>> fmt::Debug for DebugField<'_, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.show(f)
     }
@@ -167,7 +169,7 @@ macro_rules! record {
                 f.debug_struct(stringify!($name))
                     $(.field(
                         stringify!($field).trim_start_matches("r#"),
-                        &$crate::wire::Shown(&self.$field),
+                        &$crate::wire::DebugField(&self.$field),
                     ))*
                     .finish()
             }

@@ -14,7 +14,7 @@
 //! - [`qid`]: the protocol's names for inodes.
 //! - [`sys`]: system calls that the other crates lack, the only `unsafe` of the server.
 //!
-//! All of it is called on workers as well as on the loop, except [`Qids`], which is the loop's.
+//! All of it is called on workers as well as on the loop, except [`QidMap`], which is the loop's.
 
 pub mod acl;
 pub mod directory;
@@ -49,7 +49,7 @@ pub use model::{Change, HostModes, NewFile, SecurityModel, has_set_id};
 pub use name::{Component, Name};
 pub use node::{FileKind, InodeId, InodeKey, Lookup, Node, Stat, errno_of, permissions};
 pub use place::{Located, Place};
-pub use qid::{Multidevs, Qids};
+pub use qid::{Multidevs, QidMap};
 use tree::Tree;
 pub use way_up::{DEEPEST, WayUp};
 

@@ -8,7 +8,6 @@ use nix::sys::stat::Mode;
 
 use super::name::Name;
 use super::sys::{self, ProcPath};
-use super::way_up::WayUp;
 
 /// An inode held by an `O_PATH` descriptor: renames and unlinks, by whomever, do not change what
 /// it stands for. It grants nothing by itself; reading and writing need [`Node::reopen`].
@@ -167,21 +166,6 @@ impl Node {
         Ok(stat)
     }
 
-    /// The directory above this one, as far as the root of `way`: the root's parent is the root.
-    /// Errors: ENOTDIR; ENOENT if the directory is not below the root any more; EAGAIN with
-    /// [`Lookup::Cached`] and [`Lookup::Local`] where the way crosses a mount; those of
-    /// [`WayUp::prove`].
-    pub fn parent(&self, way: &mut WayUp<'_>, lookup: Lookup) -> Result<(Node, Stat), Errno> {
-        if self.id() == way.root().id() {
-            return Node::new(self.fd.try_clone().map_err(errno_of)?);
-        }
-        let (parent, stat) = self.up(lookup)?;
-        // The host may have moved the directory out of the share: prove that the way up still
-        // meets the root before anything up there is given to the guest.
-        way.prove(&parent, lookup)?;
-        Ok((parent, stat))
-    }
-
     /// What the kernel has above this directory, inside of the share or not.
     pub(super) fn up(&self, lookup: Lookup) -> Result<(Node, Stat), Errno> {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
@@ -330,6 +314,7 @@ mod tests {
 
     use super::super::name::Component;
     use super::*;
+    use crate::export::WayUp;
 
     fn pin(path: &std::path::Path) -> Node {
         let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;

@@ -38,16 +38,16 @@ pub enum Multidevs {
 /// its file system and its number, without a doubt where the number has 48 bits, as on local disks. Else,
 /// and on file systems that came too late for an index, it is a hash of 63 bits of both.
 #[derive(Debug)]
-pub struct Qids {
+pub struct QidMap {
     policy: Multidevs,
     root: (u32, u32),
     devices: HashMap<(u32, u32), u64, RandomState>,
 }
 
-impl Qids {
+impl QidMap {
     /// Paths for an export whose root is `root`.
-    pub fn new(root: InodeId, policy: Multidevs) -> Qids {
-        Qids {
+    pub fn new(root: InodeId, policy: Multidevs) -> QidMap {
+        QidMap {
             policy,
             root: root.device,
             devices: HashMap::from_iter([(root.device, 0)]),
@@ -167,13 +167,13 @@ mod tests {
 
     #[test]
     fn the_share_s_own_inodes_keep_their_numbers() {
-        let mut qids = Qids::new(id(1, 2), Multidevs::Remap);
+        let mut qids = QidMap::new(id(1, 2), Multidevs::Remap);
         assert_eq!(qids.path(id(1, 77)), 77);
     }
 
     #[test]
     fn no_two_inodes_share_a_path() {
-        let mut qids = Qids::new(id(1, 2), Multidevs::Remap);
+        let mut qids = QidMap::new(id(1, 2), Multidevs::Remap);
         let mut seen = std::collections::HashSet::new();
         for minor in 1..50 {
             for inode in [1, 2, (1 << 48) - 1, 1 << 48, 1 << 49, u64::MAX] {
@@ -186,7 +186,7 @@ mod tests {
 
     #[test]
     fn file_systems_that_come_late_have_paths_of_their_own_and_cost_nothing() {
-        let mut qids = Qids::new(id(0, 2), Multidevs::Remap);
+        let mut qids = QidMap::new(id(0, 2), Multidevs::Remap);
         let mut seen = std::collections::HashSet::new();
         for minor in 0..2 * FILE_SYSTEMS as u32 {
             for inode in [2, u64::from(minor)] {
@@ -203,11 +203,11 @@ mod tests {
 
     #[test]
     fn a_look_at_many_files_keeps_nothing_of_them() {
-        let mut qids = Qids::new(id(0, 2), Multidevs::Remap);
+        let mut qids = QidMap::new(id(0, 2), Multidevs::Remap);
         for inode in 0..100_000 {
             qids.path(id(1, inode << 40));
         }
-        let Qids {
+        let QidMap {
             policy: _,
             root: _,
             devices,

@@ -280,12 +280,16 @@ pub fn open_by_handle(
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
-/// fork(2) into new namespaces, as clone(2) makes them: None in the child. The process must have one
-/// thread.
-pub fn fork_into(namespaces: CloneFlags) -> Result<Option<Pid>, Errno> {
+/// fork(2) into new namespaces, as clone(2) makes them: None in the child.
+///
+/// # Safety
+///
+/// The process has one thread: the child has no other, and what another one holds, a lock of the
+/// allocator for one, would be held for ever there.
+pub unsafe fn fork_into(namespaces: CloneFlags) -> Result<Option<Pid>, Errno> {
     let flags = namespaces.bits() | libc::SIGCHLD;
-    // SAFETY: without CLONE_VM and a stack this is a fork: the child has a copy of everything, and
-    // no other thread of the parent, which by the contract there is none of.
+    // SAFETY: without CLONE_VM and a stack this is a fork: the child has a copy of everything, of all
+    // threads too, for by the contract there is one.
     let result = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) };
     let child = Errno::result(result)? as libc::pid_t;
     Ok((child != 0).then(|| Pid::from_raw(child)))

@@ -1,12 +1,13 @@
 //! The way up from directories of the share, as one request has proved it.
 
 use std::collections::HashSet;
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use foldhash::fast::RandomState;
 use nix::errno::Errno;
 
-use super::node::{InodeKey, Lookup, Node};
+use super::node::{InodeKey, Lookup, Node, Stat, errno_of};
 
 /// How many directories, one above the other, are gone through for one request. No path is so long
 /// that it names one that is deeper.
@@ -86,6 +87,23 @@ impl<'a> WayUp<'a> {
         }
         self.below.get_or_insert_default().extend(proved);
         Ok(())
+    }
+}
+
+impl Node {
+    /// The directory above this one, as far as the root of `way`: the root's parent is the root.
+    /// Errors: ENOTDIR; ENOENT if the directory is not below the root any more; EAGAIN with
+    /// [`Lookup::Cached`] and [`Lookup::Local`] where the way crosses a mount; those of
+    /// [`WayUp::prove`].
+    pub fn parent(&self, way: &mut WayUp<'_>, lookup: Lookup) -> Result<(Node, Stat), Errno> {
+        if self.id() == way.root().id() {
+            return Node::new(self.as_fd().try_clone_to_owned().map_err(errno_of)?);
+        }
+        let (parent, stat) = self.up(lookup)?;
+        // The host may have moved the directory out of the share: prove that the way up still
+        // meets the root before anything up there is given to the guest.
+        way.prove(&parent, lookup)?;
+        Ok((parent, stat))
     }
 }
 

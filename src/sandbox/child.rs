@@ -12,7 +12,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, getppid, pipe};
 
 use super::{Error, Inside, Role};
-use crate::export::sys;
+use crate::export::{errno_of, sys};
 
 /// The steps that the child can fail in, and what is said of them.
 #[derive(Clone, Copy, Debug)]
@@ -63,7 +63,7 @@ pub fn fork(
     };
     let (reader, writer) = pipe().map_err(|error| refused("a pipe", error))?;
     let parent = nix::unistd::getpid();
-    match sys::fork_into(namespaces).map_err(|error| refused("namespaces", error))? {
+    match fork_alone(namespaces).map_err(|error| refused("namespaces", error))? {
         Some(child) => {
             drop(writer);
             wait_for_entry(reader, child).map_err(|(what, error)| refused(what, error))?;
@@ -75,6 +75,16 @@ pub fn fork(
             Ok(Role::Daemon(inside))
         }
     }
+}
+
+/// Errors: EBUSY if there is another thread, those of clone(2).
+fn fork_alone(namespaces: CloneFlags) -> Result<Option<Pid>, Errno> {
+    let threads = fs::read_dir("/proc/self/task").map_err(errno_of)?.count();
+    if threads != 1 {
+        return Err(Errno::EBUSY);
+    }
+    // SAFETY: this thread is the only one, as was counted, and starts no other.
+    unsafe { sys::fork_into(namespaces) }
 }
 
 /// Tells the parent how it went, and ends if it went wrong.

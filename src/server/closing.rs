@@ -12,7 +12,7 @@ use std::rc::Rc;
 use nix::sys::stat::fstat;
 
 use super::Server;
-use super::fid::{Fid, Handle};
+use super::handle::Handle;
 use super::inodes::{Inode, OpenDescriptor};
 use super::placement::{Cost, Device, Medium};
 use crate::export::{InodeId, Node};
@@ -242,12 +242,12 @@ enum Closed {
 }
 
 impl Server {
-    /// Lets a fid go that the guest has given back.
-    pub(super) fn let_go(&self, fid: Rc<Fid>) {
+    /// Drops a value, a fid that the guest has given back, and closes what it leaves.
+    pub(super) fn let_go<T>(&self, value: T) {
         let leaving = self.session.inodes.leaving();
         // Its own, and none that another request waits for.
         let first = leaving.len();
-        drop(fid);
+        drop(value);
         if leaving.len() > first {
             self.close(leaving.take_from(first));
         }

@@ -13,7 +13,7 @@ use foldhash::fast::RandomState;
 use nix::errno::Errno;
 
 use super::closing::{Closable, Closing};
-use super::inodes::{Inode, Inodes, OpenDescriptor, Place};
+use super::inodes::{Dentry, Inode, Inodes, OpenDescriptor};
 use super::placement::{Device, Site};
 use super::{InFlight, Server};
 use crate::export::handle::InodeLocator;
@@ -253,7 +253,7 @@ impl Server {
         let places: Vec<_> = idle
             .iter()
             .map(|inode| {
-                let Place { directory, name } = inode.place()?;
+                let Dentry { directory, name } = inode.place()?;
                 let name = Name::for_new(&name).ok()?;
                 let node = match directory.peek() {
                     None if locators.by_name() => visited

@@ -4,7 +4,7 @@ use nix::errno::Errno;
 use protocol::{DecodeError, HEADER_LEN, Header, NOTAG, Rlerror, Rmessage, Tmessage, Twrite, kind};
 use vhost_user::{Readable, Request, Writable};
 
-use super::MAX_MSIZE;
+use super::limits::MAX_MSIZE;
 
 /// The longest frame that is taken out of guest memory. Only Twrite may be longer, and its payload
 /// stays where it is. The longest that makes sense, a Twalk with sixteen names, is 4 KiB.

@@ -28,7 +28,7 @@ pub struct Inode {
     /// its own, and so on, which must end: two that kept each other would live for ever.
     /// [`Inode::moved_to`] alone sets it, and only if the way from the directory does not come back
     /// to the inode, so there is no cycle, whatever names the guest and the host give.
-    place: RefCell<Option<Place>>,
+    place: RefCell<Option<Dentry>>,
     /// How many were seen last in this directory.
     pub(super) children: Cell<usize>,
     /// Since the last look for descriptors to give up.
@@ -46,14 +46,14 @@ enum Pin {
 
 /// A directory and a name in it.
 #[derive(Clone, Debug)]
-pub struct Place {
+pub struct Dentry {
     /// The directory.
     pub directory: Rc<Inode>,
     /// The name there.
     pub name: Box<[u8]>,
 }
 
-impl Place {
+impl Dentry {
     /// Counts it.
     fn entered(&self) {
         let children = &self.directory.children;
@@ -151,20 +151,20 @@ impl Inode {
     }
 
     /// Where it was seen last.
-    pub fn place(&self) -> Option<Place> {
+    pub fn place(&self) -> Option<Dentry> {
         self.place.borrow().clone()
     }
 
     /// Remembers where it is now, or nothing of where it is if that cannot be without a cycle, or if
     /// of too many the places are known.
-    pub fn moved_to(&self, place: Place) {
+    pub fn moved_to(&self, place: Dentry) {
         let kept = self.has_room() && self.ends_above(&place.directory);
         let place = kept.then_some(place);
         if let Some(place) = &place {
             place.entered();
         }
         // The old one may be the last to know of a directory: not dropped while it is borrowed.
-        let _old = self.place.replace(place).map(Place::left);
+        let _old = self.place.replace(place).map(Dentry::left);
     }
 
     fn has_room(&self) -> bool {
@@ -179,7 +179,7 @@ impl Inode {
         if std::ptr::eq(&raw const **directory, self) {
             return false;
         }
-        let known_there = |place: &Option<Place>| {
+        let known_there = |place: &Option<Dentry>| {
             let known = place.as_ref().map(|place| &place.directory);
             known.is_some_and(|known| Rc::ptr_eq(known, directory))
         };
@@ -194,7 +194,7 @@ impl Inode {
                 None => return true,
             };
             if std::ptr::eq(&raw const *above, self) {
-                let _this = below.place.take().map(Place::left);
+                let _this = below.place.take().map(Dentry::left);
                 return true;
             }
             below = above;
@@ -215,9 +215,9 @@ impl Drop for Inode {
         }
         // A chain of directories, each known only by the one below, ends without recursion: it may
         // be deeper than the stack.
-        let mut above = self.place.take().map(Place::left);
+        let mut above = self.place.take().map(Dentry::left);
         while let Some(inode) = above.and_then(Rc::into_inner) {
-            above = inode.place.take().map(Place::left);
+            above = inode.place.take().map(Dentry::left);
         }
     }
 }
@@ -246,7 +246,7 @@ impl Inodes {
 
     /// The inode of a file that was found, seen at `place`. If it is known already, the descriptor
     /// just opened is not needed, unless it had been given up.
-    pub fn admit(&self, node: Node, place: Option<Place>) -> Rc<Inode> {
+    pub fn admit(&self, node: Node, place: Option<Dentry>) -> Rc<Inode> {
         let key = *node.key();
         let known = self.get(&key);
         let inode = match known {

@@ -10,6 +10,12 @@ use std::rc::Rc;
 
 use nix::errno::Errno;
 
+/// The largest message that is agreed to, header included. QEMU's limit is the same; Linux's
+/// virtio transport asks for 512000 at the most.
+pub const MAX_MSIZE: u32 = 4_186_112;
+/// The smallest that a session can work with, Linux's own limit.
+pub const MIN_MSIZE: u32 = 4096;
+
 /// How much there may be; one guest's, at any moment.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {

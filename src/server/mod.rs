@@ -10,6 +10,7 @@ mod closing;
 mod eviction;
 mod exchange;
 mod fid;
+mod handle;
 mod handlers;
 mod held;
 mod inodes;
@@ -31,22 +32,16 @@ use nix::errno::Errno;
 use protocol::{Qid, Tmessage};
 use vhost_user::{Handler, Request};
 
-use crate::export::{Export, Multidevs, Node, Owner, Qids, Stat};
+use crate::export::{Export, Multidevs, Node, Owner, QidMap, Stat};
 use exchange::Exchange;
 use fid::{Fid, Fids};
 use held::Held;
-use inodes::{Inode, Inodes, Place};
+use inodes::{Dentry, Inode, Inodes};
 use limits::{Bound, Limits};
 use locks::Locks;
 use placement::{Device, Medium, Placement, Site};
 use requests::Requests;
 use throttle::{Rates, Throttle};
-
-/// The largest message that is agreed to, header included. QEMU's limit is the same; Linux's
-/// virtio transport asks for 512000 at the most.
-pub const MAX_MSIZE: u32 = 4_186_112;
-/// The smallest that a session can work with, Linux's own limit.
-pub const MIN_MSIZE: u32 = 4096;
 
 /// Serves one guest at a time from an [`Export`].
 pub struct Server {
@@ -55,7 +50,6 @@ pub struct Server {
     placement: Placement,
     throttle: Throttle,
     session: Session,
-    /// The request that its coroutine is about to take over.
     /// Requests between pop and push.
     in_flight: Cell<usize>,
     /// Buffers that requests have used and the next ones will.
@@ -86,7 +80,7 @@ struct Session {
     requests: Requests,
     /// Held shared by every request, and alone by Tversion, which ends what is under way first.
     gate: RwLock<()>,
-    qids: RefCell<Qids>,
+    qids: RefCell<QidMap>,
     /// Bytes of attributes that fids read or write.
     xattr_bytes: Bound,
     locks: Locks,
@@ -108,7 +102,7 @@ impl Server {
             inodes: Inodes::new(descriptors, limits.fids),
             requests: Requests::new(),
             gate: RwLock::new(()),
-            qids: RefCell::new(Qids::new(export.root().id(), multidevs)),
+            qids: RefCell::new(QidMap::new(export.root().id(), multidevs)),
             xattr_bytes: Bound::new(limits.xattr_bytes, Errno::ENOMEM),
             locks: Locks::new(limits.locks),
         };
@@ -142,7 +136,7 @@ impl Server {
 
     /// Takes a file that was found into the session, from a file of the device `from`. Errors: ENODEV if it is on a file system that
     /// the guest may not reach; EOPNOTSUPP if that has no file handles, but they are mandatory.
-    fn admit(&self, node: Node, place: Option<Place>, from: Device) -> Result<Rc<Inode>, Errno> {
+    fn admit(&self, node: Node, place: Option<Dentry>, from: Device) -> Result<Rc<Inode>, Errno> {
         let device = node.id().device;
         self.session.qids.borrow_mut().check(node.id())?;
         if device != from && !self.placement.is_root(device) {

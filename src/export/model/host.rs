@@ -10,7 +10,8 @@ use nix::unistd::{UnlinkatFlags, linkat, symlinkat, unlinkat};
 
 use super::attributes::has_set_id;
 use super::change::{Change, chown, resize};
-use super::{NewFile, Xattrs};
+use super::options::NewFile;
+use super::xattrs::Xattrs;
 use crate::export::identity::{Identity, Owner};
 use crate::export::name::Name;
 use crate::export::node::{FileKind, Node, Stat, permissions};

@@ -17,9 +17,11 @@ use nix::fcntl::OFlag;
 use nix::sys::stat::mkdirat;
 use nix::unistd::UnlinkatFlags;
 
-use super::attributes::without_set_id;
-use super::change::{chown, resize};
-use super::{Attributes, Change, HostModes, NewFile, Xattrs, host};
+use super::attributes::{Attributes, without_set_id};
+use super::change::{Change, chown, resize};
+use super::host;
+use super::options::{HostModes, NewFile};
+use super::xattrs::Xattrs;
 use crate::export::directory::{self, DirectoryStream};
 use crate::export::identity::Owner;
 use crate::export::name::Name;

@@ -25,10 +25,12 @@ use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat2, renameat};
 use nix::sys::stat::{FileStat, Mode, fstatat, major, minor, mkdirat};
 use nix::unistd::{UnlinkatFlags, linkat, unlinkat};
 
+use super::attributes::Attributes;
 use super::change::chown;
+use super::host;
 use super::mapped::{ByName, ModeOf, Store};
 use super::metadata::{LONGEST, Orphans, format, parse};
-use super::{Attributes, Xattrs, host};
+use super::xattrs::Xattrs;
 use crate::export::directory::{DirectoryStream, entries};
 use crate::export::name::Name;
 use crate::export::node::{FileKind, InodeId, Lookup, Node, Stat, errno_of};

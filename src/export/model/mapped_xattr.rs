@@ -13,8 +13,9 @@ use std::os::fd::BorrowedFd;
 
 use nix::errno::Errno;
 
+use super::attributes::Attributes;
 use super::mapped::{ModeOf, Store};
-use super::{Attributes, Xattrs};
+use super::xattrs::Xattrs;
 use crate::export::node::{FileKind, Node};
 use crate::export::place::{Located, Place};
 use crate::export::sys::{self, ProcPath};

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::fmt::Write;
 
-use super::Attributes;
+use super::attributes::Attributes;
 use crate::export::node::InodeKey;
 
 /// More than any metadata file has; what comes behind is not read.

@@ -12,7 +12,7 @@ use crate::export::name::NAME_MAX;
 use crate::export::{Change, Ids, Stat};
 use crate::server::Server;
 use crate::server::call::Actor;
-use crate::server::fid::Handle;
+use crate::server::handle::Handle;
 use crate::server::placement::Cost;
 
 /// What Linux takes off msize for the header of a read or write (P9_IOHDRSZ).

@@ -8,7 +8,7 @@ use crate::export::directory::entries;
 use crate::server::Server;
 use crate::server::call::Actor;
 use crate::server::exchange::Exchange;
-use crate::server::fid::Handle;
+use crate::server::handle::Handle;
 use crate::server::placement::Cost;
 
 /// The most that is asked of the kernel at once.

@@ -11,7 +11,8 @@ use crate::export::errno_of;
 use crate::server::Server;
 use crate::server::call::Actor;
 use crate::server::exchange::Exchange;
-use crate::server::fid::{Content, Fid, File, Handle, OpenFile, XattrDraft};
+use crate::server::fid::{Content, Fid, OpenFile, XattrDraft};
+use crate::server::handle::{File, Handle};
 use crate::server::placement::{Cost, Transfer};
 
 /// A copy that takes so long that others should not wait for it: as long as several hops.

@@ -13,7 +13,7 @@ use crate::export::{FileKind, InodeKey, Lookup, Name, Node};
 use crate::server::Server;
 use crate::server::call::Actor;
 use crate::server::fid::Fid;
-use crate::server::inodes::{Inode, Place};
+use crate::server::inodes::{Dentry, Inode};
 use crate::server::placement::Cost;
 
 impl Server {
@@ -177,7 +177,7 @@ impl Server {
     /// Remembers the place that a file was moved to.
     fn note_move(&self, moved: Option<InodeKey>, directory: &Rc<Inode>, name: &Name) {
         if let Some(inode) = moved.and_then(|key| self.session.inodes.get(&key)) {
-            inode.moved_to(Place {
+            inode.moved_to(Dentry {
                 directory: directory.clone(),
                 name: name.as_bytes().into(),
             });

@@ -8,8 +8,9 @@ use crate::export::directory::DirectoryStream;
 use crate::export::{FileKind, Name, Node, Stat, has_set_id};
 use crate::server::Server;
 use crate::server::call::Actor;
-use crate::server::fid::{File, Handle, OpenFile};
-use crate::server::inodes::Place;
+use crate::server::fid::OpenFile;
+use crate::server::handle::{File, Handle};
+use crate::server::inodes::Dentry;
 use crate::server::placement::Cost;
 use std::os::fd::OwnedFd;
 
@@ -87,7 +88,7 @@ impl Server {
         let handle = self.handle(&node, fd, flags, &stat, given);
         let handle = self.closing(handle, node.id().device, counted);
         let from = parent.key().id.device;
-        let place = Place {
+        let place = Dentry {
             directory: parent,
             name: m.name.into(),
         };

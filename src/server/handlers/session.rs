@@ -6,10 +6,11 @@ use protocol::{
 };
 
 use crate::export::{Lookup, acl};
+use crate::server::Server;
 use crate::server::call::Actor;
 use crate::server::fid::{Fid, XattrDraft};
+use crate::server::limits::{MAX_MSIZE, MIN_MSIZE};
 use crate::server::placement::{Cost, Site};
-use crate::server::{MAX_MSIZE, MIN_MSIZE, Server};
 
 const DIALECT: &[u8] = b"9P2000.L";
 

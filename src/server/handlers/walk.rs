@@ -6,7 +6,7 @@ use protocol::{Qids, Rwalk, Twalk};
 use crate::export::{Component, Export, Lookup, Node, Stat, WayUp};
 use crate::server::Server;
 use crate::server::fid::Fid;
-use crate::server::inodes::Place;
+use crate::server::inodes::Dentry;
 use crate::server::placement::{Medium, Site};
 
 /// How far a walk came.
@@ -39,7 +39,7 @@ impl Server {
             let mut error = walked.error;
             for ((node, stat), name) in walked.files.into_iter().zip(m.names.iter()) {
                 // The way up leads to no name.
-                let place = (*name != b"..").then(|| Place {
+                let place = (*name != b"..").then(|| Dentry {
                     directory: end.clone(),
                     name: (*name).into(),
                 });

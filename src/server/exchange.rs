@@ -1,7 +1,7 @@
 //! One request and the one answer it gets.
 
 use nix::errno::Errno;
-use protocol::{DecodeError, HEADER_LEN, Header, NOTAG, Rlerror, Rmessage, Tmessage, Twrite, kind};
+use protocol::{DecodeError, HEADER_LEN, Header, NOTAG, Rlerror, Rmessage, Twrite, kind};
 use vhost_user::{Readable, Request, Writable};
 
 use super::limits::MAX_MSIZE;
@@ -32,16 +32,15 @@ impl Exchange {
     }
 
     /// Copies the frame, without the payload of a Twrite, out of guest memory into `head`, once:
-    /// what is decoded from it cannot change any more. Returns the tag and the message. Errors: EFAULT
+    /// what is decoded from it cannot change any more. Returns the header and the fields. Errors: EFAULT
     /// if the request or the room for its reply is not all in the guest's memory; EPROTO for a frame
-    /// that is shorter than it says, or than a header, or that is no message; EMSGSIZE for one longer
-    /// than `msize`, 0 meaning that none was agreed yet; EOPNOTSUPP for a message that is not one of
-    /// 9P2000.L; EINVAL for a walk of more than sixteen names.
+    /// that is shorter than it says, or than a header; EMSGSIZE for one longer than `msize`, 0 meaning
+    /// that none was agreed yet.
     pub fn receive<'a>(
         &mut self,
         head: &'a mut Vec<u8>,
         msize: u32,
-    ) -> Result<(u16, Tmessage<'a>), Errno> {
+    ) -> Result<(Header, &'a [u8]), Errno> {
         self.received = true;
         let readable = self.readable();
         let mut start = [0; MOST_HEADS];
@@ -78,15 +77,7 @@ impl Exchange {
             head.resize(length, 0);
             self.readable().read_at(copied, &mut head[copied..]);
         }
-        match Tmessage::decode_fields(&header, &head[HEADER_LEN..]) {
-            Ok(message) => Ok((header.tag, message)),
-            Err(DecodeError::UnknownType(_)) => Err(Errno::EOPNOTSUPP),
-            Err(DecodeError::TooManyNames { .. }) => Err(Errno::EINVAL),
-            Err(error) => {
-                log::debug!("tag {}: {error}", header.tag);
-                Err(Errno::EPROTO)
-            }
-        }
+        Ok((header, &head[HEADER_LEN..]))
     }
 
     /// What the guest sent. After the answer there is nothing to read.
@@ -181,6 +172,16 @@ impl Drop for Exchange {
             Errno::ENOMEM
         };
         self.send(Err(errno), &mut scratch);
+    }
+}
+
+/// What a frame is answered with that is no message: EOPNOTSUPP if there is no such message in
+/// 9P2000.L, EINVAL for a walk of more than sixteen names, else EPROTO.
+pub fn refusal(error: &DecodeError) -> Errno {
+    match error {
+        DecodeError::UnknownType(_) => Errno::EOPNOTSUPP,
+        DecodeError::TooManyNames(_) => Errno::EINVAL,
+        _ => Errno::EPROTO,
     }
 }
 

@@ -33,7 +33,7 @@ use protocol::{Qid, Tmessage};
 use vhost_user::{Handler, Request};
 
 use crate::export::{Export, Multidevs, Node, Owner, QidMap, Stat};
-use exchange::Exchange;
+use exchange::{Exchange, refusal};
 use fid::{Fid, Fids};
 use held::Held;
 use inodes::{Dentry, Inode, Inodes};
@@ -178,8 +178,14 @@ impl Server {
         let mut scratch = self.scratch.borrow_mut().pop().unwrap_or_default();
         let Scratch { head, reply } = &mut scratch;
         match exchange.receive(head, self.session.msize.get()) {
-            // Looked at where it is: it has room for sixteen names.
-            Ok((tag, ref message)) => self.serve_message(exchange, tag, message, reply),
+            Ok((header, fields)) => match Tmessage::decode_fields(&header, fields) {
+                // Looked at where it is: it has room for sixteen names.
+                Ok(ref message) => self.serve_message(exchange, header.tag, message, reply),
+                Err(error) => {
+                    log::debug!("tag {}: {error}", header.tag);
+                    exchange.answer(Err(refusal(&error)), reply);
+                }
+            },
             Err(errno) => exchange.answer(Err(errno), reply),
         }
         if scratch.is_small() {

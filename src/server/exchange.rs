@@ -109,6 +109,7 @@ impl Exchange {
     /// Answers. The payload of Rread and Rreaddir is already behind its header in guest memory.
     /// A reply for which the guest left too little room becomes an error, and where not even that
     /// fits the request ends without a reply.
+    #[inline]
     pub fn answer(mut self, reply: Result<&Rmessage<'_>, Errno>, scratch: &mut Vec<u8>) {
         self.send(reply, scratch);
     }

@@ -38,12 +38,13 @@ pub enum Wake {
 
 /// All requests of a session, by the guest's tags.
 pub struct Requests {
-    /// Indexed by tag: the place of the record in `records` plus one, 0 for a tag that is free. An
-    /// eighth of a mebibyte of which only the pages in use exist.
-    tags: RefCell<Box<[u16]>>,
-    /// As many as were ever under way at once; they are used again.
+    /// The record of each tag that is in use. As long as the largest tag that ever was: clients use the
+    /// smallest that are free.
+    tags: RefCell<Vec<Option<Rc<Record>>>>,
+    /// The records that no tag has.
+    free: RefCell<Vec<Rc<Record>>>,
+    /// All records, as many as there ever were requests at once.
     records: RefCell<Vec<Rc<Record>>>,
-    free: RefCell<Vec<u16>>,
     /// How many wait for the end of all requests.
     stopping: AtomicUsize,
 }
@@ -64,7 +65,6 @@ struct Record {
 /// A request that is under way, until this is dropped.
 pub struct Running<'a> {
     requests: &'a Requests,
-    record: Rc<Record>,
     tag: u16,
 }
 
@@ -75,7 +75,7 @@ impl Requests {
     /// No request is under way.
     pub fn new() -> Requests {
         Requests {
-            tags: RefCell::new(vec![0; usize::from(u16::MAX) + 1].into_boxed_slice()),
+            tags: RefCell::default(),
             records: RefCell::default(),
             free: RefCell::default(),
             stopping: AtomicUsize::new(0),
@@ -84,35 +84,33 @@ impl Requests {
 
     /// A request with this tag begins. Errors: EINVAL if the tag is in use.
     pub fn begin(&self, tag: u16) -> Result<Running<'_>, Errno> {
-        let slot = &mut self.tags.borrow_mut()[usize::from(tag)];
-        if *slot != 0 {
+        let mut tags = self.tags.borrow_mut();
+        if tags.len() <= usize::from(tag) {
+            tags.resize(usize::from(tag) + 1, None);
+        }
+        let slot = &mut tags[usize::from(tag)];
+        if slot.is_some() {
             return Err(Errno::EINVAL);
         }
         let free = self.free.borrow_mut().pop();
-        *slot = free.map_or_else(|| self.another(), Ok)?;
-        let record = self.records.borrow()[usize::from(*slot) - 1].clone();
+        let record = free.unwrap_or_else(|| self.another());
         // A stop tells all records, also those that were free.
         record.end.set(None);
-        Ok(Running {
-            requests: self,
-            record,
-            tag,
-        })
+        *slot = Some(record);
+        let requests = self;
+        Ok(Running { requests, tag })
     }
 
-    /// One more record. Errors: EINVAL if every tag but one has its own: that one is NOTAG, which
-    /// only Tversion has.
+    /// One more record.
     #[cold]
-    fn another(&self) -> Result<u16, Errno> {
-        let mut records = self.records.borrow_mut();
-        let place = u16::try_from(records.len() + 1).map_err(|_| Errno::EINVAL)?;
-        records.push(Rc::default());
-        Ok(place)
+    fn another(&self) -> Rc<Record> {
+        let record = Rc::<Record>::default();
+        self.records.borrow_mut().push(record.clone());
+        record
     }
 
     fn get(&self, tag: u16) -> Option<Rc<Record>> {
-        let place = self.tags.borrow()[usize::from(tag)].checked_sub(1)?;
-        Some(self.records.borrow()[usize::from(place)].clone())
+        self.tags.borrow().get(usize::from(tag))?.clone()
     }
 
     /// Ends the wait of the request `tag` that is under way, if there is one and it waits or is going
@@ -160,7 +158,7 @@ impl Running<'_> {
 
     /// Waits for `time` at the most, or not at all if the request is to end.
     pub fn wait(&self, time: Duration) -> Wake {
-        let record = &self.record;
+        let record = self.record();
         if self.requests.stopping.load(Ordering::Relaxed) > 0 {
             record.end(Wake::Stopped);
         }
@@ -169,14 +167,21 @@ impl Running<'_> {
         }
         record.end.get().unwrap_or(Wake::Retry)
     }
+
+    fn record(&self) -> Rc<Record> {
+        let record = self.requests.get(self.tag);
+        record.expect("a request has its tag until it ends")
+    }
 }
 
 impl Drop for Running<'_> {
     fn drop(&mut self) {
-        let slot = &mut self.requests.tags.borrow_mut()[usize::from(self.tag)];
-        self.requests.free.borrow_mut().push(std::mem::take(slot));
-        self.record.number.set(self.record.number.get() + 1);
-        self.record.flushing.wake_all();
+        let record = self.requests.tags.borrow_mut()[usize::from(self.tag)].take();
+        if let Some(record) = record {
+            record.number.set(record.number.get() + 1);
+            record.flushing.wake_all();
+            self.requests.free.borrow_mut().push(record);
+        }
     }
 }
 
@@ -223,7 +228,7 @@ mod tests {
         let running = requests.begin(1).unwrap();
         coroutine::run_ready();
         assert!(flushed.get());
-        assert_eq!(running.record.end.get(), None);
+        assert_eq!(running.record().end.get(), None);
     }
 
     #[test]
@@ -232,7 +237,7 @@ mod tests {
         drop([1, 2].map(|tag| requests.begin(tag)));
         drop(requests.stop());
         for running in [1, 2].map(|tag| requests.begin(tag).unwrap()) {
-            assert_eq!(running.record.end.get(), None);
+            assert_eq!(running.record().end.get(), None);
         }
     }
 
@@ -246,6 +251,6 @@ mod tests {
         assert_eq!(during.wait(Duration::MAX), Wake::Stopped);
         drop(stopping);
         let after = requests.begin(3).unwrap();
-        assert_eq!(after.record.end.get(), None);
+        assert_eq!(after.record().end.get(), None);
     }
 }

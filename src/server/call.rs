@@ -1,4 +1,4 @@
-//! System calls of a request: by whose rights, and where they are made.
+//! System calls of a request: with whose rights, and where they run.
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
@@ -8,20 +8,21 @@ use super::held::Held;
 use super::placement::{Cost, Device, FileSystem, Medium, Site};
 use crate::export::{Owner, Stat};
 
-/// By whose rights a call is made.
+/// With whose rights a call is made.
 #[derive(Clone, Copy, Debug)]
 pub enum Actor {
-    /// The daemon's: the guest's user is permitted whatever the call does, or it does not matter.
+    /// The daemon's: either the guest's user may do whatever the call does, or it does not matter.
     Daemon,
-    /// Those of a fid's user, who must be permitted to make the call.
+    /// Those of the fid's user, who must be permitted to make the call.
     User(u32),
-    /// The daemon's, for a file that is made for an owner. The call itself takes on the owner's ids.
+    /// The daemon's, for a file that is created for an owner. The call itself takes on the owner's
+    /// ids.
     For(Owner),
 }
 
 impl Server {
-    /// Makes a call on a file of `device`: here if it will not have to wait, else on a worker while
-    /// other requests go on. Another's rights are taken on by a worker only.
+    /// Makes a call on a file of `device`: here if it will not wait, else on a worker while other
+    /// requests go on. Only a worker takes on another user's rights.
     pub(super) fn call<T: Send>(
         &self,
         device: Device,
@@ -32,7 +33,7 @@ impl Server {
         self.call_on(&self.placement.file_system(device), cost, actor, call)
     }
 
-    /// [`Server::call`] on a file system that is looked up already.
+    /// [`Server::call`] on a file system that has been looked up.
     pub(super) fn call_on<T: Send>(
         &self,
         on: &FileSystem,
@@ -51,8 +52,9 @@ impl Server {
         }
     }
 
-    /// [`Server::call`] of what opens a file, with a flag that it is given. Whoever has a lease on the
-    /// file is not waited for at first (`O_NONBLOCK`: EAGAIN), and then as a remote file system is.
+    /// [`Server::call`] for a call that opens a file; the closure gets a flag to open it with. The
+    /// first try does not wait for the holder of a lease (`O_NONBLOCK`: EAGAIN). If there is one,
+    /// the second waits, on a worker for remote file systems.
     pub(super) fn call_open<T: Send>(
         &self,
         device: Device,
@@ -75,7 +77,7 @@ impl Server {
         })
     }
 
-    /// What a call costs that takes one unless the security model or the actor adds to it.
+    /// The cost of a single call, with what the security model or the actor adds to it.
     fn cost_for(&self, actor: Actor, cost: Cost) -> Cost {
         let identity = self.export.identity();
         match actor {
@@ -86,17 +88,17 @@ impl Server {
         }
     }
 
-    /// What an operation costs that takes one call unless the security model adds to it.
+    /// The cost of a single call, with what the security model adds to it.
     pub(super) fn cost(&self, plain: Cost) -> Cost {
         match plain {
-            // Other files have to be read, under locks that a worker may have.
+            // Other files must be read, under locks that a worker may hold.
             Cost::Held | Cost::Read if !self.export.stat_is_immediate() => Cost::Wait,
             Cost::Change if self.export.is_mapped() => Cost::Wait,
             cost => cost,
         }
     }
 
-    /// What the file is for the guest now.
+    /// The file's attributes as the guest sees them now.
     pub(super) fn stat(&self, file: &Held, into: &mut Stat) -> Result<(), Errno> {
         let (export, file) = (&self.export, file.located());
         let device = file.node.id().device;

@@ -1,8 +1,9 @@
-//! The close of files. It may wait for a server or free a large file, so it is made where a call of
-//! its cost is made, never by a drop.
+//! Closing files. A close may wait for a server or free a large file, so it runs where a call of
+//! its cost runs, never in a `drop`.
 //!
-//! Whoever is the last to have an open file or a description with locks drops a [`Closing`], which
-//! leaves the descriptor here; the request closes it that drops it, or the next that ends.
+//! The last owner of an open file, or of a description with locks, drops a [`Closing`], which
+//! queues the descriptor here. The request that dropped it closes it, or the next request that
+//! ends.
 
 use std::cell::RefCell;
 use std::ops::Deref;
@@ -17,49 +18,50 @@ use super::inodes::{Inode, OpenDescriptor};
 use super::placement::{Cost, Device, Medium};
 use crate::export::{InodeId, Node};
 
-/// What a file has at least whose end takes a worker's time: to free so much takes less than
-/// a call may take on the loop.
+/// The size from which a worker frees a file: freeing less takes no longer than a call may take on
+/// the loop.
 const LARGE: u64 = 8 << 20;
 /// Bytes in a block, as stat(2) counts them.
 const BLOCK: u64 = 512;
 
-/// Whether to end a file of so many blocks may take long, if it has lost its last name by then.
+/// Whether freeing a file of this many blocks may take long, once its last name is gone.
 pub fn is_large(blocks: u64) -> bool {
     blocks >= LARGE / BLOCK
 }
 
-/// Descriptors that nobody has any more and that are not closed yet.
+/// Descriptors that have no owner any more and are not closed yet.
 #[derive(Debug, Default)]
-pub struct Leaving(RefCell<Vec<Left>>);
+pub struct CloseQueue(RefCell<Vec<PendingClose>>);
 
-/// What only the close is left to be done with.
+/// One descriptor to close.
 #[derive(Debug)]
-struct Left {
+struct PendingClose {
     what: What,
     device: Device,
-    /// Held as long as the file: to drop it may be what ends the file.
+    /// Kept until the file is closed: dropping the inode may free the file.
     inode: Option<Rc<Inode>>,
     _counted: Option<OpenDescriptor>,
 }
 
-/// A descriptor that is not closed yet.
+/// A descriptor that is to be closed.
 #[derive(Debug)]
 pub enum What {
-    /// It is.
+    /// It is closed.
     Closed,
     /// An open file.
     File(Handle),
-    /// A description for locks, of which it has none any more.
+    /// A description whose locks are gone.
     Description(OwnedFd),
-    /// What was locked through an open file that is one no more.
+    /// The locks that were taken through a file that is closed.
     Locks(InodeId),
-    /// Nothing to wait for, but it may be the last of the file. A request may have it still.
+    /// An `O_PATH` descriptor: closing it does not wait, but it may be the file's last. A request
+    /// may still use it.
     Pin(Rc<Node>),
 }
 
-/// What a close can be left with.
+/// A value that ends with a close.
 pub trait Closable {
-    /// As it is left.
+    /// What to close.
     fn left(self) -> What;
 }
 
@@ -69,37 +71,41 @@ impl Closable for Handle {
     }
 }
 
-/// A description for locks.
+/// A description that holds locks.
 impl Closable for OwnedFd {
     fn left(self) -> What {
         What::Description(self)
     }
 }
 
-/// A descriptor whose close may wait; it is not closed when this is dropped, but left to
-/// [`Server::close_left`].
+/// A descriptor whose close may wait. Dropping this queues it for [`Server::close_pending`].
 #[derive(Debug)]
 pub struct Closing<T: Closable> {
     value: Option<T>,
     device: Device,
     inode: Option<Rc<Inode>>,
     counted: Option<OpenDescriptor>,
-    leaving: Rc<Leaving>,
+    close_queue: Rc<CloseQueue>,
 }
 
 impl<T: Closable> Closing<T> {
     /// A descriptor of a file on `device`.
-    pub fn new(value: T, device: Device, counted: OpenDescriptor, leaving: Rc<Leaving>) -> Self {
+    pub fn new(
+        value: T,
+        device: Device,
+        counted: OpenDescriptor,
+        close_queue: Rc<CloseQueue>,
+    ) -> Self {
         Closing {
             value: Some(value),
             device,
             inode: None,
             counted: Some(counted),
-            leaving,
+            close_queue,
         }
     }
 
-    /// The file is this one.
+    /// Names the file's inode.
     pub fn of(mut self, inode: Rc<Inode>) -> Self {
         self.inode = Some(inode);
         self
@@ -107,9 +113,9 @@ impl<T: Closable> Closing<T> {
 }
 
 impl Closing<Handle> {
-    /// What was locked through it is to be freed.
+    /// Queues the release of the locks that were taken through the file.
     pub fn leave_locks(&self, inode: InodeId) {
-        self.leaving.0.borrow_mut().push(Left {
+        self.close_queue.0.borrow_mut().push(PendingClose {
             what: What::Locks(inode),
             device: inode.device,
             inode: None,
@@ -129,7 +135,7 @@ impl<T: Closable> Deref for Closing<T> {
 impl<T: Closable> Drop for Closing<T> {
     fn drop(&mut self) {
         if let Some(value) = self.value.take() {
-            self.leaving.0.borrow_mut().push(Left {
+            self.close_queue.0.borrow_mut().push(PendingClose {
                 what: value.left(),
                 device: self.device,
                 inode: self.inode.take(),
@@ -139,10 +145,10 @@ impl<T: Closable> Drop for Closing<T> {
     }
 }
 
-impl Leaving {
-    /// The pinned file may have lost its last name, and this may be the last descriptor of it.
+impl CloseQueue {
+    /// The pinned file may have lost its last name, and this may be its last descriptor.
     pub fn unpin(&self, node: Rc<Node>) {
-        self.0.borrow_mut().push(Left {
+        self.0.borrow_mut().push(PendingClose {
             device: node.id().device,
             what: What::Pin(node),
             inode: None,
@@ -154,22 +160,22 @@ impl Leaving {
         self.0.borrow().len()
     }
 
-    /// Those from the place `first` on that nobody has any more.
-    fn take_from(&self, first: usize) -> Vec<Left> {
+    /// Takes the entries from `first` on that have no owner.
+    fn take_from(&self, first: usize) -> Vec<PendingClose> {
         let mut list = self.0.borrow_mut();
         let first = first.min(list.len());
         let mut taken = list.split_off(first);
-        if !taken.iter().all(Left::is_unused) {
-            let (unused, used) = taken.into_iter().partition(Left::is_unused);
+        if !taken.iter().all(PendingClose::is_unused) {
+            let (unused, used) = taken.into_iter().partition(PendingClose::is_unused);
             list.extend::<Vec<_>>(used);
             taken = unused;
         }
         taken
     }
 
-    /// Those of one device that nobody has any more; the others are another request's, which may
-    /// be faster.
-    fn take_some(&self) -> Vec<Left> {
+    /// Takes the entries of one device that have no owner. Those of other devices are left to
+    /// another request, which may be faster.
+    fn take_some(&self) -> Vec<PendingClose> {
         let mut list = self.0.borrow_mut();
         let Some(device) = list
             .iter()
@@ -183,7 +189,7 @@ impl Leaving {
     }
 }
 
-impl Left {
+impl PendingClose {
     fn is_unused(&self) -> bool {
         match &self.what {
             What::Pin(node) => Rc::strong_count(node) == 1,
@@ -191,7 +197,7 @@ impl Left {
         }
     }
 
-    /// What its close asks of a file system that is not remote.
+    /// The cost of the close on a file system that is not remote.
     fn cost(&self) -> Cost {
         match &self.what {
             What::File(Handle::File(file)) => {
@@ -213,7 +219,7 @@ impl Left {
         };
         let blocks = stat.st_blocks as u64;
         if let Some(inode) = &self.inode {
-            // Its own descriptor may be the last.
+            // The inode's own descriptor may be the last.
             inode.note_size(blocks);
         }
         match stat.st_nlink {
@@ -233,7 +239,7 @@ impl Left {
     }
 }
 
-/// What a worker can drop.
+/// What a worker drops.
 #[allow(dead_code, reason = "they are dropped, and nothing else")]
 enum Closed {
     File(Handle),
@@ -242,52 +248,52 @@ enum Closed {
 }
 
 impl Server {
-    /// Drops a value, a fid that the guest has given back, and closes what it leaves.
-    pub(super) fn let_go<T>(&self, value: T) {
-        let leaving = self.session.inodes.leaving();
-        // Its own, and none that another request waits for.
-        let first = leaving.len();
+    /// Drops a value, such as a fid that the guest has clunked, and closes what it owned.
+    pub(super) fn release<T>(&self, value: T) {
+        let close_queue = self.session.inodes.close_queue();
+        // Only what this value owned: another request may wait for the rest.
+        let first = close_queue.len();
         drop(value);
-        if leaving.len() > first {
-            self.close(leaving.take_from(first));
+        if close_queue.len() > first {
+            self.close(close_queue.take_from(first));
         }
     }
 
-    /// Closes the files that were let go and that no request has any more. To be called when a
+    /// Closes the files that were released and that no request uses any more. Call it when a
     /// request has ended.
     #[inline]
-    pub(super) fn close_left(&self) {
-        if self.session.inodes.leaving().len() > 0 {
+    pub(super) fn close_pending(&self) {
+        if self.session.inodes.close_queue().len() > 0 {
             self.close_unused();
         }
     }
 
     fn close_unused(&self) {
         loop {
-            match self.session.inodes.leaving().take_some() {
+            match self.session.inodes.close_queue().take_some() {
                 some if some.is_empty() => return,
                 some => self.close(some),
             }
         }
     }
 
-    fn close(&self, mut list: Vec<Left>) {
+    fn close(&self, mut list: Vec<PendingClose>) {
         while let Some(device) = list.last().map(|left| left.device) {
             let mut now = list;
             list = match now.iter().all(|left| left.device == device) {
                 true => Vec::new(),
                 false => now.extract_if(.., |left| left.device != device).collect(),
             };
-            let leaving = self.session.inodes.leaving();
+            let close_queue = self.session.inodes.close_queue();
             self.close_on(device, &mut now);
-            let first = leaving.len();
-            // With their inodes, which may leave something, too.
+            let first = close_queue.len();
+            // Dropping their inodes may queue more.
             drop(now);
-            list.extend(leaving.take_from(first));
+            list.extend(close_queue.take_from(first));
         }
     }
 
-    fn close_on(&self, device: Device, list: &mut [Left]) {
+    fn close_on(&self, device: Device, list: &mut [PendingClose]) {
         for left in &*list {
             if let What::Locks(inode) = left.what {
                 self.free_locks_of_closed(inode);
@@ -296,7 +302,8 @@ impl Server {
         let on = self.placement.file_system(device);
         let is_remote = on.medium() == Medium::Remote;
         let mut cost = Cost::Held;
-        // What is remote goes to a worker whatever it costs, and is not asked here.
+        // On a remote file system a worker makes the close whatever it costs, so the file is not
+        // looked at.
         for left in list.iter().filter(|_| !is_remote) {
             cost = match (cost, left.cost()) {
                 (Cost::Wait, _) | (_, Cost::Wait) => Cost::Wait,
@@ -304,7 +311,7 @@ impl Server {
                 _ => Cost::Held,
             };
         }
-        let closed: Vec<Closed> = list.iter_mut().filter_map(Left::take).collect();
+        let closed: Vec<Closed> = list.iter_mut().filter_map(PendingClose::take).collect();
         if !closed.is_empty() {
             self.placement.call(&on, cost, move || drop(closed));
         }

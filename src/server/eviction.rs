@@ -1,8 +1,8 @@
-//! The eviction of descriptors: a guest may walk to more files than a process may have descriptors.
+//! Evicting descriptors: a guest may walk to more files than a process may have descriptors.
 //!
-//! Above a threshold the inodes that were not used lately give theirs up for an [`InodeLocator`],
-//! those of file systems that answer first. Those of a remote file system are asked for by a coroutine
-//! of their own, for each file system one at a time, and nobody has to wait for it.
+//! Above a threshold, inodes that were not used lately give up their descriptors for an
+//! [`InodeLocator`], those on local file systems first. For each remote file system one coroutine
+//! of its own evicts descriptors, and no request waits for it.
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -19,10 +19,10 @@ use super::{InFlight, Server};
 use crate::export::handle::InodeLocator;
 use crate::export::{DEEPEST, InodeKey, Name, Node};
 
-/// As long as it lives, some request gives descriptors up; others wait for that.
+/// While it lives, a request evicts descriptors; others wait for it.
 struct Evicting<'a>(&'a Inodes);
 
-/// As long as it lives, descriptors on this file system are given up; others need not wait for that.
+/// While it lives, descriptors on this file system are being evicted; others need not wait for it.
 struct EvictingRemote(Rc<Inodes>, Device);
 
 impl Drop for Evicting<'_> {
@@ -44,8 +44,8 @@ impl Drop for EvictingRemote {
 }
 
 impl Server {
-    /// Before a descriptor is made that the guest is going to keep. Errors: ENFILE if it has as many
-    /// as it may, and none of them can be given up.
+    /// Makes room for a descriptor that the guest is going to keep. Errors: ENFILE if it has as
+    /// many as it may, and none can be evicted.
     #[inline]
     pub(super) fn room(&self) -> Result<(), Errno> {
         match self.session.inodes.has_room() {
@@ -56,7 +56,8 @@ impl Server {
 
     #[cold]
     fn make_room(&self) -> Result<(), Errno> {
-        /// Each looks at an eighth of all. What was given up may have gone to another request.
+        /// Each try looks at an eighth of all inodes. Another request may have taken the room that
+        /// was made.
         const TRIES: usize = 16;
         for _ in 0..TRIES {
             self.evict_some();
@@ -73,34 +74,34 @@ impl Server {
         self.session.inodes.count_open()
     }
 
-    /// Takes a descriptor over that was counted before: it will be closed where that may wait.
+    /// Takes over a descriptor that was counted before: it will be closed where the close may wait.
     pub(super) fn closing<T: Closable>(
         &self,
         value: T,
         device: Device,
         counted: OpenDescriptor,
     ) -> Closing<T> {
-        let leaving = self.session.inodes.leaving().clone();
-        Closing::new(value, device, counted, leaving)
+        let close_queue = self.session.inodes.close_queue().clone();
+        Closing::new(value, device, counted, close_queue)
     }
 
-    /// Gives descriptors up if there are too many. Called after new ones were made, when nothing
-    /// is borrowed.
+    /// Evicts descriptors if there are too many. Called after new ones were opened, when nothing is
+    /// borrowed.
     pub(super) fn evict_if_needed(&self) {
         let inodes = &self.session.inodes;
-        // Whoever comes while this is being done has nothing to wait for.
+        // A request that comes while another evicts has nothing to wait for.
         if inodes.is_over_threshold() && !inodes.evicting.get() && self.evict_local(1) == 0 {
             self.evict_remote();
         }
     }
 
-    /// Runs `open`, which makes descriptors, and again if there were none left but some could be
-    /// given up.
+    /// Runs `open`, which opens descriptors. Runs it again if there were none left but some could
+    /// be evicted.
     pub(super) fn with_descriptors<T>(
         &self,
         mut open: impl FnMut() -> Result<T, Errno>,
     ) -> Result<T, Errno> {
-        /// What was given up may have gone to another request before this one came to it.
+        /// Another request may have taken the descriptors that were freed.
         const TRIES: usize = 16;
         for _ in 1..TRIES {
             match open() {
@@ -111,10 +112,10 @@ impl Server {
         open()
     }
 
-    /// Whether it is worth to try again: some were given up, by this request or another meanwhile.
+    /// Whether another try is worth it: this request or another has evicted some meanwhile.
     fn evict_some(&self) -> bool {
-        /// How often it is looked whether there is something local to give up by now, while a remote file system
-        /// is asked.
+        /// How often to look for something local to evict while a remote file system is being
+        /// asked.
         const LOOK_AGAIN: Duration = Duration::from_millis(100);
         /// Batches.
         const ALL: usize = 8;
@@ -143,18 +144,18 @@ impl Server {
         }
     }
 
-    /// At least so many in one go, for each takes a few calls on a worker.
+    /// At least this many at once, because each takes a few calls on a worker.
     fn batch(&self) -> usize {
         const BATCH: usize = 16;
         BATCH.max(self.session.inodes.budget / 8)
     }
 
-    /// Gives up a batch of what is on file systems that do answer, and says how many. Others wait for
-    /// the end. At the most so many batches are looked at.
+    /// Evicts one batch of descriptors on local file systems and returns how many. Other requests
+    /// wait for the end. Looks at up to this many batches.
     fn evict_local(&self, batches: usize) -> usize {
         let inodes = &self.session.inodes;
         inodes.evicting.set(true);
-        let _relieving = Evicting(inodes);
+        let _evicting = Evicting(inodes);
         let local = |inode: &Inode| self.remote_device(inode).is_none();
         for _ in 0..batches {
             let idle = self.idle(local);
@@ -166,8 +167,8 @@ impl Server {
         0
     }
 
-    /// Begins to give up what is on a file system that may never answer: not in the way of any
-    /// request, and of no other file system.
+    /// Starts to evict descriptors on a file system that may never answer. It holds up no request
+    /// and no other file system.
     fn evict_remote(&self) {
         let inodes = &self.session.inodes;
         let mut device = None;
@@ -186,7 +187,7 @@ impl Server {
         inodes.evicting_remote.borrow_mut().push(device);
         let evicting = EvictingRemote(server.session.inodes.clone(), device);
         let spawned = coroutine::spawn(move || {
-            let _relieving = evicting;
+            let _evicting = evicting;
             let evicted = AssertUnwindSafe(|| server.evict_idle(&idle, Some(device)));
             if catch_unwind(evicted).is_err() {
                 log::error!("descriptors are not given up by a fault of this program");
@@ -197,8 +198,8 @@ impl Server {
         }
     }
 
-    /// Some of the wanted inodes to give up. What is found by its name needs its directory, which
-    /// goes last.
+    /// Some of the wanted inodes to evict. An inode that is found by its name needs its directory,
+    /// so directories go last.
     fn idle(&self, mut wanted: impl FnMut(&Inode) -> bool) -> Vec<Rc<Inode>> {
         let (inodes, batch) = (&self.session.inodes, self.batch());
         let mut idle = Vec::new();
@@ -212,10 +213,10 @@ impl Server {
         idle
     }
 
-    /// The remote file system that has to be asked before the inode can be given
-    /// up: its own, or one of a directory by which it is found.
+    /// The remote file system that must be asked before the inode can be evicted: its own, or that
+    /// of a directory by which it is found.
     fn remote_device(&self, inode: &Inode) -> Option<Device> {
-        /// What is deeper below what was given up is taken for remote.
+        /// What is deeper below evicted directories counts as remote.
         const DEPTH: usize = 64;
         let remote = |inode: &Inode| {
             let device = inode.key().id.device;
@@ -240,14 +241,14 @@ impl Server {
         Some(inode.key().id.device)
     }
 
-    /// Gives these up, which a file system has to be asked about, `remote` if it may block indefinitely.
-    /// Returns how many could be.
+    /// Evicts these, for which a file system must be asked; `remote` if it may block indefinitely.
+    /// Returns how many were evicted.
     fn evict_idle(&self, idle: &[Rc<Inode>], remote: Option<Device>) -> usize {
         let inodes = &self.session.inodes;
         let locators = self.export.locators();
         let nodes: Vec<_> = idle.iter().map(|inode| inode.peek()).collect();
-        // Directories that have given their descriptors up, and go on without. All together cost no more
-        // than one may that a request waits for.
+        // Evicted directories stay evicted. Following all of them costs no more than following one
+        // for a request.
         let mut visited: HashMap<InodeKey, Option<Rc<Node>>, RandomState> = HashMap::default();
         let mut steps = DEEPEST;
         let places: Vec<_> = idle
@@ -289,7 +290,7 @@ impl Server {
         drop(places);
         let mut evicted = 0;
         for ((inode, node), locator) in idle.iter().zip(nodes).zip(found) {
-            // Only this list and the inode itself have it.
+            // Only this list and the inode own it.
             let alone = node.is_some_and(|node| Rc::strong_count(&node) == 2);
             match locator {
                 Some(locator) if alone && !inode.used.get() => {

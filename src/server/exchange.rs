@@ -1,4 +1,4 @@
-//! One request and the one answer it gets.
+//! One request and its one answer.
 
 use nix::errno::Errno;
 use protocol::{DecodeError, HEADER_LEN, Header, NOTAG, Rlerror, Rmessage, Twrite, kind};
@@ -6,15 +6,15 @@ use vhost_user::{Readable, Request, Writable};
 
 use super::limits::MAX_MSIZE;
 
-/// The longest frame that is taken out of guest memory. Only Twrite may be longer, and its payload
-/// stays where it is. The longest that makes sense, a Twalk with sixteen names, is 4 KiB.
+/// The longest frame that is copied out of guest memory. Only a Twrite may be longer; its payload
+/// is not copied. The longest that makes sense, a Twalk with sixteen names, is 4 KiB.
 const MAX_HEAD: usize = 64 * 1024;
-/// As long as most frames are: they are copied in one go.
-const MOST_HEADS: usize = 64;
+/// Most frames are no longer than this: they are copied at once.
+const USUAL_HEAD: usize = 64;
 
-/// A request on its way to its reply. It is answered exactly once: by [`Exchange::answer`], or
-/// when it is dropped without: with EIO, so that no failure of ours leaves the guest waiting, or with
-/// ENOMEM if it has not been received, as there was no coroutine to serve it.
+/// A request until its reply. It is answered exactly once: by [`Exchange::answer`], or when it is
+/// dropped: with EIO, so that no fault of the daemon leaves the guest waiting, or with ENOMEM if it
+/// was not received because there was no coroutine for it.
 pub struct Exchange {
     request: Option<Request>,
     tag: u16,
@@ -32,10 +32,10 @@ impl Exchange {
     }
 
     /// Copies the frame, without the payload of a Twrite, out of guest memory into `head`, once:
-    /// what is decoded from it cannot change any more. Returns the header and the fields. Errors: EFAULT
-    /// if the request or the room for its reply is not all in the guest's memory; EPROTO for a frame
-    /// that is shorter than it says, or than a header; EMSGSIZE for one longer than `msize`, 0 meaning
-    /// that none was agreed yet.
+    /// what is decoded from it cannot change any more. Returns the header and the fields. Errors:
+    /// EFAULT if the request or the room for its reply is not all in the guest's memory; EPROTO for
+    /// a frame that is shorter than its size field or than a header; EMSGSIZE for one longer than
+    /// `msize`, where 0 means that none was agreed yet.
     pub fn receive<'a>(
         &mut self,
         head: &'a mut Vec<u8>,
@@ -43,11 +43,11 @@ impl Exchange {
     ) -> Result<(Header, &'a [u8]), Errno> {
         self.received = true;
         let readable = self.readable();
-        let mut start = [0; MOST_HEADS];
+        let mut start = [0; USUAL_HEAD];
         let copied = readable.read_at(0, &mut start);
         let cut = readable.is_cut() || self.writable().is_cut();
         if copied < HEADER_LEN {
-            // The tag is not known. Linux does not look at it: it knows a reply by its chain.
+            // The tag is unknown. Linux does not look at it: it knows a reply by its chain.
             return Err(if cut { Errno::EFAULT } else { Errno::EPROTO });
         }
         let header = Header::decode(&start[..HEADER_LEN]).map_err(|_| Errno::EPROTO)?;
@@ -55,8 +55,8 @@ impl Exchange {
         let sent = readable.len();
         self.tag = header.tag;
         if cut {
-            // Before anything is done. The reply goes where there is room before the cut: of a
-            // zero-copy read, whose pages may be missing, the header has room for an error.
+            // Nothing has been done yet. The reply goes to the room before the cut: for a zero-copy
+            // read, whose pages may be missing, the room for the header holds an error.
             return Err(Errno::EFAULT);
         }
         if size < HEADER_LEN || size > sent {
@@ -114,7 +114,7 @@ impl Exchange {
         self.send(reply, scratch);
     }
 
-    /// Ends a request that was flushed: without a reply, which the guest knows by the length 0.
+    /// Ends a request that was flushed: without a reply, which the guest sees as length 0.
     pub fn cancel(mut self) {
         if let Some(request) = self.request.take() {
             request.complete(0);
@@ -131,15 +131,15 @@ impl Exchange {
                 log::trace!("tag {}: {message:?}", self.tag);
                 encode(message, self.tag, room, scratch)
             }
-            // Which the guest's program would take for a limit of its own.
+            // The guest's program would take EMFILE for a limit of its own.
             Err(Errno::EMFILE) => Err(Errno::ENFILE),
             Err(errno) => Err(errno),
         };
         let size = encoded.or_else(|errno| {
             log::debug!("tag {}: {errno}", self.tag);
             let ecode = match errno {
-                // A number that nobody has given a meaning, which a file system of the host may
-                // return nevertheless. As 0 it would be a success to clients.
+                // An errno without a meaning, which a file system of the host may return. Clients
+                // would take 0 for success.
                 Errno::UnknownErrno => Errno::EIO,
                 known => known,
             } as u32;
@@ -176,8 +176,8 @@ impl Drop for Exchange {
     }
 }
 
-/// What a frame is answered with that is no message: EOPNOTSUPP if there is no such message in
-/// 9P2000.L, EINVAL for a walk of more than sixteen names, else EPROTO.
+/// The errno for a frame that is no message: EOPNOTSUPP if 9P2000.L has no such message, EINVAL for
+/// a walk of more than sixteen names, else EPROTO.
 pub fn refusal(error: &DecodeError) -> Errno {
     match error {
         DecodeError::UnknownType(_) => Errno::EOPNOTSUPP,
@@ -186,8 +186,8 @@ pub fn refusal(error: &DecodeError) -> Errno {
     }
 }
 
-/// Encodes `message` into `scratch` and returns the size field, which counts the payload too.
-/// Errors: EMSGSIZE if the whole does not fit in `room`.
+/// Encodes `message` into `scratch` and returns the size field, which includes the payload. Errors:
+/// EMSGSIZE if the whole does not fit in `room`.
 fn encode(
     message: &Rmessage<'_>,
     tag: u16,

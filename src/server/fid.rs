@@ -1,4 +1,4 @@
-//! What a guest's fids stand for.
+//! What the guest's fids stand for.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -15,8 +15,8 @@ use super::limits::Share;
 use crate::export::acl;
 use crate::export::xattr::XattrName;
 
-/// A guest's handle for a file. A request holds the fid that it works on, so a clunk meanwhile
-/// takes only the guest's name for it away; the descriptor goes with the last request.
+/// A guest's handle for a file. A request keeps the fid that it works on, so a clunk meanwhile only
+/// takes the guest's number away; the descriptor is closed after the last request.
 #[derive(Debug)]
 pub struct Fid {
     /// The user who attached, by the host's id: the owner of what is made through the fid.
@@ -32,9 +32,9 @@ enum State {
     Walked(Rc<Inode>),
     /// From lopen or lcreate.
     Open(Rc<OpenFile>),
-    /// From xattrwalk: a value, or a list of names, as it was at that moment.
+    /// From xattrwalk: a value, or a list of names, as it was then.
     XattrValue(Rc<XattrValue>),
-    /// From xattrcreate: a value that the guest writes and clunk sets.
+    /// From xattrcreate: a value that the guest writes and that the clunk sets.
     XattrDraft(Rc<XattrDraft>),
 }
 
@@ -43,7 +43,7 @@ enum State {
 pub struct OpenFile {
     /// The inode, for everything that is not I/O.
     pub inode: Rc<Inode>,
-    /// Whether something was locked through this file, which then goes with it.
+    /// Whether something was locked through this file. Such locks end with it.
     pub locked: Cell<bool>,
     /// What I/O goes through.
     pub handle: Closing<Handle>,
@@ -71,7 +71,7 @@ impl Drop for OpenFile {
 /// The extended attribute that the guest is reading.
 #[derive(Debug)]
 pub struct XattrValue {
-    /// As it was when it was asked for.
+    /// As it was when the guest asked.
     pub value: Vec<u8>,
     /// Its bytes.
     pub _counted: Share,
@@ -80,7 +80,7 @@ pub struct XattrValue {
 /// The extended attribute that the guest is writing.
 #[derive(Debug)]
 pub struct XattrDraft {
-    /// The file that gets it.
+    /// The file that is to get it.
     pub inode: Rc<Inode>,
     /// Its name.
     pub name: XattrName,
@@ -95,9 +95,9 @@ pub struct XattrDraft {
 }
 
 impl XattrDraft {
-    /// Whether the attribute is to go. 9P has no message for that. Linux's client sends an empty
-    /// value with `XATTR_REPLACE` for removexattr(2), and for a list that is taken away one
-    /// without flags; on the host, too, an empty list is none.
+    /// Whether the attribute is to be removed. 9P has no message for that. Linux's client sends an
+    /// empty value with `XATTR_REPLACE` for removexattr(2), and one without flags to remove an ACL;
+    /// on the host, too, an empty ACL is none.
     pub fn is_removal(&self) -> bool {
         self.size == 0 && (self.flags == xattr::REPLACE || acl::is_list(self.name.as_bytes()))
     }
@@ -122,7 +122,7 @@ impl Target {
     }
 }
 
-/// What Tread and Twrite on a fid go to.
+/// What Tread and Twrite on a fid access.
 #[derive(Clone, Debug)]
 pub enum Content {
     /// An open file.
@@ -187,7 +187,7 @@ impl Fid {
         }
     }
 
-    /// The attribute that is being written, if that is what the fid is for.
+    /// The attribute that is being written, if the fid is a draft.
     pub fn draft(&self) -> Option<Rc<XattrDraft>> {
         match &*self.state.borrow() {
             State::XattrDraft(draft) => Some(draft.clone()),
@@ -196,14 +196,14 @@ impl Fid {
     }
 
     /// Turns the fid into an open file (lopen, lcreate). Errors: EINVAL if another request was
-    /// faster.
+    /// first.
     pub fn open(&self, open: OpenFile) -> Result<(), Errno> {
         self.unopened()?;
         self.state.replace(State::Open(Rc::new(open)));
         Ok(())
     }
 
-    /// Turns the fid into a draft (xattrcreate). Errors: EINVAL if another request was faster.
+    /// Turns the fid into a draft (xattrcreate). Errors: EINVAL if another request was first.
     pub fn begin_draft(&self, draft: XattrDraft) -> Result<(), Errno> {
         self.unopened()?;
         self.state.replace(State::XattrDraft(Rc::new(draft)));
@@ -211,7 +211,7 @@ impl Fid {
     }
 }
 
-/// The guest's numbers for fids.
+/// The fids by their numbers.
 #[derive(Debug)]
 pub struct Fids {
     table: RefCell<HashMap<u32, Rc<Fid>, RandomState>>,
@@ -219,7 +219,7 @@ pub struct Fids {
 }
 
 impl Fids {
-    /// None yet, and never more than `limit`.
+    /// An empty table that holds up to `limit` fids.
     pub fn new(limit: usize) -> Fids {
         Fids {
             table: RefCell::default(),
@@ -227,14 +227,13 @@ impl Fids {
         }
     }
 
-    /// Errors: EBADF for a number that was not given out.
+    /// Errors: EBADF for an unknown number.
     pub fn get(&self, number: u32) -> Result<Rc<Fid>, Errno> {
         let table = self.table.borrow();
         table.get(&number).cloned().ok_or(Errno::EBADF)
     }
 
-    /// Errors: EINVAL for a number that is in use, or that never can be; ENFILE if there are as many
-    /// as there may be.
+    /// Errors: EINVAL for a number that is in use or invalid; ENFILE if the table is full.
     pub fn check_free(&self, number: u32) -> Result<(), Errno> {
         let table = self.table.borrow();
         if number == protocol::NOFID || table.contains_key(&number) {
@@ -246,15 +245,15 @@ impl Fids {
         Ok(())
     }
 
-    /// Gives a free number out. Errors: those of [`Fids::check_free`].
+    /// Adds a fid. Errors: those of [`Fids::check_free`].
     pub fn insert(&self, number: u32, fid: Fid) -> Result<(), Errno> {
         self.check_free(number)?;
         self.table.borrow_mut().insert(number, Rc::new(fid));
         Ok(())
     }
 
-    /// Lets `number`, which stands for `old`, stand for `new` (a walk onto the fid itself).
-    /// Errors: EBADF if it was clunked meanwhile, EINVAL if it was opened.
+    /// Replaces `old` by `new` under the same number (a walk from a fid to itself). Errors: EBADF
+    /// if it was clunked meanwhile, EINVAL if it was opened.
     pub fn replace(&self, number: u32, old: &Rc<Fid>, new: Fid) -> Result<(), Errno> {
         old.unopened()?;
         match self.table.borrow_mut().get_mut(&number) {
@@ -266,12 +265,12 @@ impl Fids {
         }
     }
 
-    /// Takes a number back. Errors: EBADF for one that was not given out.
+    /// Removes a fid. Errors: EBADF for an unknown number.
     pub fn remove(&self, number: u32) -> Result<Rc<Fid>, Errno> {
         self.table.borrow_mut().remove(&number).ok_or(Errno::EBADF)
     }
 
-    /// Takes all numbers back.
+    /// Removes all fids.
     pub fn clear(&self) -> impl Iterator<Item = Rc<Fid>> + use<> {
         self.table.take().into_values()
     }

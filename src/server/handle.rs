@@ -34,13 +34,13 @@ pub struct File {
     pub writable: bool,
     /// Whether a write returns only when the device has the data (O_SYNC, O_DSYNC).
     pub sync: bool,
-    /// Up to which [`Export::set_id_given`](crate::export::Export::set_id_given) the file is
-    /// known to have no set-id bits that a write of this fid's user is to take away or to leave.
+    /// The value of [`Export::set_id_given`](crate::export::Export::set_id_given) up to which the
+    /// file is known to have no set-id bits that a write by this fid's user must handle.
     pub set_id_dropped: Cell<u64>,
 }
 
 impl File {
-    /// A file opened with `flags`, whose set-id bits are known about up to `set_id_dropped`.
+    /// A file that was opened with `flags`, with no set-id bits as of `set_id_dropped`.
     pub fn new(fd: OwnedFd, flags: OFlag, set_id_dropped: u64) -> File {
         File {
             fd,

@@ -14,7 +14,7 @@ use super::placement::{Cost, Site};
 use crate::export::handle::InodeLocator;
 use crate::export::{DEEPEST, InodeKey, Located, Name, Node, Place};
 
-/// A pinned file, and where it was seen last if the export finds files by their names.
+/// A pinned file, and where it was last seen if the export finds files by their names.
 #[derive(Debug)]
 pub struct Held {
     node: Rc<Node>,
@@ -71,15 +71,15 @@ impl Server {
         Some((directory, Name::for_new(&place.name).ok()?))
     }
 
-    /// The pinned file of an inode, found again if its descriptor was given up. Errors: ESTALE if
-    /// the host has removed it, or moved it where it cannot be found.
+    /// The inode's pinned file. Finds it again if its descriptor was evicted. Errors: ESTALE if the
+    /// host has removed it, or moved it where it cannot be found.
     pub(super) fn hold(&self, inode: &Rc<Inode>) -> Result<Rc<Node>, Errno> {
         match inode.held() {
             Some(node) => Ok(node),
             None => {
                 let keeps = self.room().is_ok();
                 let node = self.with_descriptors(|| match inode.held() {
-                    // Another request was faster, while this one waited for a descriptor.
+                    // Another request was first, while this one waited for a descriptor.
                     Some(node) => Ok(node),
                     None => {
                         let mut steps = DEEPEST;
@@ -92,7 +92,7 @@ impl Server {
         }
     }
 
-    /// The pinned file of an open one, which its own descriptor always leads to.
+    /// The pinned file of an open one. Its own descriptor always leads there.
     pub(super) fn hold_open(&self, open: &OpenFile) -> Result<Rc<Node>, Errno> {
         if let Some(node) = open.inode.held() {
             return Ok(node);
@@ -105,8 +105,8 @@ impl Server {
         Ok(self.found_again(&open.inode, node, keeps))
     }
 
-    /// The pinned file of an inode that had given its descriptor up. Where there is no room for
-    /// another, only the request keeps it.
+    /// Pins a file that was found again. If there is no room for another descriptor, only the
+    /// request keeps it.
     fn found_again(&self, inode: &Rc<Inode>, node: Node, keeps: bool) -> Rc<Node> {
         match keeps {
             true => self.session.inodes.hold(inode, node),
@@ -114,11 +114,11 @@ impl Server {
         }
     }
 
-    /// Follows the inode's locator, and before it those of the directories that it depends on, which
-    /// do not keep what is opened on the way. Errors: ENAMETOOLONG if that takes more than `steps`, of
-    /// which it takes its own away; EINTR if it takes many, and the session is to end.
+    /// Follows the inode's locator, and before it those of the directories that it depends on. What
+    /// is opened on the way is not kept. Errors: ENAMETOOLONG if that takes more than `steps`,
+    /// which it reduces by its own; EINTR if it takes many and the session is to end.
     pub(super) fn find(&self, inode: &Rc<Inode>, steps: &mut usize) -> Result<Node, Errno> {
-        // From the inode up to the first that needs no directory to be found.
+        // From the inode up to the first that is found without a directory.
         let mut chain = Vec::new();
         let mut top = None;
         let mut remote = false;

@@ -1,10 +1,10 @@
 //! The inodes that fids stand for, and their descriptors.
 //!
-//! However many fids a guest has on a file, there is one [`Inode`] for it. It is held by an
-//! `O_PATH` descriptor, so that no rename and no unlink can redirect it. A guest may walk to more
-//! files than a process may have descriptors: above a budget those that were not used lately give
-//! theirs up for a [`InodeLocator`], by which they are found again when they are asked for. One that could
-//! not be found, because it has lost its last name, keeps its descriptor.
+//! However many fids a guest has for a file, there is one [`Inode`] for it. It is pinned by an
+//! `O_PATH` descriptor, so that no rename or unlink redirects it. A guest may walk to more files
+//! than a process may have descriptors: above a budget, inodes that were not used lately exchange
+//! theirs for an [`InodeLocator`], by which they are found again when needed. An inode that could
+//! not be found again, because it has lost its last name, keeps its descriptor.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
@@ -14,7 +14,7 @@ use coroutine::WaitQueue;
 use foldhash::fast::RandomState;
 use nix::errno::Errno;
 
-use super::closing::{Leaving, is_large};
+use super::closing::{CloseQueue, is_large};
 use super::placement::Device;
 use crate::export::handle::InodeLocator;
 use crate::export::{DEEPEST, InodeKey, Node};
@@ -24,16 +24,16 @@ use crate::export::{DEEPEST, InodeKey, Node};
 pub struct Inode {
     key: InodeKey,
     pin: RefCell<Pin>,
-    /// Where it was seen last. An inode keeps the directory of its place, that one the directory of
-    /// its own, and so on, which must end: two that kept each other would live for ever.
-    /// [`Inode::moved_to`] alone sets it, and only if the way from the directory does not come back
-    /// to the inode, so there is no cycle, whatever names the guest and the host give.
+    /// Where it was last seen. An inode keeps the directory of its dentry alive, that directory the
+    /// one above, and so on. There must be no cycle, or its inodes would never be freed. Only
+    /// [`Inode::moved_to`] sets it, and only if the way up from the directory does not lead back to
+    /// this inode, whatever the guest and the host rename.
     place: RefCell<Option<Dentry>>,
-    /// How many were seen last in this directory.
+    /// How many inodes were last seen in this directory.
     pub(super) children: Cell<usize>,
-    /// Since the last look for descriptors to give up.
+    /// Whether it was used since the last eviction looked at it.
     pub(super) used: Cell<bool>,
-    /// Whether it was seen to be so large that its end takes long.
+    /// Whether it was seen to be so large that freeing it takes long.
     large: Cell<bool>,
     inodes: Weak<Inodes>,
 }
@@ -54,51 +54,52 @@ pub struct Dentry {
 }
 
 impl Dentry {
-    /// Counts it.
+    /// Counts this dentry.
     fn entered(&self) {
         let children = &self.directory.children;
         children.set(children.get() + 1);
         if let Some(inodes) = self.directory.inodes.upgrade() {
-            inodes.places.set(inodes.places.get() + 1);
+            inodes.dentries.set(inodes.dentries.get() + 1);
         }
     }
 
-    /// The directory, which has one child less.
+    /// Returns the directory, which has one child less.
     fn left(self) -> Rc<Inode> {
         let children = &self.directory.children;
         children.set(children.get() - 1);
         if let Some(inodes) = self.directory.inodes.upgrade() {
-            inodes.places.set(inodes.places.get() - 1);
+            inodes.dentries.set(inodes.dentries.get() - 1);
         }
         self.directory
     }
 }
 
-/// All inodes of a session, found by what they are. They live by the fids that stand for them.
+/// All inodes of a session, by key. Fids keep them alive.
 pub struct Inodes {
     this: Weak<Inodes>,
     table: RefCell<HashMap<InodeKey, Weak<Inode>, RandomState>>,
-    /// Those that are held, the one that was longest not looked at first; some have ended.
+    /// The pinned inodes, the one that was looked at longest ago first; some have been freed.
     held: RefCell<VecDeque<Weak<Inode>>>,
     pinned_count: Cell<usize>,
     pub(super) evicted_count: Cell<usize>,
-    /// How many have a place. Each keeps one directory at the most that no fid stands for.
-    places: Cell<usize>,
+    /// How many inodes have a dentry. Each keeps at most one directory alive that no fid stands
+    /// for.
+    dentries: Cell<usize>,
     /// How many may have one.
-    most_places: usize,
-    /// Descriptors of open files, which are nobody's to give up.
+    max_dentries: usize,
+    /// Descriptors of open files, which cannot be evicted.
     open: Rc<Cell<usize>>,
-    /// What is to be closed.
-    leaving: Rc<Leaving>,
-    /// How many descriptors of both kinds there may be: the rest is the daemon's own.
+    /// The descriptors to be closed.
+    close_queue: Rc<CloseQueue>,
+    /// How many descriptors of both kinds there may be; the others are the daemon's own.
     pub(super) budget: usize,
-    /// The number from which on to look for some to give up: more than the budget if there were
-    /// none the last time.
+    /// The number of descriptors above which to evict: higher than the budget if the last try found
+    /// none to evict.
     pub(super) eviction_threshold: Cell<usize>,
     pub(super) evicting: Cell<bool>,
-    /// The remote file systems of which some are being given up.
+    /// The remote file systems on which eviction is under way.
     pub(super) evicting_remote: RefCell<Vec<Device>>,
-    /// Woken at the end of both.
+    /// Woken when either eviction ends.
     pub(super) eviction_ended: WaitQueue,
 }
 
@@ -112,7 +113,7 @@ impl Inode {
         &self.key
     }
 
-    /// The pinned file, if it is held.
+    /// The pinned file, unless it is evicted.
     pub fn held(&self) -> Option<Rc<Node>> {
         self.used.set(true);
         self.peek()
@@ -122,7 +123,7 @@ impl Inode {
         matches!(&*self.pin.borrow(), Pin::Pinned(_))
     }
 
-    /// The directory where it was seen last.
+    /// The directory where it was last seen.
     pub fn above(&self) -> Option<Rc<Inode>> {
         let place = self.place.borrow();
         place.as_ref().map(|place| place.directory.clone())
@@ -135,7 +136,7 @@ impl Inode {
         }
     }
 
-    /// How it can be found again, if it is not held.
+    /// How it can be found again, if it is evicted.
     pub fn locator(&self) -> Option<Rc<InodeLocator>> {
         match &*self.pin.borrow() {
             Pin::Pinned(_) => None,
@@ -143,38 +144,39 @@ impl Inode {
         }
     }
 
-    /// It was seen to have so many blocks.
+    /// Notes that the file has this many blocks.
     pub fn note_size(&self, blocks: u64) {
         if is_large(blocks) {
             self.large.set(true);
         }
     }
 
-    /// Where it was seen last.
+    /// Where it was last seen.
     pub fn place(&self) -> Option<Dentry> {
         self.place.borrow().clone()
     }
 
-    /// Remembers where it is now, or nothing of where it is if that cannot be without a cycle, or if
-    /// of too many the places are known.
+    /// Notes where it is now. Notes nothing if that would make a cycle, or if too many dentries are
+    /// known.
     pub fn moved_to(&self, place: Dentry) {
         let kept = self.has_room() && self.ends_above(&place.directory);
         let place = kept.then_some(place);
         if let Some(place) = &place {
             place.entered();
         }
-        // The old one may be the last to know of a directory: not dropped while it is borrowed.
+        // The old dentry may be the last owner of a directory: it is not dropped while the cell is
+        // borrowed.
         let _old = self.place.replace(place).map(Dentry::left);
     }
 
     fn has_room(&self) -> bool {
-        let room = |inodes: Rc<Inodes>| inodes.places.get() < inodes.most_places;
+        let room = |inodes: Rc<Inodes>| inodes.dentries.get() < inodes.max_dentries;
         self.place.borrow().is_some() || self.inodes.upgrade().is_some_and(room)
     }
 
-    /// Whether the way up from `directory` ends without this inode. If it leads here, the one below
-    /// this was moved away since it was seen here, for this is below it now: what is known of its
-    /// place is forgotten, and the way ends.
+    /// Whether the way up from `directory` ends without this inode. If it leads here, the inode
+    /// just below this one has been moved since it was seen here, because this inode is below it
+    /// now: its dentry is forgotten, and the way ends there.
     fn ends_above(&self, directory: &Rc<Inode>) -> bool {
         if std::ptr::eq(&raw const **directory, self) {
             return false;
@@ -183,7 +185,8 @@ impl Inode {
             let known = place.as_ref().map(|place| &place.directory);
             known.is_some_and(|known| Rc::ptr_eq(known, directory))
         };
-        // What was seen below nothing ends no way, and what stays in its directory makes no new one.
+        // An inode without children ends no way up, and one that stays in its directory makes no
+        // new one.
         if self.children.get() == 0 || known_there(&self.place.borrow()) {
             return true;
         }
@@ -210,11 +213,11 @@ impl Drop for Inode {
             if self.large.get()
                 && let Pin::Pinned(node) = &*self.pin.borrow()
             {
-                inodes.leaving.unpin(node.clone());
+                inodes.close_queue.unpin(node.clone());
             }
         }
-        // A chain of directories, each known only by the one below, ends without recursion: it may
-        // be deeper than the stack.
+        // A chain of directories, each kept only by the one below, is freed in a loop: it may be
+        // deeper than the stack.
         let mut above = self.place.take().map(Dentry::left);
         while let Some(inode) = above.and_then(Rc::into_inner) {
             above = inode.place.take().map(Dentry::left);
@@ -223,19 +226,19 @@ impl Drop for Inode {
 }
 
 impl Inodes {
-    /// None yet. `budget` is how many descriptors are to be open at the most, `most_places` of how
-    /// many inodes the places are remembered.
-    pub fn new(budget: usize, most_places: usize) -> Rc<Inodes> {
+    /// An empty table. `budget` is the most descriptors to keep open, `max_dentries` the most
+    /// dentries to remember.
+    pub fn new(budget: usize, max_dentries: usize) -> Rc<Inodes> {
         Rc::new_cyclic(|this| Inodes {
             this: this.clone(),
             table: RefCell::default(),
             held: RefCell::default(),
             pinned_count: Cell::new(0),
             evicted_count: Cell::new(0),
-            places: Cell::new(0),
-            most_places,
+            dentries: Cell::new(0),
+            max_dentries,
             open: Rc::default(),
-            leaving: Rc::default(),
+            close_queue: Rc::default(),
             budget,
             eviction_threshold: Cell::new(budget),
             evicting: Cell::new(false),
@@ -244,8 +247,8 @@ impl Inodes {
         })
     }
 
-    /// The inode of a file that was found, seen at `place`. If it is known already, the descriptor
-    /// just opened is not needed, unless it had been given up.
+    /// The inode of a file that was found at `place`. If it is known already, the descriptor just
+    /// opened is closed, unless the inode had been evicted.
     pub fn admit(&self, node: Node, place: Option<Dentry>) -> Rc<Inode> {
         let key = *node.key();
         let known = self.get(&key);
@@ -275,13 +278,14 @@ impl Inodes {
         inode
     }
 
-    /// The inode, if the guest has it.
+    /// The inode, if the guest has reached it.
     pub fn get(&self, key: &InodeKey) -> Option<Rc<Inode>> {
         self.table.borrow().get(key)?.upgrade()
     }
 
-    /// One more open file, until the value returned is dropped. Errors: ENFILE if there are as many
-    /// as there may be. Some of the budget is left to inodes, or no other file could be looked at.
+    /// Counts one more open file, until the returned value is dropped. Errors: ENFILE if there are
+    /// as many as there may be. Part of the budget is left for inodes, or no other file could be
+    /// looked at.
     pub fn count_open(&self) -> Result<OpenDescriptor, Errno> {
         let open = self.open.get();
         if open >= self.budget - self.budget / 8 {
@@ -291,17 +295,17 @@ impl Inodes {
         Ok(OpenDescriptor(self.open.clone()))
     }
 
-    /// What is to be closed: open files, lock descriptions, inodes of large files.
-    pub fn leaving(&self) -> &Rc<Leaving> {
-        &self.leaving
+    /// The queue of descriptors to close: open files, lock descriptions, inodes of large files.
+    pub fn close_queue(&self) -> &Rc<CloseQueue> {
+        &self.close_queue
     }
 
-    /// Whether the guest may have one more descriptor, of whatever kind.
+    /// Whether the guest may have one more descriptor of any kind.
     pub fn has_room(&self) -> bool {
         self.descriptors() < self.budget
     }
 
-    /// An inode whose descriptor was given up has this one from now on.
+    /// Gives an evicted inode a descriptor again.
     pub fn hold(&self, inode: &Rc<Inode>, node: Node) -> Rc<Node> {
         if let Some(node) = inode.held() {
             return node;
@@ -323,7 +327,7 @@ impl Inodes {
         self.pinned_count.set(self.pinned_count.get() + 1);
         let mut held = self.held.borrow_mut();
         held.push_back(Rc::downgrade(inode));
-        // Most inodes end before anyone looks for descriptors.
+        // Most inodes are freed before an eviction looks at them.
         if held.len() > 64 + 2 * self.pinned_count.get() {
             held.retain(|inode| inode.strong_count() > 0);
         }
@@ -336,8 +340,8 @@ impl Inodes {
         };
         count.set(count.get() - 1);
         let mut table = self.table.borrow_mut();
-        // A later inode with the same key may have taken the entry: that one lives. Where this one is
-        // says nothing, for it may have been moved out of its `Rc` to be dropped.
+        // A later inode with the same key may have taken the entry, and is alive. The address of
+        // this one says nothing: it may have been moved out of its `Rc` to be dropped.
         if table
             .get(&inode.key)
             .is_some_and(|entry| entry.strong_count() == 0)
@@ -354,12 +358,12 @@ impl Inodes {
         self.pinned_count.get() + self.open.get()
     }
 
-    /// Up to `most` of the `wanted` inodes that nobody has used since the last look, and no request
-    /// uses now.
+    /// Up to `most` of the `wanted` inodes that were not used since the last look and that no
+    /// request uses now.
     pub fn idle(&self, most: usize, mut wanted: impl FnMut(&Inode) -> bool) -> Vec<Rc<Inode>> {
         let mut held = self.held.borrow_mut();
         let mut idle = Vec::new();
-        // Twice around: those that were used lately are passed over once.
+        // Twice around: inodes that were used lately are skipped once.
         for _ in 0..2 * held.len() {
             if idle.len() == most {
                 break;
@@ -370,7 +374,7 @@ impl Inodes {
             };
             let in_use = match &*inode.pin.borrow() {
                 Pin::Pinned(node) => Rc::strong_count(node) > 1,
-                // Held again, it has a second entry.
+                // Pinned again, it has a second entry.
                 Pin::Evicted(_) => continue,
             };
             if in_use || !wanted(&inode) || inode.used.replace(false) {
@@ -382,7 +386,7 @@ impl Inodes {
         idle
     }
 
-    /// Takes back those that were idle but have to stay.
+    /// Puts an inode back that was idle but cannot be evicted.
     pub fn keep(&self, inode: &Rc<Inode>) {
         self.held.borrow_mut().push_back(Rc::downgrade(inode));
     }

@@ -1,8 +1,8 @@
-//! How much of the daemon one guest may take.
+//! How much of the daemon one guest may use.
 //!
-//! What a guest builds up is counted here, and given back with the value that counts it. What is not
-//! here is bounded elsewhere: requests under way by the size of the ring, a frame by the exchange, the
-//! entries of a directory by the size of one reply (the position is the kernel's), threads by
+//! What a guest builds up is counted here and released with the value that counts it. Everything
+//! else is bounded elsewhere: requests under way by the size of the ring, a frame by the exchange,
+//! directory entries by the size of one reply (the kernel keeps the position), threads by
 //! `--threads`, descriptors by `--rlimit-nofile`.
 
 use std::cell::Cell;
@@ -10,24 +10,24 @@ use std::rc::Rc;
 
 use nix::errno::Errno;
 
-/// The largest message that is agreed to, header included. QEMU's limit is the same; Linux's
-/// virtio transport asks for 512000 at the most.
+/// The largest message size that is agreed to, header included. QEMU has the same limit; Linux's
+/// virtio transport asks for at most 512000.
 pub const MAX_MSIZE: u32 = 4_186_112;
-/// The smallest that a session can work with, Linux's own limit.
+/// The smallest message size that a session can work with; Linux has the same limit.
 pub const MIN_MSIZE: u32 = 4096;
 
-/// How much there may be; one guest's, at any moment.
+/// How much one guest may have at any moment.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Fids: ENFILE for one more.
     pub fids: usize,
     /// Bytes of attributes that are being read or written by fids of their own: ENOMEM.
     pub xattr_bytes: usize,
-    /// Ranges that are locked, and processes of the guest that lock: ENOLCK.
+    /// Locked ranges, and processes of the guest that hold locks: ENOLCK.
     pub locks: usize,
 }
 
-/// Something of which there may be no more than so much.
+/// A counter with a limit.
 #[derive(Debug)]
 pub struct Bound {
     used: Rc<Cell<usize>>,
@@ -35,7 +35,7 @@ pub struct Bound {
     error: Errno,
 }
 
-/// A part of a [`Bound`], given back when dropped.
+/// A part of a [`Bound`], released when dropped.
 #[derive(Debug)]
 pub struct Share {
     used: Rc<Cell<usize>>,
@@ -43,7 +43,7 @@ pub struct Share {
 }
 
 impl Bound {
-    /// Nothing is used yet; what would exceed `limit` gets `error`.
+    /// An unused counter. What would exceed `limit` gets `error`.
     pub fn new(limit: usize, error: Errno) -> Bound {
         Bound {
             used: Rc::default(),
@@ -63,7 +63,7 @@ impl Bound {
         })
     }
 
-    /// Whether `share` may become `amount`: always if that is less.
+    /// Whether `share` may become `amount`; less is always allowed.
     pub fn allows(&self, share: &Share, amount: usize) -> Result<(), Errno> {
         let others = self.used.get() - share.amount;
         if amount <= share.amount || others.saturating_add(amount) <= self.limit {
@@ -75,7 +75,7 @@ impl Bound {
 }
 
 impl Share {
-    /// What was done has made it `amount`, whatever the limit says.
+    /// Sets the share to `amount`, whatever the limit.
     pub fn set(&mut self, amount: usize) {
         self.used.set(self.used.get() - self.amount + amount);
         self.amount = amount;

@@ -1,12 +1,13 @@
 //! Byte-range locks: what the session holds, and what it holds toward the host.
 //!
-//! The guest's kernel keeps the guest's processes apart before it asks. So toward the host the
-//! session is one holder: for each inode that it has locked there is one open file description, with
-//! the union of all its locks on it as open-file-description locks. They are in force against other
-//! guests and processes of the host, and a lock is refused for their sake only.
+//! The guest's kernel resolves conflicts between the guest's own processes before it asks. So
+//! toward the host the session is one holder: for each inode that it has locked there is one open
+//! file description, which holds the union of all its locks on that inode as open-file-description
+//! locks. They conflict with other guests and with processes of the host, and only those can cause
+//! a lock to be refused.
 //!
-//! What a session holds is remembered by process and by the open file that was locked through, for
-//! it ends with either: by an unlock of the process, or with the open file's last fid.
+//! What a session holds is remembered by process and by the open file through which it was locked,
+//! because either ends it: an unlock by the process, or the clunk of the open file's fid.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -24,14 +25,14 @@ use super::limits::{Bound, Share};
 use super::ranges::{Change, Kind, Range, Union};
 use crate::export::{InodeId, Node};
 
-/// How many ranges of one inode a session may have. One request may be as many calls of the host, each
-/// of which looks through all of them.
-const MOST_RANGES: usize = 4096;
+/// How many ranges of one inode a session may have. One request may take as many calls to the host,
+/// each of which looks through all of them.
+const MAX_RANGES: usize = 4096;
 
-/// All that a session has locked.
+/// Everything that a session has locked.
 pub struct Locks {
     inodes: RefCell<HashMap<InodeId, Rc<Mutex<Holder>>, RandomState>>,
-    /// Processes and ranges.
+    /// Counts processes and ranges.
     bound: Bound,
 }
 
@@ -44,23 +45,23 @@ pub struct Process {
     pub number: u32,
 }
 
-/// What the session holds of one inode.
+/// What the session holds on one inode.
 #[derive(Default)]
 pub struct Holder {
-    /// What the host knows the locks by: there from the first lock on.
+    /// The description that holds the locks on the host, from the first lock on.
     description: Option<Closing<OwnedFd>>,
-    /// The processes that have locked something.
+    /// The processes that hold locks.
     processes: HashMap<Process, Record, RandomState>,
-    /// How many they have.
+    /// The number of their ranges.
     ranges: usize,
-    /// Of all ranges of all processes.
+    /// The union of all ranges of all processes.
     union: Union,
 }
 
-/// What one process holds of one inode.
+/// What one process holds on one inode.
 struct Record {
     held: Vec<Held>,
-    /// Itself and its ranges.
+    /// Counts the process and its ranges.
     share: Share,
 }
 
@@ -69,20 +70,20 @@ struct Held {
     through: Weak<OpenFile>,
 }
 
-/// A lock or an unlock that is noted, and that the host is to be told of.
+/// A lock or an unlock that is recorded and that the host is still to be asked for.
 pub struct Noted {
     process: Process,
     record: Record,
-    /// What the process has held there.
+    /// What the process held there before.
     taken: Vec<Held>,
-    /// How many of the last ranges of the record are there instead.
+    /// How many ranges at the end of the record replace them.
     given: usize,
     change: Change,
-    /// The bytes that are locked in another way than before, as [`Union::apply`] orders them.
+    /// The bytes whose lock changes, in the order of [`Union::apply`].
     pub pieces: Vec<Range>,
 }
 
-/// As long as it lives, what the session holds of the inode is kept in one place, be it nothing.
+/// While it lives, the session's holder of this inode stays in the table, even if it holds nothing.
 pub struct InUse<'a> {
     locks: &'a Locks,
     inode: InodeId,
@@ -90,7 +91,7 @@ pub struct InUse<'a> {
 }
 
 impl Locks {
-    /// None yet, and never more than `limit`.
+    /// An empty table, for up to `limit` processes and ranges.
     pub fn new(limit: usize) -> Locks {
         Locks {
             inodes: RefCell::default(),
@@ -98,7 +99,7 @@ impl Locks {
         }
     }
 
-    /// What is held of an inode, for a request that is going to change that.
+    /// The holder of an inode, for a request that is going to change it.
     pub fn of(&self, inode: InodeId) -> InUse<'_> {
         let mut inodes = self.inodes.borrow_mut();
         let new = || Rc::new(Mutex::new(Holder::default()));
@@ -109,7 +110,7 @@ impl Locks {
         }
     }
 
-    /// What is held of an inode, if something is.
+    /// The holder of an inode, if there is one.
     pub fn existing(&self, inode: InodeId) -> Option<InUse<'_>> {
         let holder = self.inodes.borrow().get(&inode)?.clone();
         Some(InUse {
@@ -119,20 +120,20 @@ impl Locks {
         })
     }
 
-    /// The session has ended: all goes with the descriptions, not range by range.
+    /// The session has ended: the locks end with their descriptions, not range by range.
     pub fn clear(&self) {
         self.inodes.take();
     }
 }
 
 impl InUse<'_> {
-    /// One request at a time: it asks the host as well.
+    /// One request at a time, because it also asks the host.
     pub fn lock(&self) -> MutexGuard<'_, Holder> {
         self.holder.lock()
     }
 }
 
-/// What nothing is held of is forgotten, with its description.
+/// A holder that holds nothing is removed, with its description.
 impl Drop for InUse<'_> {
     fn drop(&mut self) {
         let unused = Rc::strong_count(&self.holder) == 2
@@ -147,33 +148,33 @@ impl Drop for InUse<'_> {
 }
 
 impl Holder {
-    /// The open file description that the locks are on.
+    /// The open file description that holds the locks.
     pub fn description(&self) -> Option<&OwnedFd> {
         self.description.as_deref()
     }
 
-    /// From now on the locks are on this one.
+    /// Sets the description that holds the locks.
     pub fn describe(&mut self, description: Closing<OwnedFd>) {
         self.description = Some(description);
     }
 
-    /// What the host knows of.
+    /// The ranges that the host knows.
     pub fn ranges(&self) -> Vec<Range> {
         self.union.ranges()
     }
 
-    /// Whether the process has locked anything.
+    /// Whether the process holds a lock.
     pub fn has(&self, process: &Process) -> bool {
         self.processes.contains_key(process)
     }
 
-    /// Notes that `process` locks a range through `through`, or unlocks it. As POSIX wants it, a
-    /// range belongs to the process, whichever open file it was locked through. But flock(2) comes as
-    /// a lock of the whole file, and that belongs to the open file: what is locked as a whole
-    /// elsewhere stays when the whole is locked or unlocked here.
+    /// Records that `process` locks or unlocks a range through `through`. As POSIX demands, a range
+    /// belongs to the process, through whichever open file it was locked. But flock(2) arrives as a
+    /// lock of the whole file, and that belongs to the open file: a whole-file lock through another
+    /// file stays when the whole file is locked or unlocked through this one.
     ///
-    /// Errors: ENOLCK if that makes more ranges than there may be, of the inode or in all: to unlock
-    /// the middle of one makes two.
+    /// Errors: ENOLCK if that makes too many ranges, of the inode or in all: unlocking the middle
+    /// of one makes two.
     pub fn note(
         &mut self,
         locks: &Locks,
@@ -209,7 +210,7 @@ impl Holder {
             given.push(Held { range, through });
         }
         let count = record.held.len() + given.len();
-        let allowed = match given.len() > taken.len() && self.ranges + count > MOST_RANGES {
+        let allowed = match given.len() > taken.len() && self.ranges + count > MAX_RANGES {
             true => Err(Errno::ENOLCK),
             false => locks.bound.allows(&record.share, 1 + count),
         };
@@ -239,7 +240,7 @@ impl Holder {
         self.put(noted.process, noted.record);
     }
 
-    /// The host has not agreed, or not to all. Returns what it is to be told then.
+    /// The host has refused, at least in part. Returns what it must be told to undo it.
     pub fn take_back(&mut self, noted: Noted) -> Vec<Range> {
         let Noted {
             process,
@@ -255,7 +256,7 @@ impl Holder {
         self.union.apply(&change.back())
     }
 
-    /// Who holds nothing is forgotten.
+    /// A process that holds nothing is forgotten.
     fn put(&mut self, process: Process, mut record: Record) {
         if !record.held.is_empty() {
             record.share.set(1 + record.held.len());
@@ -264,8 +265,8 @@ impl Holder {
         }
     }
 
-    /// Forgets what was locked through files that are not open any more, and tells which bytes are
-    /// locked in another way now.
+    /// Forgets what was locked through files that are closed by now, and returns the bytes whose
+    /// lock changes.
     pub fn forget_closed(&mut self) -> Vec<Range> {
         let mut change = Change::default();
         self.ranges = 0;
@@ -282,8 +283,8 @@ impl Holder {
     }
 }
 
-/// Locks bytes toward the host, or frees them. To be called on a worker. Errors: EAGAIN if another's
-/// lock is in the way, those of fcntl(2).
+/// Locks or unlocks bytes on the host. Call it on a worker. Errors: EAGAIN if another holder's lock
+/// conflicts, those of fcntl(2).
 pub fn set(description: impl AsFd, range: &Range) -> Result<(), Errno> {
     match fcntl(description, FcntlArg::F_OFD_SETLK(&flock(range))) {
         Ok(_) => Ok(()),
@@ -292,7 +293,7 @@ pub fn set(description: impl AsFd, range: &Range) -> Result<(), Errno> {
     }
 }
 
-/// Asks what stands in the way of a lock. To be called on a worker. Errors: those of fcntl(2).
+/// Asks which lock conflicts. Call it on a worker. Errors: those of fcntl(2).
 pub fn probe(description: impl AsFd, range: &Range) -> Result<Option<Range>, Errno> {
     let mut flock = flock(range);
     fcntl(description, FcntlArg::F_OFD_GETLK(&mut flock))?;
@@ -320,9 +321,9 @@ fn flock(range: &Range) -> libc::flock {
     }
 }
 
-/// Opens a file so that it can be locked in both ways, if the host allows that at all: a program
-/// may flock a file exclusively that it has opened for reading only.
-/// `O_NONBLOCK` in `more`: as for [`Node::reopen`].
+/// Opens a file so that it can be locked for reading and for writing, if the host allows that: a
+/// program may flock a file exclusively that it has opened only for reading. `O_NONBLOCK` in
+/// `more`: as for [`Node::reopen`].
 pub fn open_for_locks(node: &Node, writable: bool, more: OFlag) -> Result<OwnedFd, Errno> {
     if writable {
         match node.reopen(OFlag::O_RDWR | more) {

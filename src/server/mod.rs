@@ -52,11 +52,11 @@ pub struct Server {
     session: Session,
     /// Requests between pop and push.
     in_flight: Cell<usize>,
-    /// Buffers that requests have used and the next ones will.
+    /// Buffers for the next requests.
     scratch: RefCell<Vec<Scratch>>,
 }
 
-/// The buffers of a request: of the frame that came, and of the one that goes.
+/// The buffers of a request: for the frame that came and for the reply.
 #[derive(Default)]
 struct Scratch {
     head: Vec<u8>,
@@ -64,21 +64,21 @@ struct Scratch {
 }
 
 impl Scratch {
-    /// Whether it is worth to be kept: not if one large message has blown it up.
+    /// Whether it is worth keeping: not after one large message.
     fn is_small(&self) -> bool {
         self.head.capacity() + self.reply.capacity() <= 16 * 1024
     }
 }
 
-/// All that the guest has built up by its messages: what a Tversion, a reset and a disconnect
-/// take away.
+/// Everything that the guest has built up by its messages. A Tversion, a reset and a disconnect
+/// discard it.
 struct Session {
     /// The agreed size of a message; 0 before Tversion.
     msize: Cell<u32>,
     fids: Fids,
     inodes: Rc<Inodes>,
     requests: Requests,
-    /// Held shared by every request, and alone by Tversion, which ends what is under way first.
+    /// Requests hold it shared. Tversion holds it alone, after it has ended what was under way.
     gate: RwLock<()>,
     qids: RefCell<QidMap>,
     /// Bytes of attributes that fids read or write.
@@ -87,8 +87,8 @@ struct Session {
 }
 
 impl Server {
-    /// A server without a session yet, that blocks only on `workers` and keeps `descriptors` open
-    /// at the most, as long as the guest's open files leave it the choice.
+    /// A server without a session, which blocks only on `workers` and keeps at most `descriptors`
+    /// open as long as the guest's open files allow that.
     pub fn new(
         export: Export,
         workers: Workers,
@@ -119,12 +119,12 @@ impl Server {
         })
     }
 
-    /// The pool that the loop has to serve with completions.
+    /// The pool whose completions the loop must run.
     pub fn workers(&self) -> &Workers {
         self.placement.workers()
     }
 
-    /// Until when no request is taken, if that is so.
+    /// Until when no requests are taken, if they are held back.
     pub fn held_until(&self) -> Option<Instant> {
         self.throttle.held_until()
     }
@@ -134,8 +134,9 @@ impl Server {
         self.session.qids.borrow_mut().qid(stat)
     }
 
-    /// Takes a file that was found into the session, from a file of the device `from`. Errors: ENODEV if it is on a file system that
-    /// the guest may not reach; EOPNOTSUPP if that has no file handles, but they are mandatory.
+    /// Adds a file that was found from a file of the device `from` to the session. Errors: ENODEV
+    /// if it is on a file system that the guest may not reach; EOPNOTSUPP if that has no file
+    /// handles but they are mandatory.
     fn admit(&self, node: Node, place: Option<Dentry>, from: Device) -> Result<Rc<Inode>, Errno> {
         let device = node.id().device;
         self.session.qids.borrow_mut().check(node.id())?;
@@ -150,7 +151,7 @@ impl Server {
         Ok(self.session.inodes.admit(node, place))
     }
 
-    /// Who is to own what is made through a fid. Errors: EPERM for a group that the guest may not
+    /// The owner of what is created through a fid. Errors: EPERM for a group that the guest may not
     /// use.
     fn owner(&self, fid: &Fid, gid: u32) -> Result<Owner, Errno> {
         let gid = self.export.identity().ids().gids.to_host(gid)?;
@@ -162,7 +163,7 @@ impl Server {
         self.node_of(&*self.session.fids.get(fid)?)
     }
 
-    /// The node behind a fid that is looked up already.
+    /// The node behind a fid that has been looked up.
     fn node_of(&self, fid: &Fid) -> Result<Rc<Node>, Errno> {
         self.held(fid).map(Held::into_node)
     }
@@ -179,7 +180,7 @@ impl Server {
         let Scratch { head, reply } = &mut scratch;
         match exchange.receive(head, self.session.msize.get()) {
             Ok((header, fields)) => match Tmessage::decode_fields(&header, fields) {
-                // Looked at where it is: it has room for sixteen names.
+                // Not moved: it has room for sixteen names.
                 Ok(ref message) => self.serve_message(exchange, header.tag, message, reply),
                 Err(error) => {
                     log::debug!("tag {}: {error}", header.tag);
@@ -203,19 +204,19 @@ impl Server {
         log::trace!("tag {tag}: {message:?}");
         let session = &self.session;
         let (_alone, _shared) = if matches!(message, Tmessage::Version(_)) {
-            // Ends what would wait for ever, and lets the rest finish.
+            // Ends what would wait for ever; the rest is allowed to finish.
             let _stopping = session.requests.stop();
             (Some(session.gate.write()), None)
         } else {
             (None, Some(session.gate.read()))
         };
         match session.requests.begin(tag) {
-            // The tag is free again only after the reply is in the ring: a flush that waits for
-            // it answers later.
+            // The tag is free only after the reply is in the ring, so that a flush that waits for
+            // it is answered later.
             Ok(running) => {
                 self.dispatch(exchange, message, &running, reply);
                 drop(running);
-                self.close_left();
+                self.close_pending();
             }
             Err(errno) => exchange.answer(Err(errno), reply),
         }
@@ -229,15 +230,15 @@ impl Handler for Server {
         };
         let exchange = Exchange::new(request);
         let spawned = coroutine::spawn(move || {
-            // A fault of ours costs the guest one request, which its exchange answers with EIO
-            // while the stack unwinds, not the daemon.
+            // A fault of the daemon costs the guest one request, not the daemon: the exchange
+            // answers EIO while the stack unwinds.
             if catch_unwind(AssertUnwindSafe(|| server.serve(exchange))).is_err() {
                 log::error!("a request failed by a fault of this program");
             }
         });
         if let Err(failed) = spawned {
             log::warn!("no coroutine for a request: {failed}");
-            // With the exchange in it, which answers ENOMEM.
+            // It contains the exchange, which answers ENOMEM.
             drop(failed.closure);
         }
     }
@@ -250,7 +251,10 @@ impl Handler for Server {
         let _stopping = self.session.requests.stop();
         while self.in_flight.get() > 0 {
             if coroutine::run_ready() + self.workers().wait_completed() == 0 {
-                log::error!("{} requests wait for nothing", self.in_flight.get());
+                log::error!(
+                    "{} requests are stuck with no work pending",
+                    self.in_flight.get()
+                );
                 return;
             }
         }
@@ -259,12 +263,12 @@ impl Handler for Server {
     fn reset(&self) {
         self.session.msize.set(0);
         self.session.locks.clear();
-        self.session.fids.clear().for_each(|fid| self.let_go(fid));
-        self.close_left();
+        self.session.fids.clear().for_each(|fid| self.release(fid));
+        self.close_pending();
     }
 }
 
-/// The server, for something that a stop waits for: counted in until this is dropped.
+/// The server, for something that a stop waits for: counted until this is dropped.
 struct InFlight(Rc<Server>);
 
 impl InFlight {

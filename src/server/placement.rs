@@ -1,7 +1,7 @@
 //! Where a system call is made: here, on the loop, or on a worker.
 //!
-//! A hop to a worker costs more than most calls, and a call that waits costs all other requests.
-//! Which it will be depends on the file system and on what is asked of it:
+//! A hop to a worker costs more than most calls, and a call that waits on the loop delays all other
+//! requests. Which of the two it is depends on the file system and on the call:
 //!
 //! | | [`Cost::Held`] | [`Cost::Read`] | [`Cost::Change`] | [`Cost::Wait`] |
 //! |---|---|---|---|---|
@@ -9,14 +9,15 @@
 //! | local disk (ext4, xfs, ...) | here | worker | here, paced | worker |
 //! | remote: network, FUSE, unknown | worker | worker | worker | worker |
 //!
-//! A remote file system may block for ever, and then keeps the worker: so only some of the workers
-//! are for these ([`Site::Remote`]), and the last quarter is left to the other file systems. Behind a
-//! mount is a file system of which nothing is known yet, so only who may wait so long crosses one
-//! (`Lookup::Local`).
+//! A remote file system may block for ever, and then it keeps the worker: so only some of the
+//! workers are for these ([`Site::Remote`]), and the last quarter is left to other file systems.
+//! Nothing is known yet of a file system behind a mount point, so only a call that may wait that
+//! long crosses one (`Lookup::Local`).
 //!
 //! *Paced* means that calls which took long after all, because the journal was full, memory was
 //! swapped out or large files were freed, send the next ones to workers for a while, and for twice
-//! as long each time that it happens again. One alone does not: the thread may have been interrupted.
+//! as long each time that it happens again. A single slow call does not: the thread may have been
+//! preempted.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -28,8 +29,8 @@ use coroutine::{Semaphore, Workers};
 use foldhash::fast::RandomState;
 use nix::sys::statfs::fstatfs;
 
-/// The numbers of linux/magic.h, which fill 32 bits of a field whose type differs between C
-/// libraries, and of file systems that are not in Linux.
+/// The numbers of linux/magic.h, in 32 bits of a field whose type differs between C libraries, and
+/// those of file systems that are not in Linux.
 mod magic {
     pub const TMPFS: u32 = 0x0102_1994;
     pub const RAMFS: u32 = 0x8584_58f6;
@@ -54,14 +55,14 @@ mod magic {
 /// Major and minor number of a file system's device.
 pub type Device = (u32, u32);
 
-/// What a call asks of the file system, as far as its time goes.
+/// What a call asks of the file system, in terms of its time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cost {
     /// What the kernel holds in memory for a pinned inode: statx, an open for reading, a close.
     Held,
     /// What may have to be read first: a directory's entries, a link's target, attributes.
     Read,
-    /// A change that is in memory when the call returns: a name, an attribute, a small write.
+    /// A change that is in memory when the call returns: of a name, an attribute, or a small write.
     Change,
     /// Waits by its nature, or is known to: fsync, a read that misses the cache.
     Wait,
@@ -76,7 +77,7 @@ pub enum Transfer {
     Write,
 }
 
-/// What a file system's files are in.
+/// Where a file system keeps its files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Medium {
     /// The host's memory.
@@ -88,7 +89,7 @@ pub enum Medium {
 }
 
 impl Medium {
-    /// The medium of an open file. May block. What cannot be asked is remote.
+    /// The medium of an open file. May block. A file system that cannot be asked is remote.
     pub fn of(file: impl AsFd) -> Medium {
         fstatfs(file).map_or(Medium::Remote, |statfs| {
             Medium::of_type(statfs.filesystem_type().0 as u32)
@@ -100,7 +101,7 @@ impl Medium {
             magic::TMPFS | magic::RAMFS => Medium::Memory,
             // Inodes in use are in memory, changes go to a log or a transaction first, and the rest
             // takes as long as a disk does. ZFS makes a writer wait when it has too much to write:
-            // the pace sees that.
+            // the pace notices that.
             magic::EXT4
             | magic::XFS
             | magic::BTRFS
@@ -116,9 +117,9 @@ impl Medium {
             | magic::FAT
             | magic::EXFAT
             | magic::NTFS3 => Medium::Disk,
-            // overlayfs and eCryptfs are as slow as what is below them, which may be a network's, and
-            // which they do not tell. Cluster file systems (OCFS2, GFS2) ask other hosts for each
-            // inode. Files of /proc and /sys run any driver's code.
+            // overlayfs and eCryptfs are as slow as the file systems below them, which may be on a
+            // network and which they do not tell. Cluster file systems (OCFS2, GFS2) ask other
+            // hosts for each inode. Files of /proc and /sys run the code of any driver.
             _ => Medium::Remote,
         }
     }
@@ -129,7 +130,7 @@ impl Medium {
 pub enum Site {
     /// Here, on the loop.
     Here,
-    /// Here, and its time is taken.
+    /// Here, and its time is measured.
     Timed,
     /// On a worker.
     Worker,
@@ -137,14 +138,14 @@ pub enum Site {
     Remote,
 }
 
-/// Where calls are made, and what is known of the file systems of the share.
+/// Where calls are made, and what is known of the share's file systems.
 pub struct Placement {
     workers: Workers,
     /// How many workers may wait for remote file systems.
     remote: Semaphore,
     root: (Device, Rc<FileSystem>),
     others: RefCell<HashMap<Device, Rc<FileSystem>, RandomState>>,
-    /// Of which nothing is known.
+    /// For file systems of which nothing is known.
     unknown: Rc<FileSystem>,
 }
 
@@ -153,7 +154,7 @@ pub struct FileSystem {
     medium: Medium,
     reads: Pace,
     changes: Pace,
-    /// Whether it has not yet refused `RWF_NOWAIT`, by [`Transfer`].
+    /// By [`Transfer`]: whether it has not refused `RWF_NOWAIT` yet.
     nowait: [Cell<bool>; 2],
 }
 
@@ -169,13 +170,13 @@ impl Placement {
         }
     }
 
-    /// The pool that the loop has to serve with completions.
+    /// The pool whose completions the loop must run.
     pub fn workers(&self) -> &Workers {
         &self.workers
     }
 
-    /// The guest has reached a file on `device` by crossing into it. A number may stand for another
-    /// file system than the last time, but not while the guest holds one of its files.
+    /// The guest has reached a file on `device` by crossing into it. A device number may stand for
+    /// another file system than the last time, but not while the guest has one of its files.
     pub fn learn(&self, device: Device, medium: Medium) {
         let mut others = self.others.borrow_mut();
         if others
@@ -186,7 +187,7 @@ impl Placement {
         }
     }
 
-    /// Whether `device` is the share's own, whose medium never changes.
+    /// Whether `device` is that of the share's root, whose medium never changes.
     pub fn is_root(&self, device: Device) -> bool {
         self.root.0 == device
     }
@@ -205,7 +206,7 @@ impl Placement {
         self.file_system(device).medium == Medium::Remote
     }
 
-    /// Makes a call of this cost on a file of `on` where it belongs.
+    /// Makes a call of this cost on a file of `on`, at the site where it belongs.
     pub fn call<T: Send>(&self, on: &FileSystem, cost: Cost, call: impl FnOnce() -> T + Send) -> T {
         match on.site(cost) {
             Site::Timed => {
@@ -218,7 +219,8 @@ impl Placement {
         }
     }
 
-    /// Makes a call at this site, and takes no time. On a worker other requests go on meanwhile.
+    /// Makes a call at this site, without measuring its time. While a worker makes it, other
+    /// requests go on.
     pub fn call_at<T: Send>(&self, site: Site, call: impl FnOnce() -> T + Send) -> T {
         match site {
             Site::Here | Site::Timed => call(),
@@ -231,8 +233,8 @@ impl Placement {
     }
 }
 
-/// How many of all workers may wait for remote file systems: a quarter, and one at least where
-/// there are two, is for the others.
+/// How many of all workers may wait for remote file systems: all but a quarter, which is at least
+/// one if there are two.
 fn remote_workers(all: usize) -> usize {
     all - (all / 4).max(1).min(all - 1)
 }
@@ -247,12 +249,12 @@ impl FileSystem {
         })
     }
 
-    /// What its files are in.
+    /// Where it keeps its files.
     pub fn medium(&self) -> Medium {
         self.medium
     }
 
-    /// Where to make a call of this cost: counts it for the pace.
+    /// Where to make a call of this cost. Counts it for the pace.
     pub fn site(&self, cost: Cost) -> Site {
         let timed = |pace: &Pace| match pace.allows() {
             true => Site::Timed,
@@ -274,12 +276,12 @@ impl FileSystem {
         }
     }
 
-    /// Whether it is worth to ask for a transfer that does not wait.
+    /// Whether a transfer that does not wait is worth trying.
     pub fn tries_nowait(&self, transfer: Transfer) -> bool {
         self.nowait[transfer as usize].get()
     }
 
-    /// It knows no transfer that does not wait (EOPNOTSUPP).
+    /// Notes that it does not support transfers that do not wait (EOPNOTSUPP).
     pub fn refuses_nowait(&self, transfer: Transfer) {
         self.nowait[transfer as usize].set(false);
     }
@@ -287,9 +289,9 @@ impl FileSystem {
 
 /// A call that takes longer has waited for something, or its thread for the processor.
 const LONG: Duration = Duration::from_millis(1);
-/// After so many short calls in a row a long one counts as the first.
+/// After this many short calls in a row, a long one counts as the first.
 const CALM: u32 = 64;
-/// How many calls are left to the workers after a second long one, at first and at the most.
+/// How many calls go to workers after a second long one: at first, and at most.
 const FIRST_PAUSE: u32 = 64;
 const LONGEST_PAUSE: u32 = 8192;
 
@@ -300,7 +302,7 @@ struct Pace {
     skip: Cell<u32>,
     /// The last pause; 0 for none.
     pause: Cell<u32>,
-    /// How many short calls more it takes until a long one counts as the first.
+    /// How many more short calls it takes until a long one counts as the first.
     alert: Cell<u32>,
 }
 

@@ -1,4 +1,4 @@
-//! Arithmetic of locked bytes: what is left of a range, and what many of them are together.
+//! Arithmetic of locked bytes: what remains of a range, and the union of many.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use nix::errno::Errno;
 /// How bytes are locked, the strongest last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
-    /// They are not.
+    /// Not at all.
     Free,
     /// Shared.
     Read,
@@ -34,8 +34,8 @@ impl Range {
         end: i64::MAX,
     };
 
-    /// From a start and a length as the protocol has them, 0 being up to the end. Errors: EINVAL
-    /// for a range that begins, EOVERFLOW for one that ends behind the largest offset.
+    /// From a start and a length as the protocol has them; length 0 reaches to the end. Errors:
+    /// EINVAL for a range that starts, EOVERFLOW for one that ends behind the largest offset.
     pub fn new(kind: Kind, start: u64, length: u64) -> Result<Range, Errno> {
         let start = i64::try_from(start).map_err(|_| Errno::EINVAL)?;
         let end = match length {
@@ -57,7 +57,7 @@ impl Range {
         }
     }
 
-    /// Whether it is the whole file, however long that gets.
+    /// Whether it is the whole file, however long it gets.
     pub fn is_whole(&self) -> bool {
         (self.start, self.end) == (0, i64::MAX)
     }
@@ -67,7 +67,7 @@ impl Range {
         self.start <= other.end && other.start <= self.end
     }
 
-    /// The parts that `hole` leaves over.
+    /// The parts outside of `hole`.
     pub fn without(self, hole: &Range) -> impl Iterator<Item = Range> + use<> {
         let before = (self.start < hole.start).then(|| Range {
             end: self.end.min(hole.start - 1),
@@ -81,14 +81,14 @@ impl Range {
     }
 }
 
-/// What any number of ranges are together: each byte as the strongest of them has it.
+/// The union of any number of ranges: each byte is locked as by the strongest of them.
 ///
-/// Where bytes are locked more or less often than those before them, there is how often, up to the
-/// next place. A small range costs little however many others there are.
+/// It keeps how often bytes are locked at each place where that changes. A small range costs
+/// little, however many others there are.
 #[derive(Debug, Default)]
 pub struct Union(BTreeMap<u64, Count>);
 
-/// Ranges that a union is to have more, and less: where, and by how much, their sum changes.
+/// Ranges to add to a union and to remove from it: where, and by how much, its sums change.
 #[derive(Debug, Default)]
 pub struct Change(BTreeMap<u64, Count>);
 
@@ -100,12 +100,12 @@ struct Count {
 }
 
 impl Change {
-    /// One range more.
+    /// Adds a range.
     pub fn add(&mut self, range: &Range) {
         self.count(range, 1);
     }
 
-    /// One range less.
+    /// Removes a range.
     pub fn remove(&mut self, range: &Range) {
         self.count(range, -1);
     }
@@ -122,7 +122,7 @@ impl Change {
         }
     }
 
-    /// What undoes it.
+    /// The change that undoes this one.
     pub fn back(mut self) -> Change {
         for count in self.0.values_mut() {
             *count = Count::new(-count.readers, -count.writers);
@@ -132,11 +132,10 @@ impl Change {
 }
 
 impl Union {
-    /// Makes a change, and returns which bytes are now locked in another way than before, in as few
-    /// pieces as there can be: those between them are locked in the same way. They come in the order
-    /// in which to tell the host: first what is locked in a stronger way, which alone another can
-    /// refuse, so that nothing is given up before all is agreed to. And from the last to the first: the
-    /// kernel looks through what lies before.
+    /// Applies a change and returns the bytes whose lock changes, in as few pieces as possible.
+    /// They come in the order in which to tell the host: first those that get a stronger lock,
+    /// which alone can be refused, so that nothing is released before everything is granted. And
+    /// from the last to the first: the kernel looks through the ranges before.
     pub fn apply(&mut self, change: &Change) -> Vec<Range> {
         let (Some((&first, _)), Some((&last, _))) =
             (change.0.first_key_value(), change.0.last_key_value())
@@ -166,7 +165,7 @@ impl Union {
             .collect()
     }
 
-    /// What is locked, in as few pieces as there can be.
+    /// What is locked, in as few pieces as possible.
     pub fn ranges(&self) -> Vec<Range> {
         let mut pieces = Pieces::default();
         for (place, count) in &self.0 {
@@ -199,14 +198,14 @@ impl Union {
 #[derive(Default)]
 struct Pieces {
     done: Vec<Range>,
-    /// From where on the last bytes are locked in this way, and were in that.
+    /// Where the last bytes begin that are locked in this way and were locked in that.
     open: Option<(u64, Kind, Kind)>,
-    /// Whether all since the last piece are locked as it is.
+    /// Whether all bytes since the last piece are locked alike.
     adjoins: bool,
 }
 
 impl Pieces {
-    /// From `place` on bytes are locked as `now`, and were as `before`.
+    /// Says that from `place` on bytes are locked as `now` and were locked as `before`.
     fn next(&mut self, place: u64, before: Kind, now: Kind) {
         if let Some((start, before, now)) = self.open.replace((place, before, now)) {
             self.push(start, place, before, now);

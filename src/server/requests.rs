@@ -1,5 +1,5 @@
-//! The requests under way, one record each: the tag, what the request waits in, and why it is to
-//! end early, by Tflush, by a new session, or because the device stops.
+//! The requests under way. One record for each: its tag, where it waits, and why it must end early:
+//! a Tflush, a new session, or a stop of the device.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -9,12 +9,12 @@ use std::time::Duration;
 use coroutine::WaitQueue;
 use nix::errno::Errno;
 
-/// Why a request has no reply of its kind.
+/// Why a request gets no reply of its kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failure {
     /// It is answered with an error.
     Errno(Errno),
-    /// It was flushed while it waited: it gets no reply, for its Rflush is the answer. Not an
+    /// It was flushed while it waited: it gets no reply, because the Rflush is the answer. Not an
     /// errno: a file system of the host may return any number as one.
     Flushed,
 }
@@ -30,7 +30,7 @@ impl From<Errno> for Failure {
 pub enum Wake {
     /// The time is over.
     Retry,
-    /// The guest does not want the answer any more.
+    /// The guest no longer wants the answer.
     Flushed,
     /// The session or the ring ends: answer at once.
     Stopped,
@@ -38,23 +38,23 @@ pub enum Wake {
 
 /// All requests of a session, by the guest's tags.
 pub struct Requests {
-    /// The record of each tag that is in use. As long as the largest tag that ever was: clients use the
-    /// smallest that are free.
+    /// The record of each tag in use. As long as the largest tag so far; clients use the smallest
+    /// free ones.
     tags: RefCell<Vec<Option<Rc<Record>>>>,
     /// The records that no tag has.
     free: RefCell<Vec<Rc<Record>>>,
-    /// All records, as many as there ever were requests at once.
+    /// All records: as many as there ever were requests at once.
     records: RefCell<Vec<Rc<Record>>>,
-    /// How many wait for the end of all requests.
+    /// How many callers wait for the end of all requests.
     stopping: AtomicUsize,
 }
 
 /// A request that is under way.
 #[derive(Default)]
 struct Record {
-    /// Tells the request apart from a later one with the same record.
+    /// Tells the request apart from later ones with the same record.
     number: Cell<u64>,
-    /// Why it is to end, once that is known. It may not wait yet.
+    /// Why it must end, once that is known. It may not be waiting yet.
     end: Cell<Option<Wake>>,
     /// It waits here.
     waiting: WaitQueue,
@@ -68,7 +68,7 @@ pub struct Running<'a> {
     tag: u16,
 }
 
-/// As long as it lives, no request waits.
+/// While it lives, no request waits.
 pub struct Stopping<'a>(&'a Requests);
 
 impl Requests {
@@ -82,7 +82,7 @@ impl Requests {
         }
     }
 
-    /// A request with this tag begins. Errors: EINVAL if the tag is in use.
+    /// Begins a request with this tag. Errors: EINVAL if the tag is in use.
     pub fn begin(&self, tag: u16) -> Result<Running<'_>, Errno> {
         let mut tags = self.tags.borrow_mut();
         if tags.len() <= usize::from(tag) {
@@ -94,7 +94,7 @@ impl Requests {
         }
         let free = self.free.borrow_mut().pop();
         let record = free.unwrap_or_else(|| self.another());
-        // A stop tells all records, also those that were free.
+        // A stop marks all records, also free ones.
         record.end.set(None);
         *slot = Some(record);
         let requests = self;
@@ -113,8 +113,8 @@ impl Requests {
         self.tags.borrow().get(usize::from(tag))?.clone()
     }
 
-    /// Ends the wait of the request `tag` that is under way, if there is one and it waits or is going
-    /// to. Returns when it has been answered.
+    /// Ends the wait of the request `tag`, if it is under way and waits or is going to. Returns
+    /// when it has been answered.
     pub fn flush(&self, tag: u16) {
         let Some(record) = self.get(tag) else { return };
         let number = record.number.get();
@@ -124,7 +124,7 @@ impl Requests {
         }
     }
 
-    /// Ends all waits, and those that would begin until the value returned is dropped.
+    /// Ends all waits, and those that would begin before the returned value is dropped.
     pub fn stop(&self) -> Stopping<'_> {
         self.stopping.fetch_add(1, Ordering::Relaxed);
         self.records
@@ -134,8 +134,8 @@ impl Requests {
         Stopping(self)
     }
 
-    /// How many wait for the end of all requests: what a worker looks at between the calls of one
-    /// that makes many.
+    /// How many callers wait for the end of all requests. A worker checks it between the calls of a
+    /// request that takes many.
     pub fn stopping(&self) -> &AtomicUsize {
         &self.stopping
     }
@@ -156,7 +156,7 @@ impl Running<'_> {
         self.tag
     }
 
-    /// Waits for `time` at the most, or not at all if the request is to end.
+    /// Waits for at most `time`, or not at all if the request must end.
     pub fn wait(&self, time: Duration) -> Wake {
         let record = self.record();
         if self.requests.stopping.load(Ordering::Relaxed) > 0 {

@@ -1,13 +1,14 @@
-//! How fast a guest may be: so many requests, and so many bytes, each second.
+//! How fast a guest may be: requests and bytes per second.
 //!
-//! A leaky bucket: each request moves the moment at which all that was let through will have been paid
-//! for, and waits, as a coroutine, until that moment is no further away than a burst may be. Requests go
+//! A leaky bucket: each request advances the moment at which everything let through so far is paid
+//! for, and waits, as a coroutine, until that moment is no further away than a burst. Requests go
 //! on in the order in which they came.
 //!
-//! The end of the session or of the ring cuts such waits short, for the next session, or who stops the
-//! ring, must not wait for them. What is served too early by that is owed: until it is paid for, no
-//! request is taken out of the ring, neither by this session nor by the next. So no more than the rate
-//! allows goes through in the long run, and at the most what was in the ring before it is due.
+//! The end of the session or of the ring cuts such waits short, because the next session, or the
+//! front-end that stops the ring, must not wait for them. What is served too early is owed: until
+//! it is paid for, no request is taken out of the ring, neither by this session nor by the next. So
+//! in the long run no more passes than the rate allows, and at most what was in the ring passes too
+//! early.
 
 use std::cell::Cell;
 use std::str::FromStr;
@@ -17,7 +18,7 @@ use protocol::Tmessage;
 
 use super::requests::{Failure, Running, Wake};
 
-/// How much each second, and how much at once after a pause.
+/// How much per second, and how much at once after a pause.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
     /// Requests or bytes each second; not 0.
@@ -29,7 +30,7 @@ pub struct Rate {
 impl FromStr for Rate {
     type Err = String;
 
-    /// `RATE` or `RATE,BURST`. A burst that is not given is a tenth of a second's, and one at least.
+    /// `RATE` or `RATE,BURST`. The default burst is a tenth of a second's amount, and at least one.
     fn from_str(text: &str) -> Result<Rate, String> {
         let (rate, burst) = match text.split_once(',') {
             Some((rate, burst)) => (rate, Some(burst)),
@@ -44,7 +45,7 @@ impl FromStr for Rate {
     }
 }
 
-/// What is allowed; `None` for everything.
+/// What is allowed; `None` for no limit.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Rates {
     /// Requests.
@@ -57,13 +58,13 @@ pub struct Rates {
 pub struct Throttle {
     requests: Option<Bucket>,
     bytes: Option<Bucket>,
-    /// Whether something was let through too early, and may not be paid for.
+    /// Whether something was let through too early and may not be paid for yet.
     cut: Cell<bool>,
 }
 
 struct Bucket {
     rate: Rate,
-    /// When all that was let through will have been paid for.
+    /// When everything let through so far is paid for.
     paid: Cell<Instant>,
 }
 
@@ -75,18 +76,18 @@ impl Bucket {
         }
     }
 
-    /// Lets `amount` through at the moment that is returned.
+    /// Lets `amount` through at the returned moment.
     fn reserve(&self, amount: u64, now: Instant) -> Instant {
         let from = self.paid.get().max(now);
-        // Later than the clock can say is never, whatever is added.
+        // A moment beyond the clock's range is never, whatever is added.
         let paid = from.checked_add(self.time(amount)).unwrap_or(from);
         self.paid.set(paid);
-        // What is larger than a burst goes when the bucket is empty.
+        // What is larger than a burst passes when the bucket is empty.
         let ahead = self.time(self.rate.burst.max(amount));
         paid.checked_sub(ahead).map_or(now, |begin| begin.max(now))
     }
 
-    /// When all that was let through but a burst will have been paid for.
+    /// When everything let through, less one burst, is paid for.
     fn within_burst(&self) -> Instant {
         let paid = self.paid.get();
         paid.checked_sub(self.time(self.rate.burst)).unwrap_or(paid)
@@ -98,7 +99,7 @@ impl Bucket {
 }
 
 impl Throttle {
-    /// One that has let nothing through yet.
+    /// An empty bucket.
     pub fn new(rates: Rates) -> Throttle {
         Throttle {
             requests: rates.requests.map(Bucket::new),
@@ -113,7 +114,7 @@ impl Throttle {
         !self.cut.get() || self.is_paid(Instant::now())
     }
 
-    /// Until when they may not, if that is so.
+    /// Until when they may not, if they may not.
     pub fn held_until(&self) -> Option<Instant> {
         match self.takes() {
             true => None,
@@ -134,8 +135,8 @@ impl Throttle {
         buckets.map(Bucket::within_burst).max()
     }
 
-    /// Returns when the request may be served: mostly at once. The end of the session or of the ring
-    /// lets all go on that wait, and then none until they are paid for.
+    /// Returns when the request may be served: mostly at once. The end of the session or of the
+    /// ring lets all waiting requests pass, and then none until they are paid for.
     #[inline]
     pub fn wait(&self, message: &Tmessage<'_>, running: &Running<'_>) -> Result<(), Failure> {
         if self.requests.is_none() && self.bytes.is_none() {
@@ -146,7 +147,7 @@ impl Throttle {
 
     fn wait_for_turn(&self, message: &Tmessage<'_>, running: &Running<'_>) -> Result<(), Failure> {
         let bytes = match message {
-            // What ends something is not held up.
+            // A request that ends something does not wait.
             Tmessage::Version(_) | Tmessage::Flush(_) | Tmessage::Clunk(_) => return Ok(()),
             Tmessage::Read(read) => read.count.into(),
             Tmessage::Write(write) => write.count.into(),

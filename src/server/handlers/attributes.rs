@@ -1,4 +1,4 @@
-//! Tgetattr, Tsetattr and Tstatfs: what is known of a file and its file system.
+//! Tgetattr, Tsetattr and Tstatfs: attributes of a file and of its file system.
 
 use std::os::fd::AsFd;
 
@@ -19,8 +19,8 @@ use crate::server::placement::Cost;
 const IO_HEADER: u64 = 24;
 
 impl Server {
-    /// Tgetattr: everything that the host knows, whatever was asked for. An open or unlinked file
-    /// is looked at by its descriptor.
+    /// Tgetattr: everything that the host knows, whatever the request mask. An open or unlinked
+    /// file is looked at through its descriptor.
     pub(super) fn getattr(&self, m: Tgetattr) -> Result<Rgetattr, Errno> {
         let file = self.held(&*self.session.fids.get(m.fid)?)?;
         let mut stat = Stat::default();
@@ -48,8 +48,7 @@ impl Server {
         })
     }
 
-    /// The size in which programs do best to read: as many of the file system's blocks as fit in
-    /// one message.
+    /// The I/O size to prefer: as many of the file system's blocks as fit in one message.
     fn io_size(&self, block: u64) -> u64 {
         let payload = u64::from(self.session.msize.get()).saturating_sub(IO_HEADER);
         match payload.checked_div(block) {
@@ -58,8 +57,8 @@ impl Server {
         }
     }
 
-    /// Tsetattr changes what valid names. Errors: those of chown(2), chmod(2), truncate(2) and
-    /// utimensat(2), EROFS; what comes before the one that fails is done.
+    /// Tsetattr changes what `valid` names. Errors: those of chown(2), chmod(2), truncate(2) and
+    /// utimensat(2), EROFS; changes before the one that fails are made.
     pub(super) fn setattr(&self, m: Tsetattr) -> Result<Rsetattr, Errno> {
         let fid = self.session.fids.get(m.fid)?;
         let file = self.held(&fid)?;
@@ -85,14 +84,14 @@ impl Server {
         let node = self.node(m.fid)?;
         let node = &*node;
         let (statfs, unit) = self.call(node.id().device, Cost::Held, Actor::Daemon, || {
-            // The C library's form knows the unit of the counts, and not the type.
+            // The C library's form tells the unit of the counts, but not the type.
             Ok((fstatfs(node)?, fstatvfs(node)?.fragment_size()))
         })?;
         let (major, minor) = node.id().device;
         Ok(Rstatfs {
             kind: statfs.filesystem_type().0 as u32,
-            // 9P has one size, and clients take it for the unit of the counts. One of 0 has made
-            // them divide by it.
+            // 9P has one size, and clients take it for the unit of the counts. Some divide by it,
+            // so it must not be 0.
             bsize: (unit as u32).max(1),
             blocks: statfs.blocks(),
             bfree: statfs.blocks_free(),
@@ -105,7 +104,7 @@ impl Server {
     }
 }
 
-/// What a Tsetattr asks for, in the host's ids. Errors: EINVAL for a size or a time that no file
+/// The changes of a Tsetattr, with the host's ids. Errors: EINVAL for a size or a time that no file
 /// has, EPERM for an id that the guest may not use.
 fn change(m: &Tsetattr, ids: &Ids) -> Result<Change, Errno> {
     let has = |bit| m.valid & bit != 0;
@@ -129,16 +128,16 @@ fn change(m: &Tsetattr, ids: &Ids) -> Result<Change, Errno> {
     })
 }
 
-/// A time for utimensat(2): left alone, the host's now, or a given one.
+/// A time for utimensat(2): unchanged, the host's now, or a given one.
 fn new_time(change: bool, given: bool, time: Time) -> Result<libc::timespec, Errno> {
     let special = |tv_nsec| Ok(libc::timespec { tv_sec: 0, tv_nsec });
     match (change, given) {
         (false, _) => special(libc::UTIME_OMIT),
         (true, false) => special(libc::UTIME_NOW),
-        // The special values are not for the guest to use.
+        // The special values are not for the guest.
         (true, true) if time.nsec >= 1_000_000_000 => Err(Errno::EINVAL),
         (true, true) => {
-            // Seconds before 1970 come as the two's complement.
+            // Seconds before 1970 arrive as two's complement.
             Ok(libc::timespec {
                 tv_sec: time.sec as i64,
                 tv_nsec: time.nsec as i64,

@@ -1,4 +1,4 @@
-//! Tmkdir, Tmknod, Tsymlink and Treadlink: files that are not opened when they are made.
+//! Tmkdir, Tmknod, Tsymlink and Treadlink: files that are created without being opened.
 
 use std::ffi::CString;
 
@@ -12,18 +12,18 @@ use crate::server::call::Actor;
 use crate::server::placement::Cost;
 
 impl Server {
-    /// Tmkdir makes a directory. Errors: EEXIST, EROFS, those of mkdir(2).
+    /// Tmkdir creates a directory. Errors: EEXIST, EROFS, those of mkdir(2).
     pub(super) fn mkdir(&self, m: Tmkdir<'_>) -> Result<Rmkdir, Errno> {
         let directory = NewFile::Directory { mode: m.mode };
         let qid = self.make(m.dfid, m.name, m.gid, &directory)?;
         Ok(Rmkdir { qid })
     }
 
-    /// Tmknod makes a device, a fifo, a socket or an empty regular file. Errors: EINVAL for
-    /// another type, EROFS, those of mknod(2): EPERM where the daemon may not make devices.
+    /// Tmknod creates a device, a fifo, a socket or an empty regular file. Errors: EINVAL for
+    /// another type, EROFS, those of mknod(2): EPERM where the daemon may not create devices.
     pub(super) fn mknod(&self, m: Tmknod<'_>) -> Result<Rmknod, Errno> {
         let kind = match m.mode & libc::S_IFMT {
-            // Some clients leave the type of a regular file away.
+            // Some clients omit the type of a regular file.
             0 => libc::S_IFREG,
             kind @ (libc::S_IFREG
             | libc::S_IFIFO
@@ -41,7 +41,7 @@ impl Server {
         Ok(Rmknod { qid })
     }
 
-    /// Tsymlink makes a symbolic link. Its target is the guest's text and means nothing here.
+    /// Tsymlink creates a symbolic link. Its target is the guest's text and means nothing here.
     /// Errors: ENOENT for an empty target or one with a NUL, EROFS, those of symlink(2).
     pub(super) fn symlink(&self, m: Tsymlink<'_>) -> Result<Rsymlink, Errno> {
         let target = CString::new(m.target).map_err(|_| Errno::ENOENT)?;
@@ -65,7 +65,7 @@ impl Server {
         Ok(Rreadlink { target })
     }
 
-    /// Makes one file in the directory `dfid`, owned by the fid's user and `gid`, and returns its
+    /// Creates one file in the directory `dfid`, owned by the fid's user and `gid`, and returns its
     /// qid.
     fn make(&self, dfid: u32, name: &[u8], gid: u32, file: &NewFile<'_>) -> Result<Qid, Errno> {
         let fid = self.session.fids.get(dfid)?;
@@ -76,7 +76,7 @@ impl Server {
         let owner = self.owner(&fid, gid)?;
         let (export, directory) = (&self.export, directory.located());
         let device = directory.node.id().device;
-        // For want of a descriptor nothing is made, or what was made is taken away.
+        // Without a free descriptor nothing is created, or it is removed again.
         let stat = self.with_descriptors(|| {
             self.call(device, Cost::Change, Actor::For(owner), || {
                 export.make(directory, &name, file, owner)

@@ -11,9 +11,9 @@ use crate::server::exchange::Exchange;
 use crate::server::handle::Handle;
 use crate::server::placement::Cost;
 
-/// The most that is asked of the kernel at once.
+/// The most to ask of the kernel at once.
 const MAX_RECORDS: usize = 128 * 1024;
-/// How much longer a record of the kernel's can be than the entry made from it.
+/// How much longer a record of the kernel may be than the entry made from it.
 const RECORD_SLACK: usize = 8;
 
 impl Server {
@@ -40,7 +40,7 @@ impl Server {
         let mut payload = Vec::with_capacity(count.min(length * 2));
         for entry in entries(&records[..length]) {
             let id = match entry.name {
-                // What is above the share is nobody's business.
+                // What is above the share is not the guest's.
                 b".." if directory == root => root,
                 _ => InodeId {
                     device: directory.device,
@@ -67,8 +67,8 @@ impl Server {
         })
     }
 
-    /// The qid of an entry from what the directory itself says. The version would need a look at
-    /// the file; clients take it from a walk.
+    /// The qid of an entry, from the directory alone. The version would take a look at the file;
+    /// clients take it from a walk.
     fn entry_qid(&self, id: InodeId, kind: u8) -> Qid {
         let kind = match kind {
             libc::DT_DIR => QidKind::DIR,

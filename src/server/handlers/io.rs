@@ -15,11 +15,11 @@ use crate::server::fid::{Content, Fid, OpenFile, XattrDraft};
 use crate::server::handle::{File, Handle};
 use crate::server::placement::{Cost, Transfer};
 
-/// A copy that takes so long that others should not wait for it: as long as several hops.
+/// A copy of this size takes so long, as long as several hops, that others should not wait for it.
 const LARGE: usize = 128 * 1024;
 
 impl Server {
-    /// Tread: up to count bytes from offset on, fewer only at the end. They go from the file
+    /// Tread: up to `count` bytes from `offset` on, fewer only at the end. They go from the file
     /// straight into the guest's pages. Errors: EBADF if the fid is not open, EISDIR, those of
     /// pread(2).
     pub(super) fn read(&self, m: Tread, exchange: &Exchange) -> Result<Rread, Errno> {
@@ -48,9 +48,9 @@ impl Server {
         Ok(Rread { count: done as u32 })
     }
 
-    /// Twrite: count bytes at offset, or at the end of a file opened with APPEND. Errors: EBADF
-    /// if the fid is not open for writing, EISDIR, those of pwrite(2); an error after some bytes
-    /// were written is told by the next request, as write(2) does.
+    /// Twrite: `count` bytes at `offset`, or at the end of a file opened with APPEND. Errors: EBADF
+    /// if the fid is not open for writing, EISDIR, those of pwrite(2). As with write(2), an error
+    /// after some bytes were written is reported by the next request.
     pub(super) fn write(&self, m: Twrite, exchange: &Exchange) -> Result<Rwrite, Errno> {
         let fid = self.session.fids.get(m.fid)?;
         let content = fid.content()?;
@@ -73,7 +73,7 @@ impl Server {
         Ok(Rwrite { count: done as u32 })
     }
 
-    /// Tfsync: what was written is on the disk when the reply comes; with datasync only what is
+    /// Tfsync: what was written is on disk when the reply comes; with `datasync` only what is
     /// needed to read it again. Errors: EBADF if the fid is not open, those of fsync(2).
     pub(super) fn fsync(&self, m: Tfsync) -> Result<Rfsync, Errno> {
         let open = self.session.fids.get(m.fid)?.open_file()?;
@@ -89,9 +89,9 @@ impl Server {
         Ok(Rfsync {})
     }
 
-    /// Before the first write to an open file that may have set-id bits, and the first after a chmod
-    /// that may have given some. Elsewhere this is one comparison. The group of a file whose bits are
-    /// seen to by [`Server::write_as`].
+    /// Handles set-id bits before the first write to an open file that may have some, and before
+    /// the first after a chmod that may have set some. Otherwise this is one comparison. Returns
+    /// the group of a file whose bits [`Server::write_as`] handles.
     fn drop_set_id(&self, fid: &Fid, file: &File) -> Result<Option<u32>, Errno> {
         let given = self.export.set_id_given();
         if !file.writable || file.set_id_dropped.get() == given {
@@ -131,8 +131,8 @@ impl Server {
         Ok(done)
     }
 
-    /// What a copy of `count` bytes costs that is `small` if it is: a worker makes large ones while
-    /// other requests wait.
+    /// The cost of a copy of `count` bytes whose cost is `small` if it is small: a worker makes
+    /// large ones while other requests go on.
     fn copying(&self, count: usize, small: Cost) -> Cost {
         if count > LARGE && self.in_flight.get() > 1 {
             Cost::Wait
@@ -141,10 +141,10 @@ impl Server {
         }
     }
 
-    /// Makes a read or write of `count` bytes: what the page cache can give or take at once here, and
-    /// the rest where it belongs, all of it if the call is known to wait. `call` takes how much is done
-    /// and `RWF_*` flags. A short count is returned only at the end of the file, or where an error
-    /// stopped the call after it had begun.
+    /// Reads or writes `count` bytes: here as far as the page cache allows without waiting, the
+    /// rest where it belongs; all of it there if the call is known to wait. `call` takes how much
+    /// is done and `RWF_*` flags. A short count is returned only at the end of the file, or where
+    /// an error stopped the call after it had begun.
     fn transfer(
         &self,
         open: &OpenFile,
@@ -175,7 +175,7 @@ impl Server {
     }
 }
 
-/// A read of the file from which on what is done of `count` bytes, with `RWF_*` flags.
+/// Reads the bytes of the file that follow the first `done` of `count`, with `RWF_*` flags.
 fn read_call<'a>(
     file: &'a File,
     offset: u64,
@@ -194,7 +194,7 @@ fn read_call<'a>(
     }
 }
 
-/// A write to the file from which on what is done of `count` bytes, with `RWF_*` flags.
+/// Writes the bytes of the file that follow the first `done` of `count`, with `RWF_*` flags.
 fn write_call<'a>(
     file: &'a File,
     offset: u64,
@@ -213,8 +213,8 @@ fn write_call<'a>(
     }
 }
 
-/// Repeats `call` until `count` bytes are done or it has nothing more. An error counts only if
-/// nothing was done before it, except that a call that would block is always told.
+/// Repeats `call` until `count` bytes are done or it returns 0. An error counts only if nothing was
+/// done before it; a call that would block is always reported.
 fn go_on(
     done: &mut usize,
     count: usize,
@@ -232,8 +232,8 @@ fn go_on(
     Ok(())
 }
 
-/// The bytes of an attribute may come in any pieces, but leave no hole. Errors: ENOSPC for bytes
-/// behind the announced size, EINVAL for a hole.
+/// The bytes of an attribute may come in any pieces, but without a hole. Errors: ENOSPC for bytes
+/// beyond the announced size, EINVAL for a hole.
 fn write_draft(
     draft: &XattrDraft,
     offset: u64,

@@ -18,29 +18,30 @@ use crate::server::placement::{Cost, Device};
 use crate::server::ranges::{Kind, Range};
 use crate::server::requests::{Failure, Running, Wake};
 
-/// How long a lock that is waited for is left alone before it is tried again: nothing tells of a
-/// release by the host.
+/// How long a lock that is waited for rests before it is tried again: the host does not notify of a
+/// release.
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
-/// The longest name of a guest that is kept; Linux's is its host name, of 64 bytes at the most.
+/// The longest guest name that is kept; Linux sends its host name, of at most 64 bytes.
 const CLIENT_MAX: usize = 255;
 const LAST_PAUSE: Duration = Duration::from_millis(100);
 
-/// What takes more calls is not begun if everything is to end, but answered with BLOCKED: other such
-/// requests may wait for the same file. So many take no longer than one that a stop waits for, too.
+/// A change that takes more calls than this is not begun when everything is to end, but answered
+/// with BLOCKED: other such requests may wait for the same file. This many take no longer than one
+/// call that a stop waits for.
 const FEW: usize = 64;
 
-/// How the host has answered: the error, and whether it agreed to a part before.
+/// The host's answer: the error, and whether it agreed to a part before.
 struct Refused {
     error: Errno,
     in_part: bool,
 }
 
 impl Server {
-    /// Tlock takes or releases a lock. With BLOCK the answer comes when the lock is granted; a
-    /// flush ends the wait without an answer, and the end of the session or of the ring with
+    /// Tlock takes or releases a lock. With BLOCK the answer comes when the lock is granted. A
+    /// flush ends the wait without an answer; the end of the session or of the ring ends it with
     /// BLOCKED, after which a client asks again. Errors: EBADF if the fid is not open, EINVAL,
-    /// ENOLCK where the host does not allow it or the guest has as many as it may, in all or of the
-    /// file, ENAMETOOLONG for a client of more than 255 bytes, those of fcntl(2).
+    /// ENOLCK where the host does not allow it or the guest has as many as it may, in all or on the
+    /// file, ENAMETOOLONG for a client name of more than 255 bytes, those of fcntl(2).
     pub(super) fn lock(&self, m: Tlock<'_>, running: &Running<'_>) -> Result<Rlock, Failure> {
         let open = self.session.fids.get(m.fid)?.open_file()?;
         if m.flags & !(lock::BLOCK | lock::RECLAIM) != 0 {
@@ -83,7 +84,7 @@ impl Server {
     ) -> Result<(), Errno> {
         let mut holder = in_use.lock();
         if range.kind == Kind::Free && !holder.has(process) {
-            // It holds nothing: no descriptor is needed to give that up.
+            // It holds nothing: releasing it takes no descriptor.
             return Ok(());
         }
         if holder.description().is_none() {
@@ -133,15 +134,15 @@ impl Server {
         }
     }
 
-    /// The description could be opened only for reading, but may be opened for writing by now. It has
-    /// read locks alone then, which are not in the way of the same ones on the next.
+    /// The description could be opened only for reading, but may be opened for writing by now. It
+    /// holds only read locks, which do not conflict with the same ones on the next description.
     fn describe_again(&self, holder: &mut Holder, open: &Rc<OpenFile>) -> Result<(), Errno> {
         let device = open.inode.key().id.device;
         let next = self.open_for_locks(open)?;
         let held = holder.ranges();
         let refused = |Refused { error, .. }| error;
         self.tell_through(&next, device, &held).map_err(refused)?;
-        // Before it is closed: they are in the way of a write lock.
+        // Before it is closed: its locks conflict with a write lock.
         self.tell_again(holder, device, &[Range::WHOLE]);
         holder.describe(next);
         Ok(())
@@ -158,7 +159,7 @@ impl Server {
         Ok(self.closing(description, device, counted))
     }
 
-    /// Tells the host how the session holds bytes now.
+    /// Tells the host what the session locks now.
     fn tell(&self, holder: &Holder, device: Device, pieces: &[Range]) -> Result<(), Refused> {
         match holder.description().filter(|_| !pieces.is_empty()) {
             Some(description) => self.tell_through(description, device, pieces),
@@ -185,14 +186,14 @@ impl Server {
         })
     }
 
-    /// Tells the host of what is not to fail: bytes that are freed.
+    /// Tells the host of bytes that are unlocked, which must not fail.
     fn tell_again(&self, holder: &Holder, device: Device, pieces: &[Range]) {
         if let Err(Refused { error, .. }) = self.tell(holder, device, pieces) {
             log::warn!("the host keeps a lock that the guest has given up: {error}");
         }
     }
 
-    /// Frees what was locked through files of an inode that are not open any more.
+    /// Releases the locks that were taken through files of an inode that are closed by now.
     pub(in crate::server) fn free_locks_of_closed(&self, inode: InodeId) {
         if let Some(in_use) = self.session.locks.existing(inode) {
             let mut holder = in_use.lock();
@@ -201,9 +202,9 @@ impl Server {
         }
     }
 
-    /// Tgetlock tells which lock of another guest or of the host stands in the way of a write
-    /// lock, UNLCK if none does. Linux does not say which kind it is interested in, and has asked its
-    /// own processes before. Errors: as for Tlock.
+    /// Tgetlock tells which lock of another guest or of the host conflicts with a write lock, UNLCK
+    /// if none does. Linux does not say which kind it asks for, and has asked its own processes
+    /// before. Errors: as for Tlock.
     pub(super) fn getlock<'a>(&self, m: Tgetlock<'a>) -> Result<Rgetlock<'a>, Errno> {
         let open = self.session.fids.get(m.fid)?.open_file()?;
         let kind = match kind_of(m.kind)? {
@@ -212,7 +213,7 @@ impl Server {
         };
         let range = Range::new(kind, m.start, m.length)?;
         let inode = open.inode.key().id;
-        // Asked through their description, the session's own locks are not in the way.
+        // Asked through their description, the session's own locks do not conflict.
         let in_use = self.session.locks.existing(inode);
         let holder = in_use.as_ref().map(InUse::lock);
         let description = holder.as_ref().and_then(|holder| holder.description());
@@ -235,7 +236,7 @@ impl Server {
                 },
                 start: found.start as u64,
                 length: found.length(),
-                // Whose it is, nobody says.
+                // The host does not tell whose it is.
                 proc_id: 0,
                 client_id: b"",
             },

@@ -1,7 +1,7 @@
 //! One handler for each message, named after it.
 //!
-//! A handler decodes nothing and answers nothing: it takes the message and returns the reply or
-//! an errno. [`Server::dispatch`] is the one place that puts the two together.
+//! A handler decodes nothing and answers nothing: it takes the message and returns the reply or an
+//! errno. [`Server::dispatch`] alone connects the two.
 
 mod attributes;
 mod create;
@@ -29,7 +29,7 @@ impl Server {
         running: &Running<'_>,
         scratch: &mut Vec<u8>,
     ) {
-        // Text of a reply that is not part of the request.
+        // The reply's text that is not part of the request.
         let mut text = Vec::new();
         match self.reply(&exchange, message, running, &mut text) {
             Ok(ref reply) => exchange.answer(Ok(reply), scratch),
@@ -46,7 +46,7 @@ impl Server {
         text: &'a mut Vec<u8>,
     ) -> Result<Rmessage<'a>, Failure> {
         self.throttle.wait(message, running)?;
-        // Each makes the whole result: to wrap the reply afterwards would copy it.
+        // Each arm makes the whole result: wrapping the reply afterwards would copy it.
         match *message {
             Tmessage::Version(m) => Ok(Rmessage::Version(self.version(m)?)),
             Tmessage::Auth(m) => Ok(Rmessage::Auth(self.auth(m)?)),

@@ -1,4 +1,4 @@
-//! Tlink, Trename, Trenameat, Tunlinkat and Tremove: what happens to names.
+//! Tlink, Trename, Trenameat, Tunlinkat and Tremove: changes of names.
 
 use std::rc::Rc;
 
@@ -59,8 +59,8 @@ impl Server {
         Ok(Rrenameat {})
     }
 
-    /// Moves something that is on the mount of `from` to a name in the directory `dfid`, as the fid's
-    /// user, by `rename`, which takes both.
+    /// Moves a file on the mount of `from` to a name in the directory `dfid`, as the fid's user.
+    /// `rename` gets both.
     fn move_to(
         &self,
         fid: &Fid,
@@ -120,7 +120,7 @@ impl Server {
     pub(super) fn remove(&self, m: Tremove) -> Result<Rremove, Errno> {
         let fid = self.session.fids.remove(m.fid)?;
         let removed = self.remove_file(&fid);
-        self.let_go(fid);
+        self.release(fid);
         removed.map(|()| Rremove {})
     }
 
@@ -144,37 +144,36 @@ impl Server {
         )
     }
 
-    /// What a name stands for that is about to lose it: found while it can be, for a fid of the
-    /// guest may stand for it too. To be called on a worker, and what it returns to be given to
-    /// [`Server::keep_found`] afterwards.
+    /// Returns a closure that finds the file whose name is about to be removed: found while it
+    /// still can be, because a fid of the guest may stand for it. Call it on a worker, and pass its
+    /// result to [`Server::keep_found`] afterwards.
     fn find_before_removal(&self) -> impl Fn(&Node, &Name) -> Option<Node> + Send + use<> {
         let needed = self.session.inodes.evicted_count.get() > 0;
         move |directory, name| {
-            // Nothing that is mounted on loses its name.
+            // A mount point cannot lose its name.
             let found = needed.then(|| directory.child(name, Lookup::Local));
             found?.ok().map(|(node, _)| node)
         }
     }
 
-    /// Lets the inode that was found keep the descriptor, if it had given up its own.
+    /// If the inode that was found had been evicted, it keeps this descriptor.
     fn keep_found(&self, found: Option<Node>) {
         let Some(node) = found else { return };
         match self.session.inodes.get(node.key()) {
             Some(inode) if self.room().is_ok() => drop(self.session.inodes.hold(&inode, node)),
-            // The file's last descriptor may be this one.
-            _ => self.session.inodes.leaving().unpin(Rc::new(node)),
+            // This descriptor may be the file's last.
+            _ => self.session.inodes.close_queue().unpin(Rc::new(node)),
         }
     }
 
-    /// What a name stands for that a file was moved to, if the file may depend on that to be
-    /// found again. To be called on a worker, and what it returns to be given to
-    /// [`Server::note_move`] afterwards.
+    /// Returns a closure that finds the file that was moved to a name, if that may be needed to
+    /// find it again. Call it on a worker, and pass its result to [`Server::note_move`] afterwards.
     fn find_after_move(&self) -> impl Fn(&Node, &Name) -> Option<InodeKey> + Send + use<> {
         let needed = self.export.locators().by_name();
         move |directory, name| needed.then(|| directory.child_key(name).ok())?
     }
 
-    /// Remembers the place that a file was moved to.
+    /// Notes where a file was moved.
     fn note_move(&self, moved: Option<InodeKey>, directory: &Rc<Inode>, name: &Name) {
         if let Some(inode) = moved.and_then(|key| self.session.inodes.get(&key)) {
             inode.moved_to(Dentry {

@@ -53,8 +53,8 @@ impl Server {
         })
     }
 
-    /// Tlcreate makes a regular file in the fid's directory and opens it; the fid stands for the
-    /// file then. Without EXCL a file that exists is opened. Errors: those of open(2), EROFS.
+    /// Tlcreate creates a regular file in the fid's directory and opens it; the fid then stands for
+    /// the file. Without EXCL a file that exists is opened. Errors: those of open(2), EROFS.
     pub(super) fn lcreate(&self, m: Tlcreate<'_>) -> Result<Rlcreate, Errno> {
         let fid = self.session.fids.get(m.fid)?;
         let parent = fid.unopened()?;
@@ -69,7 +69,8 @@ impl Server {
         let device = directory.node.id().device;
         let counted = self.count_open()?;
         let given = export.set_id_given();
-        // It takes two descriptors. What is made with the first is kept until there is a second.
+        // It takes two descriptors. The file that is created with the first is kept until there is
+        // a second.
         let mut made = None;
         let result = self.with_descriptors(|| {
             let made = &mut made;
@@ -102,13 +103,13 @@ impl Server {
         })
     }
 
-    /// What is opened, of which `stat` is known, and was asked for when
+    /// The handle of an opened file. `stat` was taken when
     /// [`Export::set_id_given`](crate::export::Export::set_id_given) was `given`.
     fn handle(&self, node: &Node, fd: OwnedFd, flags: OFlag, stat: &Stat, given: u64) -> Handle {
         match node.kind() {
             FileKind::Directory => Handle::Directory(DirectoryStream::new(fd)),
             _ => {
-                // What a mapped model keeps others may have changed: the first write looks again.
+                // Others may have changed what a mapped model keeps: the first write looks again.
                 let known = !self.export.is_mapped() && !has_set_id(stat.0.stx_mode.into());
                 Handle::File(File::new(fd, flags, if known { given } else { 0 }))
             }
@@ -116,10 +117,10 @@ impl Server {
     }
 }
 
-/// From the protocol's open flags, which have their own values on every host, to this host's.
-/// CREATE and EXCL are the business of lcreate; NOCTTY, FASYNC and NONBLOCK mean nothing for
-/// a file, and DIRECT would ask the guest's buffers for an alignment that only its own disk needs.
-/// Errors: EINVAL for an access mode that is none.
+/// Translates the protocol's open flags, which have the same values on every host, to this host's.
+/// lcreate handles CREATE and EXCL; NOCTTY, FASYNC and NONBLOCK mean nothing for a file, and DIRECT
+/// would demand an alignment of the guest's buffers that only its own disk needs. Errors: EINVAL
+/// for an invalid access mode.
 fn host_flags(wire: u32) -> Result<OFlag, Errno> {
     /// The two bits that hold the access mode.
     const ACCESS: u32 = 3;

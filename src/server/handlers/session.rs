@@ -1,4 +1,4 @@
-//! The messages that begin and end things: version, auth, attach, flush, clunk.
+//! The messages that begin and end something: version, auth, attach, flush, clunk.
 
 use nix::errno::Errno;
 use protocol::{
@@ -15,9 +15,9 @@ use crate::server::placement::{Cost, Site};
 const DIALECT: &[u8] = b"9P2000.L";
 
 impl Server {
-    /// Tversion begins a session: everything of the one before is gone. A dialect that is not
-    /// spoken here is answered with "unknown", not with an error (version(5)). Errors: EMSGSIZE
-    /// for a size that no session can work with.
+    /// Tversion begins a session: everything of the one before is discarded. An unknown dialect is
+    /// answered with "unknown", not with an error (version(5)). Errors: EMSGSIZE for a size that no
+    /// session can work with.
     pub(super) fn version<'a>(&self, m: Tversion<'a>) -> Result<Rversion<'a>, Errno> {
         use vhost_user::Handler;
         self.reset();
@@ -39,8 +39,8 @@ impl Server {
         })
     }
 
-    /// Tauth: the socket is the authentication; none is asked for. Errors: EOPNOTSUPP, by which
-    /// a client knows that it may attach without.
+    /// Tauth: the socket is the authentication; no other is required. Errors: EOPNOTSUPP, which
+    /// tells a client that it may attach without.
     pub(super) fn auth(&self, _: Tauth<'_>) -> Result<Rauth, Errno> {
         Err(Errno::EOPNOTSUPP)
     }
@@ -67,7 +67,7 @@ impl Server {
                     result => return result,
                 }
             }
-            // Behind a mount nobody knows yet who has to answer.
+            // Behind a mount point it is not known yet who must answer.
             self.placement
                 .call_at(Site::Remote, || find(Lookup::Blocking))
         })?;
@@ -81,8 +81,8 @@ impl Server {
         })
     }
 
-    /// Tflush never fails and answers after the request it is about: one that waits for a lock is
-    /// ended without a reply, any other is allowed to finish.
+    /// Tflush never fails, and is answered after the request that it names: one that waits for a
+    /// lock ends without a reply, any other is allowed to finish.
     pub(super) fn flush(&self, m: Tflush, own_tag: u16) -> Result<Rflush, Errno> {
         if m.oldtag != own_tag {
             self.session.requests.flush(m.oldtag);
@@ -90,14 +90,14 @@ impl Server {
         Ok(Rflush {})
     }
 
-    /// Tclunk gives a fid back, also when it answers with an error. For a fid from xattrcreate
-    /// this is the moment at which the attribute is set.
+    /// Tclunk releases a fid, even if it answers with an error. For a fid from xattrcreate the
+    /// attribute is set now.
     pub(super) fn clunk(&self, m: Tclunk) -> Result<Rclunk, Errno> {
         let fid = self.session.fids.remove(m.fid)?;
         if let Some(draft) = fid.draft() {
             self.set_xattr(&fid, &draft)?;
         }
-        self.let_go(fid);
+        self.release(fid);
         Ok(Rclunk {})
     }
 

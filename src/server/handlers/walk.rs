@@ -20,8 +20,8 @@ struct Walked {
 
 impl Server {
     /// Twalk: without names, newfid stands for the same file. With names, each is looked up below
-    /// the one before; symbolic links are reached, not followed. Errors: that of the first name;
-    /// a later name that fails ends the walk with the qids until there, and newfid is not made.
+    /// the one before; symbolic links are reached, not followed. Errors: that of the first name. If
+    /// a later name fails, the walk ends with the qids before it, and newfid is not made.
     pub(super) fn walk(&self, m: Twalk<'_>) -> Result<Rwalk, Errno> {
         let fid = self.session.fids.get(m.fid)?;
         let start = if m.newfid == m.fid {
@@ -38,7 +38,7 @@ impl Server {
             let walked = self.resolve(&fid, &node, &m.names)?;
             let mut error = walked.error;
             for ((node, stat), name) in walked.files.into_iter().zip(m.names.iter()) {
-                // The way up leads to no name.
+                // The parent was reached by no name.
                 let place = (*name != b"..").then(|| Dentry {
                     directory: end.clone(),
                     name: (*name).into(),
@@ -71,8 +71,9 @@ impl Server {
         Ok(Rwalk { qids })
     }
 
-    /// As far as the kernel's caches reach, and no mount is crossed, the walk is made here; the
-    /// rest, if any, on a worker: as on a remote file system only from where a mount is crossed.
+    /// The walk is made here as far as the kernel's caches reach and no mount point is crossed. The
+    /// rest, if any, is made on a worker, and from the first mount point on as for a remote file
+    /// system.
     fn resolve(&self, fid: &Fid, start: &Node, names: &[&[u8]]) -> Result<Walked, Errno> {
         let root = &*self.hold(&fid.root)?;
         let (identity, user) = (self.export.identity(), fid.user);
@@ -80,14 +81,14 @@ impl Server {
         let export = &self.export;
         let mut walked = Walked::default();
         let way = &mut WayUp::new(root, self.session.requests.stopping());
-        // A walk that came to nothing for want of a descriptor is tried again.
+        // A walk that got nowhere without a free descriptor is tried again.
         self.with_descriptors(|| {
             let medium = match walked.files.last() {
-                // It has crossed a mount before.
+                // It has crossed a mount point.
                 Some((node, _)) if node.id().device != start.id().device => Medium::Remote,
                 _ => self.placement.file_system(start.id().device).medium(),
             };
-            // Another's rights are taken on by a worker only.
+            // Only a worker takes on another user's rights.
             let here = match medium {
                 _ if other || !export.stat_is_immediate() => None,
                 Medium::Memory => Some(Lookup::Local),
@@ -104,12 +105,12 @@ impl Server {
                     Ok(())
                 })
             };
-            // What is only not in memory takes no longer than this disk does.
+            // What is only not in memory takes no longer than a read of this disk.
             if walked.error == Some(Errno::EAGAIN) && medium != Medium::Remote {
                 self.placement
                     .call_at(Site::Worker, || on_worker(&mut walked, Lookup::Local))?;
             }
-            // Behind a mount nobody knows yet who has to answer.
+            // Behind a mount point it is not known yet who must answer.
             if walked.error == Some(Errno::EAGAIN) {
                 self.placement
                     .call_at(Site::Remote, || on_worker(&mut walked, Lookup::Blocking))?;
@@ -124,7 +125,7 @@ impl Server {
 }
 
 impl Walked {
-    /// Walks those of `names` that are not behind it yet, and up only if it is told to.
+    /// Walks the names that are not walked yet; upwards only if allowed to.
     fn go_on(
         &mut self,
         export: &Export,

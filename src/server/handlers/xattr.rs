@@ -14,8 +14,8 @@ use crate::server::placement::Cost;
 
 impl Server {
     /// Txattrwalk: newfid reads the value of an attribute as it is now, or with an empty name the
-    /// list of all names. Errors: ENODATA if there is none, those of getxattr(2), listxattr(2);
-    /// ENOMEM if the guest reads and writes as many at once as it may.
+    /// list of all names. Errors: ENODATA if there is none, those of getxattr(2) and listxattr(2);
+    /// ENOMEM if the guest reads and writes as many bytes of attributes as it may.
     pub(super) fn xattrwalk(&self, m: Txattrwalk<'_>) -> Result<Rxattrwalk, Errno> {
         let fid = self.session.fids.get(m.fid)?;
         self.session.fids.check_free(m.newfid)?;
@@ -38,9 +38,10 @@ impl Server {
         Ok(Rxattrwalk { size })
     }
 
-    /// Txattrcreate: the fid takes size bytes by Twrite, and its clunk sets the attribute, or
+    /// Txattrcreate: the fid takes `size` bytes by Twrite, and its clunk sets the attribute, or
     /// removes it ([`XattrDraft::is_removal`]). Errors: EINVAL if the fid is open or for unknown
-    /// flags, E2BIG, EROFS, ENOMEM as above; whether the attribute may be set is known only at the clunk.
+    /// flags, E2BIG, EROFS, ENOMEM as above. Whether the attribute may be set is known only at the
+    /// clunk.
     pub(super) fn xattrcreate(&self, m: Txattrcreate<'_>) -> Result<Rxattrcreate, Errno> {
         let fid = self.session.fids.get(m.fid)?;
         let inode = fid.unopened()?;

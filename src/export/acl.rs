@@ -1,4 +1,4 @@
-//! The ids inside of POSIX access control lists, which the kernel keeps in extended attributes.
+//! The ids in POSIX access control lists, which the kernel keeps in extended attributes.
 
 use nix::errno::Errno;
 
@@ -20,9 +20,9 @@ pub fn is_list(name: &[u8]) -> bool {
     NAMES.contains(&name)
 }
 
-/// Puts the guest's ids in the place of the host's, if `name` is that of a list.
+/// Replaces the host's ids by the guest's, if `name` is that of a list.
 pub fn to_guest(name: &[u8], value: &mut [u8], ids: &Ids) {
-    // Nothing is forbidden in this direction, and what the host has stored is well-formed.
+    // No id is forbidden in this direction, and what the host has stored is well-formed.
     let _ = translate(name, value, |tag, id| {
         Ok(match tag {
             ACL_USER => ids.uids.to_guest(id),
@@ -31,8 +31,8 @@ pub fn to_guest(name: &[u8], value: &mut [u8], ids: &Ids) {
     });
 }
 
-/// Puts the host's ids in the place of the guest's, if `name` is that of a list. Errors: EPERM for
-/// an id that the guest may not use. What is malformed is left to the host to refuse.
+/// Replaces the guest's ids by the host's, if `name` is that of a list. Errors: EPERM for an id
+/// that the guest may not use. The host refuses what is malformed.
 pub fn to_host(name: &[u8], value: &mut [u8], ids: &Ids) -> Result<(), Errno> {
     translate(name, value, |tag, id| match tag {
         ACL_USER => ids.uids.to_host(id),

@@ -14,8 +14,8 @@ const RECORD_HEADER: usize = 19;
 /// Where d_type is.
 const KIND: usize = 18;
 
-/// An open directory. Requests may come in any order and at once: the position belongs to one
-/// of them at a time.
+/// An open directory. Requests may come in any order and at the same time: one at a time uses the
+/// position.
 #[derive(Debug)]
 pub struct DirectoryStream {
     fd: OwnedFd,
@@ -27,7 +27,7 @@ pub struct DirectoryStream {
 pub struct Entry<'a> {
     /// The inode's number; below a mount point that of the covered directory.
     pub inode: u64,
-    /// The cookie of the entry behind this one.
+    /// The cookie of the next entry.
     pub next: u64,
     /// `DT_*`, `DT_UNKNOWN` where the file system does not say.
     pub kind: u8,
@@ -45,14 +45,14 @@ impl DirectoryStream {
     }
 
     /// Reads whole entries from the cookie `offset` on, 0 for the beginning, into `buffer`, and
-    /// returns how many bytes of it they fill: 0 at the end. Errors: EINVAL for a cookie that
-    /// never was or a buffer too small for the next entry.
+    /// returns how many bytes they fill: 0 at the end. Errors: EINVAL for an unknown cookie or a
+    /// buffer too small for the next entry.
     pub fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<usize, Errno> {
         let mut position = self.position.lock().unwrap_or_else(PoisonError::into_inner);
         if *position != offset || offset == 0 {
             // Seeking to the beginning also makes new entries visible, as rewinddir(3) does.
             let offset = i64::try_from(offset).map_err(|_| Errno::EINVAL)?;
-            // Until the seek has succeeded the position is nowhere.
+            // Until the seek has succeeded the position is unknown.
             *position = u64::MAX;
             lseek(&self.fd, offset, Whence::SeekSet)?;
         }
@@ -71,7 +71,7 @@ impl AsFd for DirectoryStream {
     }
 }
 
-/// The entries in what [`DirectoryStream::read`] has filled.
+/// The entries that [`DirectoryStream::read`] has read.
 pub fn entries(mut records: &[u8]) -> impl Iterator<Item = Entry<'_>> {
     std::iter::from_fn(move || {
         let header: &[u8; RECORD_HEADER] = records.first_chunk()?;
@@ -88,8 +88,8 @@ pub fn entries(mut records: &[u8]) -> impl Iterator<Item = Entry<'_>> {
     })
 }
 
-/// Goes through what [`DirectoryStream::read`] has filled and takes entries out or changes their
-/// kinds, as `keep` says of a name and its `DT_*`; returns how many bytes are left.
+/// Removes entries from what [`DirectoryStream::read`] has read, or changes their kinds, as `keep`
+/// decides by the name and its `DT_*`. Returns how many bytes remain.
 pub fn edit(records: &mut [u8], mut keep: impl FnMut(&CStr, u8) -> Option<u8>) -> usize {
     let (mut from, mut to) = (0, 0);
     while let Some(record) = record_at(records, from) {

@@ -1,8 +1,8 @@
-//! Finding an inode again after its descriptor was given up.
+//! Finding an inode again after its descriptor was evicted.
 //!
-//! An inode is found by a directory and a name, and believed only if it is the same. Where the
-//! operator asks for it, the kernel's file handle (open_by_handle_at(2)) leads to the very inode,
-//! wherever it was moved, as long as it lives; it takes a file system that can be exported, and
+//! An inode is found by its directory and name, and accepted only if it is the same inode. If the
+//! operator asks for it, the kernel's file handle (open_by_handle_at(2)) leads to the inode itself,
+//! wherever it was moved, as long as it exists. That takes a file system that can be exported, and
 //! CAP_DAC_READ_SEARCH, with which any inode of that file system can be opened.
 
 use std::collections::HashMap;
@@ -40,31 +40,31 @@ const FUSE: FsType = FsType(0x6573_5546);
 pub enum InodeLocator {
     /// By the kernel's handle, on this mount.
     Handle(FileHandle, Arc<Mount>),
-    /// By a name in the directory that is known for it. The mount has no handles, if they are used.
+    /// By its name in its directory. The mount has no handles, if they are used.
     Name(Option<Arc<Mount>>),
 }
 
-/// What is known of a mount. It lives by the locators on it, for its descriptor keeps the host from
-/// unmounting. Whoever drops the last one closes it: no server is asked, for nothing was read by it.
+/// What is known of a mount. The locators on it keep it alive, because its descriptor keeps the
+/// host from unmounting. The last one to be dropped closes the descriptor, which asks no server:
+/// nothing was read through it.
 #[derive(Debug)]
 pub struct Mount {
-    /// What open_by_handle_at(2) asks for; None where it is refused.
+    /// The descriptor for open_by_handle_at(2); None where that is refused.
     descriptor: Option<OwnedFd>,
 }
 
-/// What locators are made and followed with. Called on workers.
+/// Makes and follows locators. Called on workers.
 #[derive(Debug)]
 pub struct InodeLocators {
-    /// Each mount on which there are locators; some have ended. Nothing at all if handles are not to
-    /// be used.
+    /// Each mount that has locators; some have been dropped. None if handles are not used.
     mounts: Option<Mutex<HashMap<u64, Weak<Mount>>>>,
     by_name: AtomicBool,
-    /// Nothing is found by its name.
+    /// No inode is found by its name.
     mandatory: bool,
 }
 
 impl InodeLocators {
-    /// With file handles, or without.
+    /// With or without file handles.
     pub fn new(handles: FileHandles) -> InodeLocators {
         let never = handles == FileHandles::Never;
         InodeLocators {
@@ -74,8 +74,9 @@ impl InodeLocators {
         }
     }
 
-    /// Whether a file may be reached that is the first of its file system. Errors: EOPNOTSUPP if handles
-    /// are mandatory and its own does not lead back to it; EPERM without the right to use them.
+    /// Whether the first file of a file system may be reached. Errors: EOPNOTSUPP if handles are
+    /// mandatory and the file's own does not lead back to it; EPERM without the right to use
+    /// handles.
     pub fn check(&self, node: &Node) -> Result<(), Errno> {
         if !self.mandatory {
             return Ok(());
@@ -87,13 +88,13 @@ impl InodeLocators {
                     let descriptor = node.reopen(OFlag::O_RDONLY)?;
                     InodeLocators::leads_back(descriptor.as_fd(), &handle, node)
                 }
-                // Is not opened to find out.
+                // Not opened just to find out.
                 FileKind::Symlink | FileKind::Special => Ok(true),
             }
         };
         match back() {
             Ok(true) => Ok(()),
-            // Says nothing of the file system.
+            // Says nothing about the file system.
             Err(error @ (Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::EPERM)) => {
                 Err(error)
             }
@@ -103,8 +104,8 @@ impl InodeLocators {
 
     /// Whether a handle leads to the node that it was made for.
     fn leads_back(mount: BorrowedFd<'_>, handle: &FileHandle, node: &Node) -> Result<bool, Errno> {
-        // Most of FUSE's handles lead back only as long as the kernel remembers the inode, as it does at
-        // this moment, and nothing tells which.
+        // Most handles of FUSE lead back only while the kernel remembers the inode, as it does now,
+        // and nothing tells which do.
         if fstatfs(node)?.filesystem_type() == FUSE {
             return Ok(false);
         }
@@ -113,14 +114,14 @@ impl InodeLocators {
         Ok(found.key().same_inode(node.key()))
     }
 
-    /// Whether some inodes are found by their names, so that it matters where they are moved.
+    /// Whether some inodes are found by their names, so that moves must be noted.
     pub fn by_name(&self) -> bool {
         self.by_name.load(Ordering::Relaxed)
     }
 
-    /// A locator of `node`, by which it can be given up; None if only its descriptor leads to it.
-    /// That is so for one that has no name any more, for it lives by the descriptor. `place` is
-    /// where it was seen last.
+    /// A locator for `node`, with which it can be evicted; None if only its descriptor leads to it,
+    /// as for a file without a name, which the descriptor keeps alive. `place` is where it was last
+    /// seen.
     pub fn of(&self, node: &Node, place: Option<(&Node, &Name)>) -> Option<InodeLocator> {
         let stat = node.stat().ok()?;
         if stat.0.stx_nlink == 0 {
@@ -136,7 +137,7 @@ impl InodeLocators {
             return None;
         }
         let (directory, name) = place?;
-        // No descriptor is taken: there may be none left.
+        // Takes no descriptor: there may be none left.
         let found = directory.child_key(name).ok()?;
         (found == *node.key()).then(|| {
             self.by_name.store(true, Ordering::Relaxed);
@@ -144,16 +145,18 @@ impl InodeLocators {
         })
     }
 
-    /// Follows locators, each to the inode that was of this key and by this name, below the one before and
-    /// the first below `top`. Errors: those of openat2(2) and open_by_handle_at(2), ESTALE; EINTR if `stopping` is not 0.
+    /// Follows locators one after the other, each to the inode that had this key and this name in
+    /// the directory before, the first below `top`. Errors: those of openat2(2) and
+    /// open_by_handle_at(2), ESTALE; EINTR if `stopping` is not 0.
     pub fn follow_all<'a>(
         &self,
         top: Option<&Node>,
         steps: impl IntoIterator<Item = (&'a InodeLocator, &'a InodeKey, Option<&'a Name>)>,
         stopping: &AtomicUsize,
     ) -> Result<Node, Errno> {
-        /// So many steps are made in any case. They take no longer than a call that a stop waits for,
-        /// too, and no program of the guest is to see it fail because its machine is paused.
+        /// This many steps are taken even when stopping. They take no longer than one call that a
+        /// stop waits for, and a program of the guest should not see an error because its machine
+        /// is paused.
         const FEW: usize = 64;
         let mut found: Option<Node> = None;
         for (step, (locator, key, name)) in steps.into_iter().enumerate() {
@@ -166,8 +169,8 @@ impl InodeLocators {
         found.ok_or(Errno::ESTALE)
     }
 
-    /// Follows a locator to the inode that was `key`. Errors: ESTALE if it is gone, or is not
-    /// where it was; those of open_by_handle_at(2) and openat2(2).
+    /// Follows a locator to the inode that was `key`. Errors: ESTALE if it is gone or was moved;
+    /// those of open_by_handle_at(2) and openat2(2).
     fn follow(
         &self,
         locator: &InodeLocator,
@@ -181,7 +184,7 @@ impl InodeLocators {
                     .and_then(Node::new)
             }
             (InodeLocator::Name(_), Some((directory, name))) => {
-                // What is mounted there by now is not asked: it would be another.
+                // A mount that covers it now is not crossed: that would be another file.
                 let there = directory.key();
                 let crosses = there.mount == 0
                     || (there.mount, there.id.device) != (key.mount, key.id.device);
@@ -194,7 +197,7 @@ impl InodeLocators {
             (InodeLocator::Name(_), None) => return Err(Errno::ESTALE),
         };
         match found {
-            // A handle leads to the mount that it is opened on, so only the inode is compared.
+            // A handle leads to the mount on which it is opened, so only the inode is compared.
             Ok((node, _)) if node.key().same_inode(key) => Ok(node),
             Ok(_) | Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP | Errno::EAGAIN) => {
                 Err(Errno::ESTALE)
@@ -203,7 +206,7 @@ impl InodeLocators {
         }
     }
 
-    /// The mount that `node` is on, if handles are to be used and it can be told whether they work there.
+    /// The mount of `node`, if handles are used and it can be told whether they work there.
     fn mount(&self, node: &Node, above: Option<&Node>) -> Option<Arc<Mount>> {
         let mounts = self.mounts.as_ref()?;
         let mounts = || mounts.lock().unwrap_or_else(PoisonError::into_inner);
@@ -212,8 +215,9 @@ impl InodeLocators {
         if known.is_some() {
             return known;
         }
-        // The first one of this mount: see whether the way back works. Only a directory may be kept
-        // open for it: a file that is removed would go on to fill the disk. A later one will tell.
+        // The first one of this mount: test whether the way back works. Only a directory may be
+        // kept open for it: a file that is removed would still fill the disk. A later inode will
+        // tell.
         let directory = std::iter::once(node)
             .chain(above)
             .find(|node| node.kind() == FileKind::Directory && node.key().mount == id)?;
@@ -222,7 +226,7 @@ impl InodeLocators {
             .and_then(|handle| InodeLocators::leads_back(descriptor.as_fd(), &handle, node));
         let works = match works {
             Ok(works) => works,
-            // Says nothing of the mount.
+            // Says nothing about the mount.
             Err(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM) => return None,
             Err(_) => false,
         };

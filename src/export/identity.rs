@@ -1,11 +1,11 @@
-//! On whose behalf the daemon acts on the host.
+//! The identity with which the daemon acts on the host.
 //!
-//! Run by root, the daemon gives new files to the user and group that the guest names, by taking
-//! on the caller's file-system ids for the one call that makes the file: there is no moment in
-//! which the file belongs to someone else, and nothing to undo. Whether the caller may do what it
-//! asks for, the guest's kernel has decided, which alone knows all groups of its users; or, with
-//! [`Permissions::Host`], the host decides too. Run by anyone else, everything belongs to that
-//! user, and is done by that user's rights.
+//! Run by root, the daemon gives new files to the user and group that the guest names. It takes on
+//! the caller's file-system ids for the one call that creates the file: the file belongs to nobody
+//! else at any moment, and there is nothing to undo. The guest's kernel has decided whether the
+//! caller may do it, because it alone knows all groups of its users; with [`Permissions::Host`] the
+//! host decides, too. Run by anyone else, everything belongs to that user and is done with that
+//! user's rights.
 
 use clap::ValueEnum;
 use nix::errno::Errno;
@@ -15,7 +15,7 @@ use super::idmap::IdMap;
 use super::sys::{self, CAP_CHOWN, CAP_FSETID, CAP_SETGID, CAP_SETUID, Capabilities};
 use super::users::Users;
 
-/// The daemon's own identity, and its means to act as another.
+/// The daemon's own identity, and the means to act as another.
 #[derive(Debug)]
 pub struct Identity {
     uid: Uid,
@@ -23,7 +23,7 @@ pub struct Identity {
     groups: Vec<u32>,
     /// The capabilities that every thread holds between requests, if the daemon may act for others.
     privileged: Option<Capabilities>,
-    /// The users of the host, if it is to decide what they may do.
+    /// The users of the host, if it decides what they may do.
     users: Option<Users>,
     ids: Ids,
 }
@@ -33,11 +33,11 @@ pub struct Identity {
 pub enum Permissions {
     /// The guest's kernel.
     Guest,
-    /// The host as well, for its own users of these ids and their groups in /etc/group.
+    /// The host as well, for its own users with these ids and their groups in /etc/group.
     Host,
 }
 
-/// How the ids of the guest and those of the host correspond.
+/// How the guest's ids correspond to the host's.
 #[derive(Clone, Debug, Default)]
 pub struct Ids {
     /// Users.
@@ -46,7 +46,7 @@ pub struct Ids {
     pub gids: IdMap,
 }
 
-/// The owner that a new file is to have.
+/// The owner of a new file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Owner {
     /// User id, or [`protocol::NONUNAME`] for the daemon's own.
@@ -56,10 +56,10 @@ pub struct Owner {
 }
 
 impl Identity {
-    /// Finds out what the process may do, and gives up what it must not use by accident: without
-    /// CAP_FSETID the kernel clears the set-id bits of a file that is written, as it does for
-    /// any user. Threads started later inherit this.
-    /// `users` are given if the host is to decide what they may do.
+    /// Finds out what the process may do, and drops what it must not use by accident: without
+    /// CAP_FSETID in effect the kernel clears the set-id bits of a file that is written, as it does
+    /// for any user. Threads started later inherit this. `users` are given if the host decides what
+    /// they may do.
     pub fn of_process(ids: Ids, users: Option<Users>) -> Result<Identity, Errno> {
         let capabilities = Capabilities::of_thread()?;
         let may_impersonate = geteuid().is_root()
@@ -83,7 +83,7 @@ impl Identity {
         })
     }
 
-    /// How the guest's ids and the host's correspond.
+    /// How the guest's ids correspond to the host's.
     pub fn ids(&self) -> &Ids {
         &self.ids
     }
@@ -96,9 +96,9 @@ impl Identity {
             && uid != self.uid.as_raw()
     }
 
-    /// Runs `call` with the rights that `uid` has on the host, if the host is to decide: the
-    /// user's ids and groups, and no capability over files. To be called on a worker. Errors:
-    /// EINVAL for an id that the host cannot represent.
+    /// Runs `call` with the rights that `uid` has on the host, if the host decides: the user's ids
+    /// and groups, and no capability over files. Call it on a worker. Errors: EINVAL for an id that
+    /// the host cannot represent.
     pub fn acting<T>(&self, uid: u32, call: impl FnOnce() -> Result<T, Errno>) -> Result<T, Errno> {
         if !self.is_other(uid) {
             return call();
@@ -116,8 +116,9 @@ impl Identity {
         self.privileged.is_some() && !own
     }
 
-    /// Runs `make`, which makes one file, so that the file belongs to `owner`. To be called on a
-    /// worker if [`Identity::takes_on`] says so: the ids are the thread's. Errors: EINVAL for an id that the host cannot represent.
+    /// Runs `make`, which creates one file, so that the file belongs to `owner`. Call it on a
+    /// worker if [`Identity::takes_on`] says so: the ids are those of the thread. Errors: EINVAL
+    /// for an id that the host cannot represent.
     pub fn creating<T>(
         &self,
         owner: Owner,
@@ -130,9 +131,9 @@ impl Identity {
         make()
     }
 
-    /// Runs `change`, an explicit change of mode, or of the access control list that is a part of
-    /// it, which the guest's kernel has allowed `uid`, with the right to keep set-id bits. If the
-    /// host is to decide, it does: to be called within [`Identity::acting`] then.
+    /// Runs `change`, an explicit change of mode or of the access control list, which the guest's
+    /// kernel has allowed `uid`, with the right to keep set-id bits. If the host decides, call it
+    /// within [`Identity::acting`].
     pub fn changing_mode<T>(
         &self,
         uid: u32,
@@ -146,11 +147,11 @@ impl Identity {
         change()
     }
 
-    /// Runs `change`, a change of content or owner after which the kernel may take set-id bits from
-    /// a file of `group`, so that it takes those that it would take after `uid`'s own: none from
-    /// root, and from anybody else not the set-group-id without the group's right to execute, which
-    /// the file's group keeps. Who is in the group the guest's kernel knows alone; if the host is to
-    /// decide, it does: to be called within [`Identity::acting`] then.
+    /// Runs `change`, a change of content or owner after which the kernel may clear set-id bits of
+    /// a file of `group`, so that it clears those that it would clear after `uid`'s own change:
+    /// none for root, and for anyone else not set-group-id without group execute if the user is in
+    /// the file's group. Only the guest's kernel knows who is in the group. If the host decides,
+    /// call it within [`Identity::acting`].
     pub fn changing_content<T>(
         &self,
         uid: u32,
@@ -170,7 +171,7 @@ impl Identity {
         change()
     }
 
-    /// Takes on another's ids, as far as they are given and the daemon may.
+    /// Takes on another's ids, those that are given and allowed.
     fn impersonate(&self, who: Owner) -> Result<Option<Restore<'_>>, Errno> {
         let Some(base) = &self.privileged else {
             return Ok(None);
@@ -181,12 +182,12 @@ impl Identity {
         if let Some(users) = by_host {
             let groups = users.groups(who.uid);
             sys::set_groups(groups.map_or(&[], |groups| &groups.supplementary))?;
-            // Whom the host does not know is in no group of its.
+            // A user whom the host does not know is in none of its groups.
             gid = gid.or(Some(groups.map_or(NOGROUP, |groups| groups.primary)));
         }
         if let Some(gid) = gid {
             setfsgid(Gid::from_raw(gid));
-            // The call has no error: asking with an invalid id tells what is in force.
+            // The call returns no error: asking with an invalid id tells which is in force.
             if setfsgid(Gid::from_raw(u32::MAX)).as_raw() != gid {
                 return Err(Errno::EINVAL);
             }
@@ -196,9 +197,10 @@ impl Identity {
             if setfsuid(Uid::from_raw(u32::MAX)).as_raw() != who.uid {
                 return Err(Errno::EINVAL);
             }
-            // Leaving user 0 took most capabilities over files away. If the guest's kernel has checked
-            // the caller's permission, the host's directories need not grant it again; if the host is to
-            // decide, all the others go, too, but the one that it takes to come back.
+            // Leaving user 0 dropped most capabilities over files. If the guest's kernel has
+            // checked the caller's permission, the host's directories need not grant it again. If
+            // the host decides, all others are dropped, too, except the one that it takes to come
+            // back.
             match by_host {
                 None => base.apply_to_thread()?,
                 Some(_) => base.with_effective_only(CAP_SETGID).apply_to_thread()?,
@@ -208,10 +210,10 @@ impl Identity {
     }
 }
 
-/// The group of those that are in none (the kernel's overflow gid).
+/// The group of users that are in none (the kernel's overflow gid).
 const NOGROUP: u32 = 65534;
 
-/// Puts the thread back to the daemon's own identity, also when a panic passes.
+/// Restores the daemon's own identity in this thread, also after a panic.
 struct Restore<'a>(&'a Identity);
 
 impl Drop for Restore<'_> {
@@ -223,10 +225,10 @@ impl Drop for Restore<'_> {
             Some(_) => sys::set_groups(&identity.groups),
             None => Ok(()),
         };
-        // Coming back to user 0 raised every permitted file capability, CAP_FSETID among them.
+        // Returning to user 0 raised every permitted file capability, CAP_FSETID among them.
         let base = identity.privileged.unwrap_or_default();
         if let Err(error) = groups.and_then(|()| base.apply_to_thread()) {
-            // Neither can fail for a thread that was allowed to do the opposite; one in an unknown
+            // Neither can fail for a thread that was allowed to do the opposite. One in an unknown
             // state must not serve anyone.
             log::error!("cannot restore the identity of a worker: {error}");
             std::process::abort();

@@ -1,15 +1,15 @@
-//! Ids of the guest and ids of the host, where they differ.
+//! Ids of the guest and of the host, where they differ.
 
 use std::ops::Range;
 use std::str::FromStr;
 
 use nix::errno::Errno;
 
-/// The id that stands for none; never translated.
+/// The id that means none; never translated.
 const NONE: u32 = u32::MAX;
 
-/// One rule of `--translate-uid` or `--translate-gid`. The text is the type and its numbers, with
-/// colons between them, as virtiofsd has them.
+/// One rule of `--translate-uid` or `--translate-gid`: its type and numbers, separated by colons,
+/// as in virtiofsd.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Translation {
     /// `map:GUEST:HOST:COUNT`, in both directions.
@@ -22,20 +22,20 @@ pub enum Translation {
     SquashGuest(Shift),
     /// `squash-host:FIRST:GUEST:COUNT`: all of a range of the host are shown as one.
     SquashHost(Shift),
-    /// `forbid-guest:FIRST:COUNT`: what the guest does with these is refused with EPERM.
+    /// `forbid-guest:FIRST:COUNT`: requests of the guest with these ids get EPERM.
     ForbidGuest(Range<u64>),
 }
 
-/// A range of ids and what its first one becomes.
+/// A range of ids and what its first id becomes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shift {
     /// The ids that are translated.
     pub from: Range<u64>,
-    /// The first, or the only one, that they become.
+    /// The first, or the only, id that they become.
     pub to: u32,
 }
 
-/// The translation of one kind of id, users or groups. Ids that no rule names stay as they are.
+/// The translation of one kind of id, users or groups. Ids without a rule stay as they are.
 #[derive(Clone, Debug, Default)]
 pub struct IdMap {
     to_host: Vec<(Range<u64>, Image)>,
@@ -80,7 +80,7 @@ impl FromStr for Translation {
         let from = range(first, count)?;
         let shift = Shift { from, to };
         let becomes = if kind.starts_with("squash") { 1 } else { count };
-        // What they become has to be an id too.
+        // The results have to be ids, too.
         range(to, becomes)?;
         let translation = match kind {
             "map" => Translation::Map(shift),
@@ -101,7 +101,7 @@ impl FromStr for Translation {
 }
 
 impl IdMap {
-    /// From rules in any order. Errors: a text, if an id would be translated by two of them.
+    /// From rules in any order. Errors: a text, if two of them translate the same id.
     pub fn new(rules: &[Translation]) -> Result<IdMap, String> {
         let mut map = IdMap::default();
         for rule in rules {
@@ -142,14 +142,14 @@ impl IdMap {
         Ok(map)
     }
 
-    /// The host's id for one of the guest's. Errors: EPERM for one that is forbidden.
+    /// The host's id for a guest's id. Errors: EPERM for a forbidden one.
     pub fn to_host(&self, id: u32) -> Result<u32, Errno> {
         translate(&self.to_host, id).ok_or(Errno::EPERM)
     }
 
-    /// What the guest sees for an id of the host.
+    /// The guest's id for a host's id.
     pub fn to_guest(&self, id: u32) -> u32 {
-        // Nothing is forbidden in this direction.
+        // No id is forbidden in this direction.
         translate(&self.to_guest, id).unwrap_or(id)
     }
 }

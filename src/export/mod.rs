@@ -1,20 +1,21 @@
 //! The exported tree: the only way from the guest's names to the host's files.
 //!
 //! - [`name`]: a guest's bytes, checked to be one component of a path.
-//! - [`node`]: an inode held by a descriptor, and the lookup of a name below it; [`place`]: where
-//!   it was seen; [`way_up`]: that a directory is below the share's root.
+//! - [`node`]: an inode pinned by a descriptor, and the lookup of a name below it; [`place`]: where
+//!   it was seen; [`way_up`]: proves that a directory is below the share's root.
 //! - [`tree`]: the root, and where a file is below it.
-//! - [`operations`]: what can be done to the files, as the guest sees them.
-//! - [`model`]: where owner, mode and kind of the guest's files are on the host.
-//! - [`handle`]: how an inode whose descriptor was given up is found again.
+//! - [`operations`]: the operations on files, as the guest sees them.
+//! - [`model`]: where owner, mode and kind of the guest's files are kept on the host.
+//! - [`handle`]: finds an inode again whose descriptor was evicted.
 //! - [`directory`], [`xattr`]: reading a directory, extended attributes.
 //! - [`acl`]: the ids in access control lists.
-//! - [`identity`]: on whose behalf the daemon acts; [`idmap`]: ids that differ on both sides;
+//! - [`identity`]: the identity with which the daemon acts; [`idmap`]: ids that differ on both sides;
 //!   [`users`]: the groups of the host's users.
 //! - [`qid`]: the protocol's names for inodes.
-//! - [`sys`]: system calls that the other crates lack, the only `unsafe` of the server.
+//! - [`sys`]: system calls that the other crates lack, with the only `unsafe` of the export.
 //!
-//! All of it is called on workers as well as on the loop, except [`QidMap`], which is the loop's.
+//! All of it is called on workers as well as on the loop, except [`QidMap`], which the loop alone
+//! uses.
 
 pub mod acl;
 pub mod directory;
@@ -53,7 +54,7 @@ pub use qid::{Multidevs, QidMap};
 use tree::Tree;
 pub use way_up::{DEEPEST, WayUp};
 
-/// A directory of the host as it is given to the guest.
+/// A directory of the host that is shared with the guest.
 #[derive(Debug)]
 pub struct Export {
     tree: Tree,
@@ -61,12 +62,12 @@ pub struct Export {
     identity: Identity,
     locators: InodeLocators,
     model: Model,
-    /// Rises after a chmod that may give a file set-id bits; never 0.
+    /// Incremented after a chmod that may set set-id bits; never 0.
     set_id_given: AtomicU64,
 }
 
-/// Pins a directory that is to be shared, which may be reached through symbolic links: it is the
-/// operator's word. Errors: those of open(2), ENOTDIR, EACCES if it cannot be read.
+/// Pins a directory to share. It may be reached through symbolic links, because the operator names
+/// it. Errors: those of open(2), ENOTDIR, EACCES if it cannot be read.
 pub fn open_share(directory: &Path) -> Result<OwnedFd, Errno> {
     let flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let pinned = open(directory, flags | OFlag::O_PATH, Mode::empty())?;
@@ -85,8 +86,7 @@ impl Export {
         Export::of(open_share(directory)?, readonly, handles, identity)
     }
 
-    /// Exports the directory that this descriptor, an `O_PATH` one, leads to. Errors: EACCES if it
-    /// cannot be read.
+    /// Exports the directory of this `O_PATH` descriptor. Errors: EACCES if it cannot be read.
     pub fn of(
         directory: OwnedFd,
         readonly: bool,
@@ -111,7 +111,7 @@ impl Export {
         self.model = Model::new(model, modes);
         self.model.supported(self.tree.root())?;
         if self.model.by_name() {
-            // A file that was found by its handle does not know its name.
+            // A file that is found by its handle does not know its name.
             self.locators = InodeLocators::new(FileHandles::Never);
         }
         Ok(self)
@@ -122,17 +122,17 @@ impl Export {
         self.tree.root()
     }
 
-    /// How inodes are found again.
+    /// Finds inodes again.
     pub fn locators(&self) -> &InodeLocators {
         &self.locators
     }
 
-    /// On whose behalf the daemon acts.
+    /// The identity with which the daemon acts.
     pub fn identity(&self) -> &Identity {
         &self.identity
     }
 
-    /// EROFS on a share that must not change. Every handler that would change something asks
+    /// Errors: EROFS on a read-only share. Every handler that would change something calls it
     /// first.
     pub fn writable(&self) -> Result<(), Errno> {
         if self.readonly {
@@ -142,16 +142,16 @@ impl Export {
         }
     }
 
-    /// Resolves a path below the root, as `aname` of Tattach gives it: empty and `/` mean the
-    /// root, and no symbolic link is followed. Errors: ENOENT, ENOTDIR, ELOOP, ENAMETOOLONG; EINTR
-    /// as soon as `stopping` is not 0; EAGAIN with [`Lookup::Local`] where a mount is crossed.
+    /// Resolves a path below the root, as `aname` of Tattach gives it: empty and `/` mean the root,
+    /// and no symbolic link is followed. Errors: ENOENT, ENOTDIR, ELOOP, ENAMETOOLONG; EINTR as
+    /// soon as `stopping` is not 0; EAGAIN with [`Lookup::Local`] at a mount point.
     pub fn directory_below(
         &self,
         path: &[u8],
         stopping: &AtomicUsize,
         lookup: Lookup,
     ) -> Result<(Node, Stat), Errno> {
-        // As long as a path of the host may be, the NUL included: each name costs a few calls.
+        // The host's limit for a path, the NUL included: each name costs a few calls.
         if path.len() >= libc::PATH_MAX as usize {
             return Err(Errno::ENAMETOOLONG);
         }

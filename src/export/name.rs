@@ -1,4 +1,4 @@
-//! One component of a path, checked: what stands between a guest's bytes and a system call.
+//! One component of a path, checked before a system call uses it.
 
 use std::ffi::CStr;
 
@@ -7,16 +7,16 @@ use nix::errno::Errno;
 /// Longest name of a file on Linux, without the NUL (limits.h).
 pub const NAME_MAX: usize = 255;
 
-/// A name that is safe to give to the `*at` calls below a directory: not empty, at most
-/// [`NAME_MAX`] bytes, no `/`, no NUL, not `.` and not `..`.
+/// A name that is safe for the `*at` calls below a directory: not empty, at most [`NAME_MAX`]
+/// bytes, no `/`, no NUL, not `.` and not `..`.
 #[derive(Clone, Copy)]
 pub struct Name {
     bytes: [u8; NAME_MAX + 1],
     len: u8,
 }
 
-/// What a guest's name may turn out to be.
-// A component lives on the stack for the length of one lookup.
+/// What a guest's name is.
+// A component lives on the stack during one lookup.
 #[allow(clippy::large_enum_variant)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Component {
@@ -29,8 +29,8 @@ pub enum Component {
 }
 
 impl Component {
-    /// Checks `bytes`. Errors: ENOENT for an empty name and one that holds `/` or NUL, as no such
-    /// file can exist; ENAMETOOLONG.
+    /// Checks `bytes`. Errors: ENOENT for an empty name and one that contains `/` or NUL, because
+    /// no such file can exist; ENAMETOOLONG.
     pub fn new(bytes: &[u8]) -> Result<Component, Errno> {
         match bytes {
             b"." => return Ok(Component::Current),
@@ -54,14 +54,14 @@ impl Component {
 }
 
 impl Name {
-    /// A name for something that is to be made. Errors: those of [`Component::new`]; EEXIST for
-    /// `.` and `..`, which are always there.
+    /// A name for something new. Errors: those of [`Component::new`]; EEXIST for `.` and `..`,
+    /// which always exist.
     pub fn for_new(bytes: &[u8]) -> Result<Name, Errno> {
         Name::or(bytes, Errno::EEXIST, Errno::EEXIST)
     }
 
-    /// A name that is to be removed. Errors: those of [`Component::new`]; EINVAL for `.` and
-    /// ENOTEMPTY for `..`, as rmdir(2) answers.
+    /// A name to remove. Errors: those of [`Component::new`]; EINVAL for `.` and ENOTEMPTY for
+    /// `..`, as rmdir(2) answers.
     pub fn for_removal(bytes: &[u8]) -> Result<Name, Errno> {
         Name::or(bytes, Errno::EINVAL, Errno::ENOTEMPTY)
     }
@@ -85,9 +85,9 @@ impl Name {
         &self.bytes[..usize::from(self.len)]
     }
 
-    /// The name as the system calls want it.
+    /// The name for a system call.
     pub fn as_c_str(&self) -> &CStr {
-        // The check at construction leaves exactly one NUL, behind the name.
+        // The check in the constructor leaves exactly one NUL, behind the name.
         CStr::from_bytes_until_nul(&self.bytes).unwrap_or_default()
     }
 }

@@ -1,4 +1,4 @@
-//! A pinned file of the export, and what can be asked of it without a name.
+//! A pinned file of the export, and operations on it that take no name.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -9,8 +9,8 @@ use nix::sys::stat::Mode;
 use super::name::Name;
 use super::sys::{self, ProcPath};
 
-/// An inode held by an `O_PATH` descriptor: renames and unlinks, by whomever, do not change what
-/// it stands for. It grants nothing by itself; reading and writing need [`Node::reopen`].
+/// An inode pinned by an `O_PATH` descriptor: no rename or unlink, by whomever, changes which inode
+/// it is. It grants no access by itself; reading and writing need [`Node::reopen`].
 #[derive(Debug)]
 pub struct Node {
     fd: OwnedFd,
@@ -18,7 +18,7 @@ pub struct Node {
     kind: FileKind,
 }
 
-/// What identifies an inode on the host while it lives.
+/// Identifies an inode on the host while it exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct InodeId {
     /// Major and minor number of the file system's device.
@@ -27,20 +27,20 @@ pub struct InodeId {
     pub inode: u64,
 }
 
-/// What identifies a pinned inode also when it is no longer pinned: its number may then be given
-/// to another, but not with the same birth, and the same inode may be seen through several mounts.
+/// Identifies an inode also when it is not pinned any more: another inode may get its number then,
+/// but with another birth time. The same inode may be seen through several mounts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct InodeKey {
     /// The inode.
     pub id: InodeId,
     /// The mount through which it was reached; 0 where the kernel does not say.
     pub mount: u64,
-    /// When it was made, in seconds and nanoseconds; none where the file system does not say.
+    /// When it was created, in seconds and nanoseconds; None where the file system does not tell.
     pub birth: Option<(i64, u32)>,
 }
 
 impl InodeKey {
-    /// Whether both are the same inode, through whatever mounts.
+    /// Whether both are the same inode, through whichever mounts.
     pub fn same_inode(&self, other: &InodeKey) -> bool {
         (self.id, self.birth) == (other.id, other.birth)
     }
@@ -59,12 +59,12 @@ pub enum FileKind {
     Special,
 }
 
-/// What `statx` says of a file.
+/// The result of `statx`.
 #[derive(Clone, Copy, Debug)]
 pub struct Stat(pub libc::statx);
 
 impl Default for Stat {
-    /// Nothing is known.
+    /// Nothing is known yet.
     fn default() -> Stat {
         Stat(sys::no_statx())
     }
@@ -79,7 +79,7 @@ impl Stat {
         }
     }
 
-    /// The file's identity beyond its descriptor.
+    /// The file's identity beyond the life of a descriptor.
     pub fn key(&self) -> InodeKey {
         let birth = &self.0.stx_btime;
         InodeKey {
@@ -108,17 +108,17 @@ impl Stat {
 /// How far a lookup may go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lookup {
-    /// Only as far as the kernel's caches reach, and across no mount; EAGAIN where it would have to
-    /// ask the disk.
+    /// Only as far as the kernel's caches reach, and across no mount point; EAGAIN where it would
+    /// have to ask the disk.
     Cached,
-    /// Across no mount: EAGAIN there. For a file system that has nothing to wait for.
+    /// Across no mount point: EAGAIN there. For a file system that does not make anyone wait.
     Local,
-    /// As far as it takes.
+    /// All the way, even if it blocks.
     Blocking,
 }
 
 impl Node {
-    /// Takes over an `O_PATH` descriptor, or any other, of a file.
+    /// Takes over a descriptor of a file, `O_PATH` or any other.
     pub fn new(fd: OwnedFd) -> Result<(Node, Stat), Errno> {
         let mut stat = Stat::default();
         sys::statx(fd.as_fd(), &mut stat.0)?;
@@ -152,21 +152,21 @@ impl Node {
         }
     }
 
-    /// What a name below this directory stands for now, without pinning it. Errors: those of
-    /// statx(2).
+    /// The key of the inode that a name below this directory stands for now, without pinning it.
+    /// Errors: those of statx(2).
     pub fn child_key(&self, name: &Name) -> Result<InodeKey, Errno> {
         self.child_stat(name).map(|stat| stat.key())
     }
 
-    /// What the file is now that a name below this directory stands for: takes no descriptor.
-    /// Errors: those of statx(2).
+    /// The attributes of the file that a name below this directory stands for now. Takes no
+    /// descriptor. Errors: those of statx(2).
     pub fn child_stat(&self, name: &Name) -> Result<Stat, Errno> {
         let mut stat = Stat::default();
         sys::statx_at(self.fd.as_fd(), name.as_c_str(), &mut stat.0)?;
         Ok(stat)
     }
 
-    /// What the kernel has above this directory, inside of the share or not.
+    /// The directory that the kernel has above this one, inside the share or not.
     pub(super) fn up(&self, lookup: Lookup) -> Result<(Node, Stat), Errno> {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         if lookup == Lookup::Blocking {
@@ -183,16 +183,16 @@ impl Node {
         }
     }
 
-    /// Pins the inode of an open file. The open file itself would not do: its locks would live as
-    /// long as any fid that was cloned from it.
+    /// Pins the inode of an open file. A duplicate of the open file would not do: its locks would
+    /// live as long as any fid that was cloned from it.
     pub fn of_open_file(file: impl AsFd) -> Result<(Node, Stat), Errno> {
         let path = ProcPath::new(file.as_fd());
         let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
         Node::new(open(path.as_c_str(), flags, Mode::empty())?)
     }
 
-    /// Makes a regular file below this directory and opens it, with exactly `mode`'s permission
-    /// bits. Errors: EEXIST if the name is taken, by whatever; those of open(2).
+    /// Creates a regular file below this directory and opens it, with exactly the permission bits
+    /// of `mode`. Errors: EEXIST if the name exists; those of open(2).
     pub fn create(&self, name: &Name, flags: OFlag, mode: u32) -> Result<OwnedFd, Errno> {
         let how = OpenHow::new()
             .flags(flags | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC)
@@ -201,22 +201,22 @@ impl Node {
         openat2(&self.fd, name.as_c_str(), how)
     }
 
-    /// What the file is now. Works on every kind of file, also when it has no name any more.
+    /// The file's attributes now. Works for every kind of file, even without a name.
     pub fn stat(&self) -> Result<Stat, Errno> {
         let mut stat = Stat::default();
         self.stat_into(&mut stat)?;
         Ok(stat)
     }
 
-    /// [`Node::stat`] to where it is wanted: it is too long to be handed from one to the next.
+    /// [`Node::stat`] in place: the result is too long to be moved.
     pub fn stat_into(&self, stat: &mut Stat) -> Result<(), Errno> {
         sys::statx(self.fd.as_fd(), &mut stat.0)
     }
 
-    /// Opens the very inode for reading or writing. With `O_NONBLOCK`, which what is returned does not
-    /// have, whoever has a lease on it is not waited for. Errors: ELOOP for a symbolic link, ENXIO for
-    /// a device, fifo or socket, whose opening would act on the host; EAGAIN for a lease that has to
-    /// end first, which is being asked for; those of open(2).
+    /// Opens this inode for reading or writing. With `O_NONBLOCK` it does not wait for the holder
+    /// of a lease; the returned descriptor does not have the flag. Errors: ELOOP for a symbolic
+    /// link, ENXIO for a device, fifo or socket, whose opening would act on the host; EAGAIN for a
+    /// lease, whose holder has been asked to release it; those of open(2).
     pub fn reopen(&self, flags: OFlag) -> Result<OwnedFd, Errno> {
         let flags = flags | OFlag::O_CLOEXEC;
         match self.kind {
@@ -229,7 +229,7 @@ impl Node {
             FileKind::Special => return Err(Errno::ENXIO),
         }
         match self.open_file(flags) {
-            // Only the owner may leave the access time alone; the flag is a wish.
+            // Only the owner may leave the access time unchanged; the flag is a hint.
             Err(Errno::EPERM) if flags.contains(OFlag::O_NOATIME) => {
                 self.open_file(flags - OFlag::O_NOATIME)
             }
@@ -240,7 +240,7 @@ impl Node {
     fn open_file(&self, flags: OFlag) -> Result<OwnedFd, Errno> {
         let fd = open(self.proc_path().as_c_str(), flags, Mode::empty())?;
         if flags.contains(OFlag::O_NONBLOCK) {
-            // Of the others it changes those only that they say.
+            // Of the other flags F_SETFL changes only the given ones.
             fcntl(&fd, FcntlArg::F_SETFL(flags - OFlag::O_NONBLOCK))?;
         }
         Ok(fd)
@@ -256,7 +256,7 @@ impl Node {
         self.key.id
     }
 
-    /// The inode's identity beyond the descriptor.
+    /// The inode's identity beyond the life of the descriptor.
     pub fn key(&self) -> &InodeKey {
         &self.key
     }
@@ -266,8 +266,8 @@ impl Node {
         self.kind
     }
 
-    /// EXDEV if a name of one could not become a name of the other, for they are on different mounts:
-    /// then there is no need to ask their file systems, one of which may not answer.
+    /// Errors: EXDEV if both are on different mounts, so that a name of one cannot become a name of
+    /// the other. Their file systems, one of which may not answer, need not be asked then.
     pub fn same_mount(&self, other: &Node) -> Result<(), Errno> {
         let mount = |node: &Node| match node.key.mount {
             0 => (node.id().device, 0),
@@ -280,7 +280,7 @@ impl Node {
         }
     }
 
-    /// ENOTDIR unless this is a directory.
+    /// Errors: ENOTDIR unless this is a directory.
     pub fn directory(&self) -> Result<&Node, Errno> {
         if self.kind == FileKind::Directory {
             Ok(self)
@@ -296,12 +296,12 @@ impl AsFd for Node {
     }
 }
 
-/// The permission bits of a mode that came over the wire; some clients send the type with it.
+/// The permission bits of a mode from the wire; some clients send the type with them.
 pub fn permissions(mode: u32) -> Mode {
     Mode::from_bits_truncate(mode & 0o7777)
 }
 
-/// The errno of an error that a system call caused; EIO for any other.
+/// The errno of an error of a system call; EIO for any other error.
 pub fn errno_of(error: std::io::Error) -> Errno {
     error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
 }

@@ -1,8 +1,7 @@
-//! What can be done to the files of the export, as the guest sees them under its security model.
+//! The operations on the files of the export, as the guest sees them under its security model.
 //!
-//! Handlers do everything to files through these, in their one closure on a worker, and never ask
-//! which model it is. Errors, where nothing else is said: those of the system call that the method
-//! is named after.
+//! Handlers do everything with files through these, in one closure on a worker. Errors, where
+//! nothing else is said: those of the system call that the method is named after.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering;
@@ -23,13 +22,12 @@ use super::way_up::WayUp;
 use super::xattr::XattrName;
 
 impl Export {
-    /// Whether operations do better if they are told where a file was seen last ([`Located`]).
+    /// Whether operations profit from knowing where a file was last seen ([`Located`]).
     pub fn goes_by_names(&self) -> bool {
         self.model.by_name()
     }
 
-    /// Whether [`Export::stat`] has its answer in the kernel's caches: then it need not go to a
-    /// worker.
+    /// Whether the kernel's caches have the answer of [`Export::stat`], so that it takes no worker.
     pub fn stat_is_immediate(&self) -> bool {
         match &self.model {
             Model::Host(_) => true,
@@ -37,12 +35,12 @@ impl Export {
         }
     }
 
-    /// Whether the guest's view of the files is kept apart from what they are on the host.
+    /// Whether the guest's view of the files differs from what they are on the host.
     pub fn is_mapped(&self) -> bool {
         matches!(self.model, Model::Mapped(_))
     }
 
-    /// What the file is for the guest now, also when it has no name any more.
+    /// The file's attributes as the guest sees them now, even if it has no name any more.
     pub fn stat(&self, file: Located<'_>, into: &mut Stat) -> Result<(), Errno> {
         match &self.model {
             Model::Host(_) => file.node.stat_into(into),
@@ -51,8 +49,8 @@ impl Export {
     }
 
     /// Looks one name up below a directory, as [`Node::child`]. Errors: EAGAIN with
-    /// [`Lookup::Cached`] wherever more than the kernel's caches is needed, and with
-    /// [`Lookup::Local`] where a mount is crossed.
+    /// [`Lookup::Cached`] wherever it takes more than the kernel's caches, and with
+    /// [`Lookup::Local`] at a mount point.
     pub fn child(
         &self,
         directory: &Node,
@@ -82,9 +80,9 @@ impl Export {
         }
     }
 
-    /// Opens a file for reading or writing, which `user` asks for. Errors: ELOOP for a symbolic link, ENXIO for a device,
-    /// fifo or socket: they belong to the guest's kernel; EAGAIN with `O_NONBLOCK`, before anything is
-    /// done, if somebody has a lease on it ([`Node::reopen`]).
+    /// Opens a file for `user`. Errors: ELOOP for a symbolic link, ENXIO for a device, fifo or
+    /// socket, which belong to the guest's kernel; EAGAIN with `O_NONBLOCK`, before anything is
+    /// done, if someone holds a lease on it ([`Node::reopen`]).
     pub fn open(
         &self,
         file: Located<'_>,
@@ -103,10 +101,10 @@ impl Export {
         }
     }
 
-    /// Makes a regular file and opens it; unless `exclusive`, one that exists is opened, for which
-    /// `O_NONBLOCK` means what it means to [`Export::open`]. After EMFILE or ENFILE it can be called
-    /// again with the same `made`, which is None at first; or else [`Export::undo_create`] is to be
-    /// called with what it is then.
+    /// Creates a regular file and opens it. Unless `exclusive`, opens one that exists, for which
+    /// `O_NONBLOCK` means the same as for [`Export::open`]. After EMFILE or ENFILE it can be called
+    /// again with the same `made`, which is None at first; otherwise pass what it is then to
+    /// [`Export::undo_create`].
     #[allow(clippy::too_many_arguments)]
     pub fn create(
         &self,
@@ -118,10 +116,10 @@ impl Export {
         owner: Owner,
         made: &mut Option<OwnedFd>,
     ) -> Result<(OwnedFd, Node, Stat), Errno> {
-        /// How often a file may vanish between "it exists" and the opening of it.
+        /// How often a file may vanish between "it exists" and its opening.
         const TRIES: usize = 16;
         for _ in 0..TRIES {
-            // Always exclusive on the host: what exists is pinned and looked at before it is
+            // Always exclusive on the host: a file that exists is pinned and looked at before it is
             // opened, so that no link is followed and no fifo blocks.
             let new = flags - OFlag::O_NONBLOCK;
             let created = match &self.model {
@@ -129,7 +127,7 @@ impl Export {
                     let (identity, directory) = (&self.identity, directory.node);
                     host.create(identity, directory, name, new, mode, owner, made)
                 }
-                // Takes away what it cannot finish.
+                // Removes what it cannot finish.
                 Model::Mapped(mapped) => {
                     mapped.create(&self.tree, directory, name, new, mode, owner)
                 }
@@ -140,7 +138,7 @@ impl Export {
             }
             let existing = self.identity.acting(owner.uid, || {
                 let directory = directory.node;
-                // Who must not wait for a lease must not wait for who is behind a mount.
+                // A call that must not wait for a lease must not wait behind a mount point either.
                 let lookup = match flags.contains(OFlag::O_NONBLOCK) {
                     true => Lookup::Local,
                     false => Lookup::Blocking,
@@ -161,9 +159,9 @@ impl Export {
         Err(Errno::EAGAIN)
     }
 
-    /// Takes a file away that [`Export::create`] has made and could not pin.
+    /// Removes a file that [`Export::create`] has created and could not pin.
     pub fn undo_create(&self, directory: &Node, name: &Name, made: OwnedFd) {
-        // The name may have gone to another file since.
+        // The name may belong to another file by now.
         let is_there = Node::new(made)
             .is_ok_and(|(node, _)| directory.child_key(name).as_ref() == Ok(node.key()));
         if is_there && let Err(error) = host::unlink(directory, name, UnlinkatFlags::NoRemoveDir) {
@@ -171,7 +169,7 @@ impl Export {
         }
     }
 
-    /// Makes a file that is not opened: mkdir(2), mknod(2), symlink(2).
+    /// Creates a file without opening it: mkdir(2), mknod(2), symlink(2).
     pub fn make(
         &self,
         directory: Located<'_>,
@@ -185,8 +183,8 @@ impl Export {
         }
     }
 
-    /// The target of a symbolic link. `O_NONBLOCK` in `more` means what it means to [`Export::open`].
-    /// Errors: EINVAL for any other file.
+    /// The target of a symbolic link. `O_NONBLOCK` in `more` means the same as for
+    /// [`Export::open`]. Errors: EINVAL for any other file.
     pub fn readlink(&self, file: Located<'_>, more: OFlag) -> Result<Vec<u8>, Errno> {
         match &self.model {
             Model::Host(_) => host::readlink(file.node),
@@ -218,10 +216,10 @@ impl Export {
         }
     }
 
-    /// Changes attributes; what comes before the one that fails is done. `writable` is the fid's
-    /// own descriptor, which may still be written when the file's mode does not allow to open it
-    /// again, and `user` asks for it. `O_NONBLOCK` in `more` means what it means to [`Export::open`].
-    /// Errors: those of chown(2), chmod(2), truncate(2) and utimensat(2).
+    /// Changes attributes for `user`; changes before the one that fails are made. `writable` is the
+    /// fid's own descriptor, which may still be written when the file's mode does not permit
+    /// opening it again. `O_NONBLOCK` in `more` means the same as for [`Export::open`]. Errors:
+    /// those of chown(2), chmod(2), truncate(2) and utimensat(2).
     pub fn set_attributes(
         &self,
         file: Located<'_>,
@@ -230,14 +228,14 @@ impl Export {
         user: u32,
         more: OFlag,
     ) -> Result<(), Errno> {
-        // truncate(2) waits for whoever has a lease on the file. On one that is open for writing there
-        // is none, and none is given.
+        // truncate(2) waits for the holder of a lease on the file. A file that is open for writing
+        // has none and gets none.
         let _writer = match (change.size, writable) {
             (Some(_), None) if more.contains(OFlag::O_NONBLOCK) => {
                 match file.node.reopen(OFlag::O_WRONLY | more) {
                     Err(Errno::EMFILE | Errno::ENFILE) => return Err(Errno::EAGAIN),
                     Err(Errno::EAGAIN) => return Err(Errno::EAGAIN),
-                    // The truncation says what is wrong.
+                    // The truncation reports what is wrong.
                     result => result.ok(),
                 }
             }
@@ -257,16 +255,15 @@ impl Export {
         result
     }
 
-    /// A number that rises when a file may have got a set-id bit that a write takes away
-    /// ([`Export::drop_set_id`]); whoever has looked at 0 or at an older one has to look again.
+    /// A number that is incremented when a file may have got a set-id bit that a write must clear
+    /// ([`Export::drop_set_id`]). Who has seen 0 or an older number must look again.
     pub fn set_id_given(&self) -> u64 {
         self.set_id_given.load(Ordering::Acquire)
     }
 
-    /// Sees to the set-id bits of a file that `user` is going to write: takes them away itself,
-    /// or finds that the write has to be made by [`Identity::changing_content`], where the kernel
-    /// sees to them, and returns the file's group for it. Where it is not, the kernel takes away
-    /// all that it may.
+    /// Handles the set-id bits of a file that `user` is going to write: clears them itself, or
+    /// returns the file's group if [`Identity::changing_content`] has to make the write, so that
+    /// the kernel clears them. Otherwise the kernel clears all that it may.
     ///
     /// [`Identity::changing_content`]: super::identity::Identity::changing_content
     pub fn drop_set_id(&self, file: Located<'_>, user: u32) -> Result<Option<u32>, Errno> {
@@ -304,8 +301,8 @@ impl Export {
         self.model.xattrs().list(node)
     }
 
-    /// Sets an extended attribute; `user` asks for it. Errors: EOPNOTSUPP for one that the guest cannot have, EACCES
-    /// for one of the model's own, those of setxattr(2).
+    /// Sets an extended attribute for `user`. Errors: EOPNOTSUPP for one that the guest cannot
+    /// have, EACCES for one of the model's own, those of setxattr(2).
     pub fn set_xattr(
         &self,
         node: &Node,
@@ -324,8 +321,8 @@ impl Export {
         self.changing_xattr(name, user, || self.model.xattrs().remove(node, name))
     }
 
-    /// An access control list brings a mode with it, from which the host would take set-group-id
-    /// away: the guest's kernel has decided about that.
+    /// An access control list changes the mode, from which the host would clear set-group-id: the
+    /// guest's kernel has decided about that.
     fn changing_xattr(
         &self,
         name: &XattrName,

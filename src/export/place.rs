@@ -1,4 +1,4 @@
-//! Where a file is: what a model that keeps attributes by names has to know.
+//! Where a file is: for models that keep attributes by name.
 
 use super::name::Name;
 use super::node::Node;
@@ -12,8 +12,8 @@ pub struct Place<'a> {
     pub name: &'a Name,
 }
 
-/// A pinned file, and where it was seen last, if that is known. The place is a hint: whoever needs
-/// it looks whether the file is still there.
+/// A pinned file, and where it was last seen, if known. The place is a hint: who uses it checks
+/// whether the file is still there.
 #[derive(Clone, Copy, Debug)]
 pub struct Located<'a> {
     /// The file.

@@ -11,14 +11,14 @@ use protocol::{Qid, QidKind};
 
 use super::node::{FileKind, InodeId, Stat};
 
-/// Bits of `qid.path` that hold an inode number; the file system's index is above them.
+/// The bits of `qid.path` that hold an inode number; the file system's index is above them.
 const INODE_BITS: u32 = 48;
-/// How many file systems have an index. The numbers of all that are ever mounted are many more.
+/// How many file systems can have an index. Over time more may be mounted.
 const FILE_SYSTEMS: usize = 1 << (63 - INODE_BITS);
 /// Marks a path that is a hash, because inode number and index do not fit.
 const HASHED: u64 = 1 << 63;
 
-/// What to do about more than one file system below the share, where the numbers of inodes may
+/// What to do if there is more than one file system below the share, so that inode numbers may
 /// repeat. The names are those of QEMU's option.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Multidevs {
@@ -30,13 +30,14 @@ pub enum Multidevs {
     Warn,
 }
 
-/// Gives every inode of the export a `qid.path` of its own, over all file systems below it. The
-/// share's own file system has index 0: there the path is the inode number, and stays the same
-/// over a restart of the daemon.
+/// Gives every inode of the export its own `qid.path`, over all file systems below it. The share's
+/// own file system has index 0: its paths are the inode numbers, and stay the same when the daemon
+/// restarts.
 ///
-/// Of an inode nothing is kept: a guest may see any number of them. Its path follows from the index of
-/// its file system and its number, without a doubt where the number has 48 bits, as on local disks. Else,
-/// and on file systems that came too late for an index, it is a hash of 63 bits of both.
+/// Nothing is kept for an inode, because a guest may see any number of them. Its path follows from
+/// the index of its file system and its number, and is unique if the number has at most 48 bits, as
+/// on local disks. Otherwise, and on file systems that found no free index, it is a 63-bit hash of
+/// both.
 #[derive(Debug)]
 pub struct QidMap {
     policy: Multidevs,
@@ -84,8 +85,8 @@ impl QidMap {
         }
     }
 
-    /// The `qid.path` of an inode. Two inodes never share one while the daemon runs, but for hashes,
-    /// with a chance of 1 in 2^63 for each two. (They may with [`Multidevs::Warn`].)
+    /// The `qid.path` of an inode. Two inodes never share one while the daemon runs, except two
+    /// hashes, with a chance of 1 in 2^63. (They may with [`Multidevs::Warn`].)
     pub fn path(&mut self, id: InodeId) -> u64 {
         let fits = id.inode < 1 << INODE_BITS;
         // The share's own file system has index 0.
@@ -100,7 +101,7 @@ impl QidMap {
         }
     }
 
-    /// Whether a file system is seen for the first time. It gets an index, if there is one left.
+    /// Whether a file system is seen for the first time. It gets an index, if one is left.
     fn is_first_of(&mut self, device: (u32, u32)) -> bool {
         let index = self.devices.len();
         match self.devices.entry(device) {
@@ -122,9 +123,9 @@ pub fn kind(kind: FileKind) -> QidKind {
     }
 }
 
-/// A number that changes with the file. The kernel moves the change time at every change of
-/// content or metadata; the rest tells changes apart that a coarse clock gives the same time.
-/// Never 0: that would turn the client's cache off.
+/// A number that changes with the file. The kernel moves the change time at every change of content
+/// or metadata; the other inputs tell apart changes at the same time of a coarse clock. Never 0:
+/// that would turn the client's cache off.
 fn version(stat: &Stat) -> u32 {
     let s = &stat.0;
     let time = |time: &libc::statx_timestamp| {
@@ -132,8 +133,8 @@ fn version(stat: &Stat) -> u32 {
             .wrapping_mul(1_000_000_000)
             .wrapping_add(time.tv_nsec.into())
     };
-    // Multiplying by odd numbers spreads the low bits, where two changes differ, over the word; each word
-    // by another, for one not to take back what another does.
+    // Multiplying by odd numbers spreads the low bits, which differ between changes, over the word;
+    // by a different one for each word, so that one does not cancel another.
     let hash = [
         (time(&s.stx_ctime), 0x9E37_79B9_7F4A_7C15),
         (time(&s.stx_mtime), 0xBF58_476D_1CE4_E5B9),

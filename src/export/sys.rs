@@ -1,4 +1,4 @@
-//! The system calls that neither `std` nor `nix` offer in the form the export needs.
+//! The system calls that neither `std` nor `nix` offers in the form that the export needs.
 //!
 //! Every `unsafe` block of the export is in this file. Errors are the kernel's errno.
 
@@ -16,13 +16,13 @@ use nix::unistd::Pid;
 /// Whether the working directory is `/proc/self/fd`.
 static IN_PROC: AtomicBool = AtomicBool::new(false);
 
-/// From now on [`ProcPath`] is relative to the working directory, which is to stay `/proc/self/fd`.
+/// From now on [`ProcPath`] is relative to the working directory, which must stay `/proc/self/fd`.
 pub fn find_descriptors_from_working_directory() {
     IN_PROC.store(true, Ordering::Relaxed);
 }
 
-/// `/proc/self/fd/N`: the magic link through which a pinned inode is reached by the calls that
-/// refuse an `O_PATH` descriptor. It leads to the inode itself, whatever its names are now.
+/// `/proc/self/fd/N`: the magic link by which calls that refuse an `O_PATH` descriptor reach a
+/// pinned inode. It leads to the inode itself, whatever its names are now.
 pub struct ProcPath([u8; 32]);
 
 impl ProcPath {
@@ -41,7 +41,7 @@ impl ProcPath {
         ProcPath(text.bytes)
     }
 
-    /// The path as the system calls want it.
+    /// The path for a system call.
     pub fn as_c_str(&self) -> &CStr {
         CStr::from_bytes_until_nul(&self.0).unwrap_or(c"/nonexistent")
     }
@@ -65,14 +65,15 @@ impl std::fmt::Write for FixedText {
     }
 }
 
-/// `statx(fd, "", AT_EMPTY_PATH)`: works on an `O_PATH` descriptor and tells the birth time.
+/// `statx(fd, "", AT_EMPTY_PATH)`: works with an `O_PATH` descriptor and tells the birth time.
 ///
-/// Linux 6.11 and later take no path for an empty one, and do not look it up then: a tenth less.
+/// Linux 6.11 and later accept NULL for an empty path and look nothing up then, which saves a
+/// tenth.
 pub fn statx(fd: BorrowedFd<'_>, into: &mut libc::statx) -> Result<(), Errno> {
     static TAKES_NO_PATH: AtomicBool = AtomicBool::new(true);
     if TAKES_NO_PATH.load(Ordering::Relaxed) {
         match statx_with(fd, None, libc::AT_EMPTY_PATH, into) {
-            // There is nothing else that could be a wrong address.
+            // No other address could be wrong.
             Err(Errno::EFAULT) => TAKES_NO_PATH.store(false, Ordering::Relaxed),
             result => return result,
         }
@@ -80,7 +81,7 @@ pub fn statx(fd: BorrowedFd<'_>, into: &mut libc::statx) -> Result<(), Errno> {
     statx_with(fd, Some(c""), libc::AT_EMPTY_PATH, into)
 }
 
-/// `statx` of `name` in a directory, itself if it is a symbolic link: takes no descriptor.
+/// `statx` of `name` in a directory, without following a symbolic link. Takes no descriptor.
 pub fn statx_at(
     directory: BorrowedFd<'_>,
     name: &CStr,
@@ -89,7 +90,7 @@ pub fn statx_at(
     statx_with(directory, Some(name), libc::AT_SYMLINK_NOFOLLOW, into)
 }
 
-/// For [`statx`]: nothing is known.
+/// For [`statx`]: nothing is known yet.
 pub fn no_statx() -> libc::statx {
     // SAFETY: numbers, for which zero is a value.
     unsafe { MaybeUninit::zeroed().assume_init() }
@@ -133,7 +134,8 @@ pub fn getdents(fd: BorrowedFd<'_>, into: &mut [u8]) -> Result<usize, Errno> {
     Errno::result(result).map(|length| length as usize)
 }
 
-/// `fgetxattr` on whatever `path` names, through a magic link. `into` empty asks for the size.
+/// `fgetxattr` of the file that `path` names, through a magic link. An empty `into` asks for the
+/// size.
 pub fn getxattr(path: &CStr, name: &CStr, into: &mut [u8]) -> Result<usize, Errno> {
     // SAFETY: both strings end in NUL, `into` is writable for its length.
     let result = unsafe {
@@ -147,7 +149,7 @@ pub fn getxattr(path: &CStr, name: &CStr, into: &mut [u8]) -> Result<usize, Errn
     Errno::result(result).map(|length| length as usize)
 }
 
-/// `lgetxattr`: as [`getxattr`], but a symbolic link at the end of `path` is not followed.
+/// `lgetxattr`: as [`getxattr`], but does not follow a symbolic link at the end of `path`.
 pub fn lgetxattr(path: &CStr, name: &CStr, into: &mut [u8]) -> Result<usize, Errno> {
     // SAFETY: both strings end in NUL, `into` is writable for its length.
     let result = unsafe {
@@ -161,7 +163,7 @@ pub fn lgetxattr(path: &CStr, name: &CStr, into: &mut [u8]) -> Result<usize, Err
     Errno::result(result).map(|length| length as usize)
 }
 
-/// The list of names, each ended by a NUL. `into` empty asks for the size.
+/// The list of names, each ended by a NUL. An empty `into` asks for the size.
 pub fn listxattr(path: &CStr, into: &mut [u8]) -> Result<usize, Errno> {
     // SAFETY: the string ends in NUL, `into` is writable for its length.
     let result = unsafe { libc::listxattr(path.as_ptr(), into.as_mut_ptr().cast(), into.len()) };
@@ -216,8 +218,8 @@ struct RawHandle {
     handle: [u8; MAX_HANDLE],
 }
 
-/// The kernel's name for an inode of a file system: name_to_handle_at(2). Made by the kernel and
-/// given back to it, never by or to a guest.
+/// The kernel's name for an inode of a file system: name_to_handle_at(2). Only the kernel makes it,
+/// and only the kernel gets it back, never a guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileHandle {
     kind: i32,
@@ -253,8 +255,8 @@ pub fn name_to_handle(fd: BorrowedFd<'_>) -> Result<FileHandle, Errno> {
     })
 }
 
-/// `open_by_handle_at`; `mount` is any open file of the mount. Errors: ESTALE if the inode is no
-/// more, EPERM without CAP_DAC_READ_SEARCH.
+/// `open_by_handle_at`; `mount` is any open file of the mount. Errors: ESTALE if the inode does not
+/// exist any more, EPERM without CAP_DAC_READ_SEARCH.
 pub fn open_by_handle(
     mount: BorrowedFd<'_>,
     handle: &FileHandle,
@@ -284,8 +286,8 @@ pub fn open_by_handle(
 ///
 /// # Safety
 ///
-/// The process has one thread: the child has no other, and what another one holds, a lock of the
-/// allocator for one, would be held for ever there.
+/// The process must have one thread. The child has no other: a lock that another thread holds, for
+/// example of the allocator, would stay locked there.
 pub unsafe fn fork_into(namespaces: CloneFlags) -> Result<Option<Pid>, Errno> {
     let flags = namespaces.bits() | libc::SIGCHLD;
     // SAFETY: without CLONE_VM and a stack this is a fork: the child has a copy of everything, of all
@@ -295,8 +297,8 @@ pub unsafe fn fork_into(namespaces: CloneFlags) -> Result<Option<Pid>, Errno> {
     Ok((child != 0).then(|| Pid::from_raw(child)))
 }
 
-/// A copy of the mounts at and below the working directory, which is mounted nowhere yet (open_tree(2)).
-/// Errors: EPERM, EINVAL if the working directory is in another namespace of mounts.
+/// A copy of the mounts at and below the working directory, attached nowhere yet (open_tree(2)).
+/// Errors: EPERM; EINVAL if the working directory is in another mount namespace.
 pub fn copy_mounts() -> Result<OwnedFd, Errno> {
     let flags = libc::OPEN_TREE_CLONE
         | libc::AT_RECURSIVE as libc::c_uint
@@ -309,7 +311,7 @@ pub fn copy_mounts() -> Result<OwnedFd, Errno> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
-/// Mounts what [`copy_mounts`] has made on the working directory. Errors: those of move_mount(2).
+/// Attaches what [`copy_mounts`] has made to the working directory. Errors: those of move_mount(2).
 pub fn mount_here(mounts: BorrowedFd<'_>) -> Result<(), Errno> {
     // SAFETY: both strings end with a NUL, and the call writes nothing.
     let result = unsafe {
@@ -325,9 +327,8 @@ pub fn mount_here(mounts: BorrowedFd<'_>) -> Result<(), Errno> {
     Errno::result(result).map(drop)
 }
 
-/// From all of these mounts no set-id program gains rights, no device is opened and nothing is
-/// executed. What is forbidden already stays so. Errors: those of mount_setattr(2), ENOSYS before
-/// Linux 5.12.
+/// On all of these mounts set-id programs gain no rights, devices cannot be opened and nothing can
+/// be executed. Other flags stay. Errors: those of mount_setattr(2), ENOSYS before Linux 5.12.
 pub fn mounts_hold_data_only(mounts: BorrowedFd<'_>) -> Result<(), Errno> {
     let attributes = libc::mount_attr {
         attr_set: libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC,
@@ -350,8 +351,8 @@ pub fn mounts_hold_data_only(mounts: BorrowedFd<'_>) -> Result<(), Errno> {
     Errno::result(result).map(drop)
 }
 
-/// The thread's capability sets, as capget(2) and capset(2) exchange them: one bit for each
-/// capability, low and high half.
+/// The thread's capability sets, as for capget(2) and capset(2): one bit for each capability, low
+/// and high half.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct CapabilityWords {
@@ -369,8 +370,8 @@ struct CapabilityHeader {
 /// `_LINUX_CAPABILITY_VERSION_3` of linux/capability.h: two words for each set.
 const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
 
-/// Makes these the calling thread's supplementary groups; the C library's function would change
-/// those of all threads. Errors: EPERM without CAP_SETGID.
+/// Sets the supplementary groups of the calling thread; the C library's function would set those of
+/// all threads. Errors: EPERM without CAP_SETGID.
 pub fn set_groups(groups: &[u32]) -> Result<(), Errno> {
     // SAFETY: the pointer leads to as many ids as the length says.
     let result = unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) };
@@ -383,7 +384,7 @@ pub struct Capabilities([CapabilityWords; 2]);
 
 /// May give files away (capabilities(7)).
 pub const CAP_CHOWN: u32 = 0;
-/// Keeps set-id bits on writes and chmod by a stranger to the group (capabilities(7)).
+/// Keeps set-id bits on writes and chmod by someone outside the group (capabilities(7)).
 pub const CAP_FSETID: u32 = 4;
 /// May take on any group ids (capabilities(7)).
 pub const CAP_SETGID: u32 = 6;
@@ -405,7 +406,7 @@ impl Capabilities {
         Ok(Capabilities(words))
     }
 
-    /// Makes these the calling thread's sets. Other threads keep theirs.
+    /// Sets the capabilities of the calling thread. Other threads keep theirs.
     pub fn apply_to_thread(&self) -> Result<(), Errno> {
         let mut header = CapabilityHeader {
             version: CAPABILITY_VERSION_3,

@@ -9,14 +9,14 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2, readlink};
 use super::name::Name;
 use super::node::{Lookup, Node};
 
-/// The files of an export as they are on the host.
+/// The files of an export, as they are on the host.
 #[derive(Debug)]
 pub struct Tree {
     root: Node,
 }
 
 impl Tree {
-    /// What is below this directory.
+    /// The tree below this directory.
     pub fn new(root: Node) -> Tree {
         Tree { root }
     }
@@ -27,8 +27,8 @@ impl Tree {
     }
 
     /// Finds where a pinned inode is now: its directory and its name there. Messages that name a
-    /// file by its fid but act on its name (Tremove, Trename) need it. Errors: ENOENT if it has
-    /// no name below the root any more, EBUSY for the root itself.
+    /// file by its fid but act on its name (Tremove, Trename) need it. Errors: ENOENT if it has no
+    /// name below the root any more, EBUSY for the root itself.
     pub fn locate(&self, node: &Node) -> Result<(Node, Name), Errno> {
         if node.id() == self.root.id() {
             return Err(Errno::EBUSY);
@@ -48,7 +48,7 @@ impl Tree {
             .flags(OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC)
             .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
         let (directory, _) = Node::new(openat2(&self.root, above, how)?)?;
-        // The kernel's text may be old by now, or end in " (deleted)": believe only the inode.
+        // The kernel's text may be outdated by now, or end in " (deleted)": trust only the inode.
         match directory.child(&name, Lookup::Blocking) {
             Ok((found, _)) if found.id() == node.id() => Ok((directory, name)),
             Ok(_) | Err(Errno::ENOENT) => Err(Errno::ENOENT),

@@ -1,18 +1,17 @@
-//! The groups that the users of the host are in.
+//! The groups of the host's users.
 
 use std::collections::HashMap;
 use std::io;
 use std::path::Path;
 
-/// Who is in which groups, as the host's files had it when the daemon started: later it cannot
-/// see them.
+/// Who is in which groups, from the host's files when the daemon started: later it cannot see them.
 #[derive(Debug, Default)]
 pub struct Users(HashMap<u32, Groups>);
 
 /// The groups of one user.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Groups {
-    /// The one that new files get.
+    /// The primary group.
     pub primary: u32,
     /// The others.
     pub supplementary: Vec<u32>,
@@ -27,12 +26,12 @@ impl Users {
         Ok(Users::parse(&read("/etc/passwd")?, &read("/etc/group")?))
     }
 
-    /// The groups of a user; none if the host does not know the user.
+    /// The groups of a user; None if the host does not know the user.
     pub fn groups(&self, uid: u32) -> Option<&Groups> {
         self.0.get(&uid)
     }
 
-    /// Lines that are malformed are passed over, as the C library does.
+    /// Malformed lines are skipped, as the C library does.
     fn parse(passwd: &str, group: &str) -> Users {
         let mut users = HashMap::new();
         let mut ids: HashMap<&str, u32> = HashMap::new();

@@ -1,4 +1,4 @@
-//! The way up from directories of the share, as one request has proved it.
+//! The way up from directories of the share, as proved for one request.
 
 use std::collections::HashSet;
 use std::os::fd::AsFd;
@@ -9,25 +9,24 @@ use nix::errno::Errno;
 
 use super::node::{InodeKey, Lookup, Node, Stat, errno_of};
 
-/// How many directories, one above the other, are gone through for one request. No path is so long
-/// that it names one that is deeper.
+/// How many directories one request walks up. No path can name a deeper one.
 pub const DEEPEST: usize = 4096;
 
-/// What one request knows of the directories below its root. Each way up is proved once: a later one
-/// ends where it meets an earlier one. It is not kept for the next request, for the host may have
-/// moved directories by then.
+/// What one request knows about directories below its root. Each way up is proved once: a later one
+/// ends where it meets an earlier one. It is not kept for the next request, because the host may
+/// have moved directories by then.
 #[derive(Debug)]
 pub struct WayUp<'a> {
     root: &'a Node,
-    /// Directories that the root was above. None until the first way up, which most requests do
-    /// not go.
+    /// Directories that are below the root. None until the first way up, which most requests do not
+    /// take.
     below: Option<HashSet<InodeKey, RandomState>>,
     left: usize,
     stopping: &'a AtomicUsize,
 }
 
 impl<'a> WayUp<'a> {
-    /// Nothing is known yet of what is below `root`. While `stopping` is not 0, no step is made.
+    /// Nothing is known yet of what is below `root`. While `stopping` is not 0, no step is taken.
     pub fn new(root: &'a Node, stopping: &'a AtomicUsize) -> WayUp<'a> {
         WayUp {
             root,
@@ -42,7 +41,7 @@ impl<'a> WayUp<'a> {
         self.root
     }
 
-    /// EINTR if the request is to end.
+    /// Errors: EINTR if the request must end.
     pub fn go_on(&self) -> Result<(), Errno> {
         match self.stopping.load(Ordering::Relaxed) {
             0 => Ok(()),
@@ -51,13 +50,13 @@ impl<'a> WayUp<'a> {
     }
 
     /// Proves that the way up from `directory` meets the root. Errors: ENOENT if it does not;
-    /// ENAMETOOLONG if the request would have to go too far; EINTR if it is to end; those of
+    /// ENAMETOOLONG if the way is too long for one request; EINTR if the request must end; those of
     /// [`Node::parent`].
     pub fn prove(&mut self, directory: &Node, lookup: Lookup) -> Result<(), Errno> {
         let left = self.left;
         let proved = self.go_up(directory, lookup);
         if proved == Err(Errno::EAGAIN) {
-            // It is going to be tried again, by another lookup.
+            // Another lookup is going to try again.
             self.left = left;
         }
         proved
@@ -79,7 +78,8 @@ impl<'a> WayUp<'a> {
             if next.id() == node.id() {
                 return Err(Errno::ENOENT);
             }
-            // Without a birth, another directory that gets the number later would be taken for it.
+            // Without a birth time another directory that gets the number later would be taken for
+            // it.
             if node.key().birth.is_some() {
                 proved.push(*node.key());
             }
@@ -91,17 +91,17 @@ impl<'a> WayUp<'a> {
 }
 
 impl Node {
-    /// The directory above this one, as far as the root of `way`: the root's parent is the root.
+    /// The directory above this one, up to the root of `way`: the root's parent is the root.
     /// Errors: ENOTDIR; ENOENT if the directory is not below the root any more; EAGAIN with
-    /// [`Lookup::Cached`] and [`Lookup::Local`] where the way crosses a mount; those of
+    /// [`Lookup::Cached`] and [`Lookup::Local`] where the way crosses a mount point; those of
     /// [`WayUp::prove`].
     pub fn parent(&self, way: &mut WayUp<'_>, lookup: Lookup) -> Result<(Node, Stat), Errno> {
         if self.id() == way.root().id() {
             return Node::new(self.as_fd().try_clone_to_owned().map_err(errno_of)?);
         }
         let (parent, stat) = self.up(lookup)?;
-        // The host may have moved the directory out of the share: prove that the way up still
-        // meets the root before anything up there is given to the guest.
+        // The host may have moved the directory out of the share: prove that the way up still meets
+        // the root before the guest gets anything from there.
         way.prove(&parent, lookup)?;
         Ok((parent, stat))
     }

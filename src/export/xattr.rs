@@ -39,7 +39,7 @@ impl XattrName {
 }
 
 impl Node {
-    /// The value of an attribute as it is now. One call: the value cannot shrink between the
+    /// The value of an attribute now. One call, so that the value cannot change between the
     /// question for its size and the reading. Errors: those of getxattr(2).
     pub fn xattr(&self, name: &XattrName) -> Result<Vec<u8>, Errno> {
         let mut value = vec![0; XATTR_SIZE_MAX];

@@ -1,8 +1,8 @@
-//! What a mapped model keeps of a file: the owner, mode and device that the guest gave it.
+//! What a mapped model stores of a file: the owner, mode and device that the guest gave it.
 
 use crate::export::node::Stat;
 
-/// The attributes that the guest has set. What it has not set is the host's.
+/// The attributes that the guest has set. Others are the host's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Attributes {
     /// The owner's user id.
@@ -16,7 +16,7 @@ pub struct Attributes {
 }
 
 impl Attributes {
-    /// These, and what they do not say from `older`.
+    /// These attributes, and from `older` those that are not set here.
     pub fn over(self, older: Attributes) -> Attributes {
         Attributes {
             uid: self.uid.or(older.uid),
@@ -27,8 +27,8 @@ impl Attributes {
     }
 
     /// The file as the guest sees it, from the file as the host sees it. Only a regular file can
-    /// stand for another kind: a directory stays one whatever the attributes say, and no file
-    /// becomes one.
+    /// stand for another kind: a directory stays a directory whatever the attributes say, and no
+    /// file becomes one.
     pub fn seen_in(self, host: Stat) -> Stat {
         let mut stat = host.0;
         stat.stx_uid = self.uid.unwrap_or(stat.stx_uid);
@@ -51,7 +51,7 @@ impl Attributes {
     }
 }
 
-/// Whether a regular file of the host can be a file of this type for the guest.
+/// Whether a regular file of the host can have this type for the guest.
 fn stands_for(kind: u32) -> bool {
     matches!(
         kind,
@@ -64,14 +64,14 @@ fn stands_for(kind: u32) -> bool {
     )
 }
 
-/// Whether a write, truncation or change of owner may take something from this mode.
+/// Whether a write, truncation or change of owner may clear bits of this mode.
 pub fn has_set_id(mode: u32) -> bool {
     mode & libc::S_IFMT == libc::S_IFREG && mode & (libc::S_ISUID | libc::S_ISGID) != 0
 }
 
-/// The mode that is left when a file is written or given away: without set-user-id, and without
-/// set-group-id where the group may execute (elsewhere the bit means mandatory locking). A
-/// directory's bits mean something else and stay (chown(2), write(2)).
+/// The mode after the file is written or given away: without set-user-id, and without set-group-id
+/// where the group may execute (elsewhere the bit means mandatory locking). The bits of a directory
+/// mean something else and stay (chown(2), write(2)).
 pub fn without_set_id(mode: u32) -> u32 {
     if mode & libc::S_IFMT == libc::S_IFDIR {
         return mode;

@@ -1,4 +1,4 @@
-//! What a Tsetattr asks for, and those parts of it that are the same in every model.
+//! What a Tsetattr asks for, and its parts that are the same in every model.
 
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -9,7 +9,7 @@ use nix::unistd::{Gid, Uid, fchownat, ftruncate, truncate};
 use crate::export::node::{FileKind, Node};
 use crate::export::sys;
 
-/// Which attributes of a file are to change.
+/// Which attributes of a file to change.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Change {
     /// The new owner.
@@ -22,7 +22,7 @@ pub struct Change {
     pub size: Option<i64>,
     /// Access and modification time, as utimensat(2) takes them.
     pub times: Option<[libc::timespec; 2]>,
-    /// Whether the change time is to move though nothing else changes.
+    /// Whether to move the change time though nothing else changes.
     pub touch: bool,
 }
 
@@ -36,8 +36,8 @@ impl Change {
     }
 }
 
-/// chown(2) of the very inode, symbolic links included. With neither id this still moves the
-/// change time. Errors: EPERM also for an id that the daemon's namespace of users does not have.
+/// chown(2) of the inode itself, even a symbolic link. Without ids it still moves the change time.
+/// Errors: EPERM also for an id that the daemon's user namespace does not have.
 pub(super) fn chown(node: &Node, uid: Option<u32>, gid: Option<u32>) -> Result<(), Errno> {
     let flags = AtFlags::AT_EMPTY_PATH | AtFlags::AT_SYMLINK_NOFOLLOW;
     let (uid, gid) = (uid.map(Uid::from_raw), gid.map(Gid::from_raw));
@@ -47,9 +47,9 @@ pub(super) fn chown(node: &Node, uid: Option<u32>, gid: Option<u32>) -> Result<(
     })
 }
 
-/// Sets the size of a file that is of this kind for the guest. `writable` is the fid's own
-/// descriptor, which may still be written when the file's mode does not allow to open it again.
-/// Errors: EISDIR, EINVAL for what has no size to set, those of truncate(2).
+/// Sets the size of a file that has this kind for the guest. `writable` is the fid's own
+/// descriptor, which may still be written when the file's mode does not permit opening it again.
+/// Errors: EISDIR, EINVAL for a file without a size, those of truncate(2).
 pub(super) fn resize(
     node: &Node,
     kind: FileKind,

@@ -16,10 +16,10 @@ use crate::export::identity::{Identity, Owner};
 use crate::export::name::Name;
 use crate::export::node::{FileKind, Node, Stat, permissions};
 
-/// The two models; they differ in what becomes of an owner that the host does not allow.
+/// The two models. They differ in what happens if the host does not permit the owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Host {
-    /// passthrough: the file is not made.
+    /// passthrough: the file is not created.
     Passthrough,
     /// none: it belongs to the daemon.
     None,
@@ -34,7 +34,7 @@ impl Host {
         }
     }
 
-    /// Runs `make`, which makes one file, as the one who is to own it.
+    /// Runs `make`, which creates one file, with its owner's ids.
     fn creating<T>(
         self,
         identity: &Identity,
@@ -42,14 +42,14 @@ impl Host {
         make: impl Fn() -> Result<T, Errno>,
     ) -> Result<T, Errno> {
         match identity.creating(owner, &make) {
-            // Also the answer to an id that the host's user namespace does not have.
+            // Also the answer for an id that the host's user namespace does not have.
             Err(Errno::EINVAL) if self == Host::None => make(),
             result => result,
         }
     }
 
-    /// Makes a regular file and opens it. If it cannot be pinned then, it is left in `made`, with
-    /// which to try again.
+    /// Creates a regular file and opens it. If it cannot be pinned then, it stays in `made` for the
+    /// next try.
     #[allow(clippy::too_many_arguments)]
     pub fn create(
         self,
@@ -74,7 +74,7 @@ impl Host {
         }
     }
 
-    /// Makes any other file.
+    /// Creates any other file.
     pub fn make(
         self,
         identity: &Identity,
@@ -92,7 +92,7 @@ impl Host {
             }
             NewFile::Symlink { target } => symlinkat(*target, directory, name_there),
         })?;
-        // Without a descriptor: there may be none left, and the file is made.
+        // Without a descriptor: there may be none left, and the file exists.
         directory.child_stat(name)
     }
 }
@@ -123,8 +123,8 @@ pub(in crate::export) fn set_attributes(
     change.set_times(node)
 }
 
-/// Runs `change`, a change of content or owner that `user` asks for, so that the kernel takes the
-/// set-id bits which it takes from that user.
+/// Runs `change`, a change of content or owner by `user`, so that the kernel clears the set-id bits
+/// that it clears for that user.
 pub(in crate::export) fn changing_content<T>(
     identity: &Identity,
     node: &Node,
@@ -148,7 +148,7 @@ pub(in crate::export) fn readlink(node: &Node) -> Result<Vec<u8>, Errno> {
 
 /// Gives a pinned file another name.
 pub(in crate::export) fn link(node: &Node, directory: &Node, name: &Name) -> Result<(), Errno> {
-    // The magic link leads to the inode; what it holds, a symbolic link's target too, is not
+    // The magic link leads to the inode; what it contains, a symbolic link's target too, is not
     // looked at.
     let (inode, flags) = (node.proc_path(), AtFlags::AT_SYMLINK_FOLLOW);
     linkat(

@@ -1,8 +1,7 @@
-//! What both mapped models have in common: files of the guest that are the daemon's on the host.
+//! What both mapped models have in common: the guest's files belong to the daemon on the host.
 //!
-//! Everything that is not a directory is a regular file on the host: the content of a symbolic
-//! link's is its target, that of a device's, fifo's or socket's is nothing. Where the attributes
-//! are kept is the business of a [`Store`].
+//! Everything except a directory is a regular file on the host: that of a symbolic link contains
+//! its target, that of a device, fifo or socket nothing. A [`Store`] keeps the attributes.
 
 use std::collections::HashMap;
 use std::ffi::CStr;
@@ -31,10 +30,10 @@ use crate::export::tree::Tree;
 
 /// Longest target of a symbolic link, without its NUL (limits.h: PATH_MAX).
 const TARGET_MAX: u64 = 4095;
-/// Whose writes take no set-id bits away.
+/// Whose writes clear no set-id bits.
 const ROOT: u32 = 0;
 
-/// Where a mapped model keeps what the guest has set. Only [`Mapped`] calls it.
+/// Stores what the guest has set. Only [`Mapped`] calls it.
 pub(super) trait Store: Debug + Send + Sync {
     /// Whether the file system of `root` has what the store needs. Errors: EOPNOTSUPP.
     fn supported(&self, root: &Node) -> Result<(), Errno>;
@@ -42,24 +41,24 @@ pub(super) trait Store: Debug + Send + Sync {
     /// The guest's extended attributes.
     fn xattrs(&self) -> Xattrs;
 
-    /// What is kept of a file, wherever it is now: nothing where the guest has set nothing.
+    /// What is stored of a file, wherever it is now: nothing if the guest has set nothing.
     fn load(&self, tree: &Tree, file: Located<'_>) -> Result<Attributes, Errno>;
 
-    /// What is kept of a file that was just found at a place.
+    /// What is stored of a file that was just found at a place.
     fn load_at(&self, node: &Node, at: Place<'_>) -> Result<Attributes, Errno>;
 
-    /// Keeps the attributes of a file just made, in place of whatever was kept there.
+    /// Stores the attributes of a new file and replaces whatever was stored there.
     fn init(&self, node: &Node, at: Place<'_>, attributes: &Attributes) -> Result<(), Errno>;
 
-    /// Keeps some attributes of a pinned file beside those that were kept before.
+    /// Stores some attributes of a pinned file and keeps the others.
     fn update(&self, tree: &Tree, file: Located<'_>, changes: &Attributes) -> Result<(), Errno>;
 
-    /// A way from the names in a directory to the modes that are kept.
+    /// A function from the names in a directory to the stored modes.
     fn modes_in<'a>(&'a self, directory: BorrowedFd<'a>) -> Result<ModeOf<'a>, Errno>;
 
-    /// The store, if it keeps attributes by the names of files. Else they are where the inode is: the
-    /// kernel mostly has them in memory with it, and a worker would cost more than the rare read from
-    /// the disk.
+    /// The store, if it stores attributes by name. Otherwise they are with the inode: the kernel
+    /// mostly has them in memory with it, and a worker would cost more than a rare read from the
+    /// disk.
     fn by_name(&self) -> Option<&dyn ByName> {
         None
     }
@@ -68,7 +67,7 @@ pub(super) trait Store: Debug + Send + Sync {
 /// A store in files of its own beside the guest's, which follow every name. No name changes while
 /// another call is under way.
 pub(super) trait ByName {
-    /// Makes a directory ready to get a new name.
+    /// Prepares a directory for a new name.
     fn prepare(&self, directory: &Node) -> Result<(), Errno>;
 
     /// Gives a file another name.
@@ -80,33 +79,33 @@ pub(super) trait ByName {
     /// Removes a name.
     fn unlink(&self, tree: &Tree, at: Place<'_>, flag: UnlinkatFlags) -> Result<(), Errno>;
 
-    /// Whether a name, in whatever directory, is the store's own and does not exist for the guest.
+    /// Whether a name, in any directory, is the store's own and does not exist for the guest.
     fn hides(&self, name: &[u8]) -> bool;
 
-    /// Whether a file that was found by an innocent name is the store's own all the same.
+    /// Whether a file that was found by another name is the store's own all the same.
     fn owns(&self, tree: &Tree, node: &Node, directory: &Node) -> Result<bool, Errno>;
 
-    /// How many of a directory's links come from what is hidden in it.
+    /// How many of a directory's links come from hidden files.
     fn hidden_links(&self, directory: &Node) -> u32;
 }
 
-/// The mode that is kept of the file with this name.
+/// The stored mode of the file with this name.
 pub(super) type ModeOf<'a> = Box<dyn Fn(&CStr) -> Option<u32> + 'a>;
 
-/// A mapped model at work.
+/// A mapped model in use.
 #[derive(Debug)]
 pub(in crate::export) struct Mapped {
     store: Box<dyn Store>,
     modes: HostModes,
-    /// The locks of file systems whose files go by their names.
+    /// The locks of the file systems, if attributes are stored by name.
     names: Option<Mutex<HashMap<Device, Names>>>,
 }
 
 /// Major and minor number.
 type Device = (u32, u32);
 
-/// Held by whoever looks at files of one file system, alone by whoever changes names there. One that
-/// hangs holds up nobody else.
+/// Held shared to look at files of one file system, and exclusively to change names there. One that
+/// hangs holds up no other.
 type Names = Arc<RwLock<()>>;
 
 fn looking(names: &Option<Names>) -> Option<RwLockReadGuard<'_, ()>> {
@@ -144,9 +143,9 @@ impl Mapped {
         self.store.xattrs()
     }
 
-    /// The lock of a file system, if there has to be one.
+    /// The lock of a file system, if it needs one.
     fn names_of(&self, device: Device) -> Option<Names> {
-        /// As many as a share has file systems, mostly.
+        /// More than most shares have file systems.
         const MANY: usize = 64;
         let mut names = self
             .names
@@ -159,7 +158,7 @@ impl Mapped {
         Some(names.entry(device).or_default().clone())
     }
 
-    /// ENOENT for what is not the guest's.
+    /// Errors: ENOENT for a file that is not the guest's.
     fn visible(&self, name: &Name) -> Result<(), Errno> {
         match self.hides(name.as_bytes()) {
             true => Err(Errno::ENOENT),
@@ -178,7 +177,7 @@ impl Mapped {
         }
     }
 
-    /// What the guest sees of a file.
+    /// The file's attributes as the guest sees them.
     pub(in crate::export) fn stat(&self, tree: &Tree, file: Located<'_>) -> Result<Stat, Errno> {
         let names = self.names_of(file.node.id().device);
         let _looking = looking(&names);
@@ -192,8 +191,8 @@ impl Mapped {
 
     fn lay_over(&self, node: &Node, attributes: Attributes) -> Result<Stat, Errno> {
         let mut stat = attributes.seen_in(node.stat()?);
-        // A directory has one link from its parent, one from itself, and one from each directory
-        // in it; file systems that count otherwise say 1.
+        // A directory has one link from its parent, one from itself, and one from each
+        // subdirectory; file systems that count otherwise say 1.
         if node.kind() == FileKind::Directory
             && stat.0.stx_nlink > 2
             && let Some(names) = self.store.by_name()
@@ -222,8 +221,8 @@ impl Mapped {
         };
         let found = match directory.child(name, here) {
             Err(Errno::EAGAIN) if lookup != here => {
-                // The name of a mount, and while one is there it does not change. Who is mounted
-                // may let us wait.
+                // A mount point, whose name does not change while it is one. What is mounted there
+                // may make us wait.
                 drop(_looking);
                 let found = directory.child(name, lookup);
                 _looking = looking(&names);
@@ -324,8 +323,9 @@ impl Mapped {
         }
     }
 
-    /// What a new file starts with. As on the host, a directory with the set-group-id bit gives
-    /// its group to what is made in it, and the bit to directories (inode_init_owner in Linux).
+    /// The initial attributes of a new file. As on the host, a directory with the set-group-id bit
+    /// passes its group to what is created in it, and the bit to directories (inode_init_owner in
+    /// Linux).
     fn new_attributes(
         &self,
         tree: &Tree,
@@ -440,7 +440,7 @@ impl Mapped {
     ) -> Result<(), Errno> {
         self.visible(old)?;
         self.visible(new)?;
-        // Both are on one file system, or nothing is renamed.
+        // Both are on one file system, or the rename fails.
         let names = self.names_of(to.id().device);
         let _changing = changing(&names);
         let place = |directory, name| Place { directory, name };
@@ -466,7 +466,7 @@ impl Mapped {
         }
     }
 
-    /// In the order of the host's models; what the kernel does there to the set-id bits is done
+    /// In the order of the host's models. What the kernel does there with the set-id bits is done
     /// here.
     pub(in crate::export) fn set_attributes(
         &self,
@@ -495,7 +495,7 @@ impl Mapped {
         if changes != Attributes::default() {
             self.store.update(tree, file, &changes)?;
         }
-        // What follows is not about names, and a truncation may have to wait.
+        // The rest does not concern names, and a truncation may wait.
         drop(changing);
         if change.touch {
             chown(node, None, None)?;
@@ -507,7 +507,7 @@ impl Mapped {
         change.set_times(node)
     }
 
-    /// Takes the set-id bits away from a file that `user` writes.
+    /// Clears the set-id bits of a file that `user` writes.
     pub(in crate::export) fn drop_set_id(
         &self,
         tree: &Tree,
@@ -533,8 +533,8 @@ impl Mapped {
         }
     }
 
-    /// Whole entries as the guest sees them: without what is hidden, and of the kind that the
-    /// file has for the guest.
+    /// Whole entries as the guest sees them: without hidden files, and with the kind that the file
+    /// has for the guest.
     pub(in crate::export) fn read_directory(
         &self,
         device: Device,
@@ -555,11 +555,11 @@ impl Mapped {
             offset = last.next;
             let left = directory::edit(records, |name, kind| match kind {
                 _ if self.hides(name.to_bytes()) => None,
-                // A file system that does not say leaves the guest to ask.
+                // If the file system does not tell the kind, the guest asks.
                 libc::DT_REG => Some(mode_of(name).map_or(kind, kind_of_entry)),
                 kind => Some(kind),
             });
-            // Nothing would mean the end.
+            // An empty result would mean the end.
             if left > 0 {
                 return Ok(left);
             }
@@ -567,13 +567,13 @@ impl Mapped {
     }
 }
 
-/// The mode after the set-id bits have fallen, if there were any.
+/// The mode after the set-id bits were cleared, if there were any.
 fn dropped(mode: u32) -> Option<u32> {
     let left = without_set_id(mode);
     (left != mode).then_some(left)
 }
 
-/// `DT_*` of a regular file of the host for which this mode is kept.
+/// `DT_*` of a regular file of the host whose stored mode is this.
 fn kind_of_entry(mode: u32) -> u8 {
     match mode & libc::S_IFMT {
         libc::S_IFLNK => libc::DT_LNK,
@@ -585,7 +585,7 @@ fn kind_of_entry(mode: u32) -> u8 {
     }
 }
 
-/// Takes a new file away again whose attributes cannot be kept.
+/// Removes a new file whose attributes cannot be stored.
 fn undo(directory: &Node, name: &Name, flag: UnlinkatFlags) {
     if let Err(error) = host::unlink(directory, name, flag) {
         log::warn!("{name:?}, which could not be finished, stays behind: {error}");

@@ -1,7 +1,7 @@
 //! The model mapped-file: attributes in text files beside the host files.
 //!
-//! What is kept of `DIR/NAME` is in `DIR/.virtfs_metadata/NAME`, and of the share's root in
-//! `.virtfs_metadata_root` there; hard links of a file share one by hard links. A line for each
+//! The attributes of `DIR/NAME` are in `DIR/.virtfs_metadata/NAME`, those of the share's root in
+//! `.virtfs_metadata_root` there; hard links of a file share one by hard links. One line for each
 //! attribute, the numbers decimal and as a C int prints:
 //!
 //! ```text
@@ -11,7 +11,7 @@
 //! virtfs.rdev=2049
 //! ```
 //!
-//! Attributes go with names here: whatever is done to a name is done to its metadata as well. The
+//! Attributes belong to names here: whatever is done to a name is done to its metadata as well. The
 //! guest can neither see nor reach these files. (hw/9pfs/9p-local.c in QEMU.)
 
 use std::ffi::{CStr, CString};
@@ -49,11 +49,11 @@ pub(super) struct MappedFile {
 }
 
 /// Where a file is now.
-// It lives on the stack for the length of one lookup.
+// It lives on the stack during one lookup.
 #[allow(clippy::large_enum_variant)]
 enum Found<'a> {
     Root,
-    /// Where it was seen last.
+    /// Where it was last seen.
     Seen(Place<'a>),
     Elsewhere(Node, Name),
     /// It has lost its name.
@@ -61,7 +61,7 @@ enum Found<'a> {
 }
 
 impl Found<'_> {
-    /// The place that its metadata goes by, if it goes by one.
+    /// The place whose metadata it has, if it has a place.
     fn place(&self) -> Option<Place<'_>> {
         match self {
             Found::Seen(place) => Some(*place),
@@ -76,7 +76,7 @@ impl MappedFile {
         self.orphans.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What is kept of a name that is to go, and may still be held.
+    /// Remembers the attributes of a file that is about to lose its name and may still be in use.
     fn farewell(&self, node: &Node, attributes: Attributes) {
         if attributes != Attributes::default() {
             self.orphans().insert(*node.key(), attributes);
@@ -222,14 +222,14 @@ impl ByName for MappedFile {
     }
 
     fn hides(&self, name: &[u8]) -> bool {
-        // FAT, and what else knows no extended attributes, may not tell case apart.
+        // FAT and other file systems without extended attributes may not distinguish case.
         [DIRECTORY, ROOT]
             .iter()
             .any(|own| name.eq_ignore_ascii_case(own.to_bytes()))
     }
 
     fn owns(&self, tree: &Tree, node: &Node, directory: &Node) -> Result<bool, Errno> {
-        // Such file systems have other ways as well to call a file by another name (VIRTFS~1).
+        // Such file systems have other aliases for a file as well (VIRTFS~1).
         let own = match node.kind() {
             FileKind::Directory => DIRECTORY,
             FileKind::Regular if directory.id() == tree.root().id() => ROOT,
@@ -247,8 +247,8 @@ impl ByName for MappedFile {
 }
 
 impl MappedFile {
-    /// Takes what is hidden out of a directory in which there is nothing else, so that it can be
-    /// removed. Errors: ENOTEMPTY if there is something else.
+    /// Removes the hidden files of a directory that contains nothing else, so that it can be
+    /// removed. Errors: ENOTEMPTY if it contains something else.
     fn strip(&self, directory: &Node) -> Result<(), Errno> {
         let mut hidden = Vec::new();
         each_name(directory.reopen(OFlag::O_RDONLY)?, |name| {
@@ -278,8 +278,8 @@ impl MappedFile {
     }
 }
 
-/// What has a name that is to change. Errors: EBUSY for what is mounted there, which the kernel would
-/// say as well, and which is not asked; those of openat2(2).
+/// The file whose name is about to change. Errors: EBUSY for a mount point, as the kernel would
+/// answer, without asking what is mounted there; those of openat2(2).
 fn named(at: Place<'_>) -> Result<(Node, Stat), Errno> {
     match at.directory.child(at.name, Lookup::Local) {
         Err(Errno::EAGAIN) => Err(Errno::EBUSY),
@@ -311,14 +311,14 @@ fn metadata(directory: impl AsFd) -> Result<Option<OwnedFd>, Errno> {
     open_below(directory, DIRECTORY, OFlag::O_PATH | OFlag::O_DIRECTORY)
 }
 
-/// What is kept of a name.
+/// The stored attributes of a name.
 fn load(at: Place<'_>) -> Result<Attributes, Errno> {
     let path = [DIRECTORY.to_bytes(), at.name.as_bytes()].join(&b'/');
     let path = CString::new(path).map_err(|_| Errno::EINVAL)?;
     read(at.directory, &path)
 }
 
-/// Keeps some attributes of a file beside those that were kept before.
+/// Stores some attributes of a file and keeps the others.
 fn update(node: &Node, at: Place<'_>, changes: &Attributes) -> Result<(), Errno> {
     let attributes = changes.over(load(at)?);
     prepare(at.directory)?;
@@ -326,14 +326,14 @@ fn update(node: &Node, at: Place<'_>, changes: &Attributes) -> Result<(), Errno>
     let name = at.name.as_c_str();
     let shared = look(&metadata, name)?.is_some_and(|stat| stat.st_nlink > 1);
     if shared && node.stat()?.0.stx_nlink == 1 {
-        // The host has put another file here, the metadata is also another's.
+        // The host has replaced the file: the metadata is another file's as well.
         replace(&metadata, name, &attributes)
     } else {
         write(&metadata, name, &attributes)
     }
 }
 
-/// Makes the metadata directory beside the files of `directory`, if there is none.
+/// Creates the metadata directory beside the files of `directory`, unless it exists.
 fn prepare(directory: &Node) -> Result<(), Errno> {
     match mkdirat(directory, DIRECTORY, Mode::S_IRWXU) {
         Err(Errno::EEXIST) => Ok(()),
@@ -341,8 +341,8 @@ fn prepare(directory: &Node) -> Result<(), Errno> {
     }
 }
 
-/// Opens what the host may have put anywhere, without following a link or waiting for a fifo.
-/// None: there is no such thing.
+/// Opens a file that the host may have put there, without following a link or waiting for a fifo.
+/// None: it does not exist.
 fn open_below(directory: impl AsFd, path: &CStr, flags: OFlag) -> Result<Option<OwnedFd>, Errno> {
     let mut how = OpenHow::new()
         .flags(flags | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC)
@@ -352,7 +352,7 @@ fn open_below(directory: impl AsFd, path: &CStr, flags: OFlag) -> Result<Option<
     }
     match openat2(&directory, path, how) {
         Ok(fd) => Ok(Some(fd)),
-        // A lease: this is a file, and the end of that is waited for.
+        // A lease: this is a regular file, so wait for the release.
         Err(Errno::EAGAIN) if flags.contains(OFlag::O_NONBLOCK) => {
             let pinned = open_below(directory.as_fd(), path, OFlag::O_PATH)?;
             let Some((node, _)) = pinned.map(Node::new).transpose()? else {
@@ -366,7 +366,7 @@ fn open_below(directory: impl AsFd, path: &CStr, flags: OFlag) -> Result<Option<
     }
 }
 
-/// The attributes in a metadata file, none if it is none.
+/// The attributes in a metadata file; none if it does not exist.
 fn read(directory: impl AsFd, path: &CStr) -> Result<Attributes, Errno> {
     let Some(fd) = open_below(directory, path, OFlag::O_RDONLY | OFlag::O_NONBLOCK)? else {
         return Ok(Attributes::default());
@@ -385,7 +385,7 @@ fn write(directory: impl AsFd, path: &CStr, attributes: &Attributes) -> Result<(
     write_with(directory, path, attributes, OFlag::O_CREAT)
 }
 
-/// Makes a new metadata file in place of any other.
+/// Creates a new metadata file and replaces any other.
 fn replace(directory: impl AsFd, path: &CStr, attributes: &Attributes) -> Result<(), Errno> {
     remove(&directory, path)?;
     if *attributes == Attributes::default() {
@@ -401,7 +401,7 @@ fn write_with(
     flags: OFlag,
 ) -> Result<(), Errno> {
     let flags = flags | OFlag::O_WRONLY | OFlag::O_NONBLOCK;
-    // Something is there that is no metadata file.
+    // Something is there that is not a metadata file.
     let file = File::from(open_below(directory, path, flags)?.ok_or(Errno::EIO)?);
     if !file.metadata().map_err(errno_of)?.is_file() {
         return Err(Errno::EIO);
@@ -412,7 +412,7 @@ fn write_with(
         .map_err(errno_of)
 }
 
-/// Removes a metadata file, if there is one.
+/// Removes a metadata file, if it exists.
 fn remove(directory: impl AsFd, name: &CStr) -> Result<(), Errno> {
     match unlinkat(directory, name, UnlinkatFlags::NoRemoveDir) {
         Err(Errno::ENOENT) => Ok(()),
@@ -420,7 +420,7 @@ fn remove(directory: impl AsFd, name: &CStr) -> Result<(), Errno> {
     }
 }
 
-/// Lets a second name of a file share the metadata of the first.
+/// Shares a file's metadata with its second name.
 fn link_metadata(from: Place<'_>, to: Place<'_>) -> Result<(), Errno> {
     let there = metadata(to.directory)?.ok_or(Errno::ENOTDIR)?;
     let (old, new) = (from.name.as_c_str(), to.name.as_c_str());
@@ -434,7 +434,7 @@ fn link_metadata(from: Place<'_>, to: Place<'_>) -> Result<(), Errno> {
     }
 }
 
-/// Lets metadata follow a file that was moved.
+/// Moves metadata with its file.
 fn move_metadata(from: Place<'_>, to: Place<'_>) -> Result<(), Errno> {
     let there = metadata(to.directory)?.ok_or(Errno::ENOTDIR)?;
     let (old, new) = (from.name.as_c_str(), to.name.as_c_str());
@@ -449,7 +449,7 @@ fn move_metadata(from: Place<'_>, to: Place<'_>) -> Result<(), Errno> {
     }
 }
 
-/// What a name in a directory is, if it is there.
+/// The attributes of the file with this name in a directory, if it exists.
 fn look(directory: impl AsFd, name: &CStr) -> Result<Option<FileStat>, Errno> {
     match fstatat(directory, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
         Ok(stat) => Ok(Some(stat)),
@@ -460,13 +460,13 @@ fn look(directory: impl AsFd, name: &CStr) -> Result<Option<FileStat>, Errno> {
 
 fn id(stat: &FileStat) -> InodeId {
     InodeId {
-        // A device number of the kernel has 12 and 20 bits.
+        // The kernel's device numbers have 12 and 20 bits.
         device: (major(stat.st_dev) as u32, minor(stat.st_dev) as u32),
         inode: stat.st_ino,
     }
 }
 
-/// Hands every name in a directory to `f`, but `.` and `..`, until it fails.
+/// Calls `f` with every name in a directory, except `.` and `..`, until it fails.
 fn each_name(
     directory: OwnedFd,
     mut f: impl FnMut(&CStr) -> Result<(), Errno>,

@@ -6,7 +6,7 @@
 //! | `user.virtfs.mode` | 32 bits: type and permissions, as `st_mode` on Linux |
 //! | `user.virtfs.rdev` | 64 bits: `makedev(major, minor)` of glibc |
 //!
-//! They follow the inode, so names need no care. (hw/9pfs/9p-local.c in QEMU.)
+//! They belong to the inode, so names need no care. (hw/9pfs/9p-local.c in QEMU.)
 
 use std::ffi::{CStr, CString};
 use std::os::fd::BorrowedFd;
@@ -26,7 +26,8 @@ const GID: &CStr = c"user.virtfs.gid";
 const MODE: &CStr = c"user.virtfs.mode";
 const RDEV: &CStr = c"user.virtfs.rdev";
 
-/// Attributes in extended attributes. ext4, XFS and Btrfs have such small ones in the inode or next to it.
+/// Attributes in extended attributes. ext4, XFS and Btrfs keep such small ones in the inode or next
+/// to it.
 #[derive(Debug)]
 pub(super) struct MappedXattr;
 
@@ -72,7 +73,7 @@ impl Store for MappedXattr {
     }
 }
 
-/// What is kept of a file.
+/// The stored attributes of a file.
 fn load(node: &Node) -> Result<Attributes, Errno> {
     // Other kinds of files have no user attributes (xattr(7)).
     if !matches!(node.kind(), FileKind::Regular | FileKind::Directory) {
@@ -97,19 +98,20 @@ fn load(node: &Node) -> Result<Attributes, Errno> {
     })
 }
 
-/// The value of one attribute, if there is one and it has the length that it should.
+/// The value of one attribute, if it exists and has the right length.
 fn get<const LENGTH: usize>(path: &CStr, name: &CStr) -> Result<Option<[u8; LENGTH]>, Errno> {
     let mut value = [0; LENGTH];
     match sys::getxattr(path, name, &mut value) {
         Ok(length) => Ok((length == LENGTH).then_some(value)),
-        // None; none possible, below a mount point; not for this user to see; too long.
+        // It does not exist; cannot exist, below a mount point; is not visible for this user; is
+        // too long.
         Err(Errno::ENODATA | Errno::EOPNOTSUPP | Errno::EACCES | Errno::ERANGE) => Ok(None),
         Err(error) => Err(error),
     }
 }
 
-/// Sets what `attributes` say. The mode comes first: a file that is given away must not be
-/// another's with the set-id bits of the one before.
+/// Sets what `attributes` say. The mode comes first: a file that changes its owner must not keep
+/// the set-id bits of the owner before.
 fn set(node: &Node, attributes: &Attributes) -> Result<(), Errno> {
     let path = node.proc_path();
     let set = |name, value: Option<&[u8]>| match value {

@@ -1,4 +1,4 @@
-//! What is in the files of mapped-file, and what is known of those that are gone.
+//! The content of mapped-file's files, and the attributes of removed files.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt::Write;
@@ -6,7 +6,7 @@ use std::fmt::Write;
 use super::attributes::Attributes;
 use crate::export::node::InodeKey;
 
-/// More than any metadata file has; what comes behind is not read.
+/// More than any metadata file has; the rest is not read.
 pub(super) const LONGEST: usize = 4096;
 
 /// The text of a metadata file.
@@ -33,8 +33,8 @@ pub(super) fn format(attributes: &Attributes) -> String {
     text
 }
 
-/// Reads the text of a metadata file, which anybody on the host may have written: what makes no
-/// sense is as if it were not there.
+/// Reads the text of a metadata file, which anyone on the host may have written: what makes no
+/// sense is ignored.
 pub(super) fn parse(text: &[u8]) -> Attributes {
     let mut attributes = Attributes::default();
     for line in text.split(|byte| *byte == b'\n') {
@@ -57,7 +57,7 @@ pub(super) fn parse(text: &[u8]) -> Attributes {
     attributes
 }
 
-/// A number of 32 bits, with or without sign. -1 has always meant "not set".
+/// A 32-bit number, with or without sign. -1 has always meant "not set".
 fn number(text: &str) -> Option<u32> {
     let number: i64 = text.trim().parse().ok()?;
     let signed = i32::try_from(number).map(i32::cast_unsigned);
@@ -65,7 +65,7 @@ fn number(text: &str) -> Option<u32> {
     (number != u32::MAX).then_some(number)
 }
 
-/// The attributes of files that the guest has removed, and may still hold.
+/// The attributes of files that the guest has removed and may still use.
 #[derive(Debug, Default)]
 pub(super) struct Orphans {
     /// With the number of the removal.
@@ -76,11 +76,11 @@ pub(super) struct Orphans {
 }
 
 impl Orphans {
-    /// Which of them can be held is not known here. After as many others a file that is still
-    /// held has its owner and mode from the host again.
+    /// Which of them are still in use is not known here. After as many other removals, a file that
+    /// is still in use gets its owner and mode from the host again.
     const MOST: usize = 65536;
 
-    /// Keeps the attributes of a file that has lost a name.
+    /// Stores the attributes of a file that has lost a name.
     pub(super) fn insert(&mut self, id: InodeKey, attributes: Attributes) {
         self.removals += 1;
         self.attributes.insert(id, (self.removals, attributes));
@@ -96,17 +96,17 @@ impl Orphans {
         }
     }
 
-    /// What was kept of a file.
+    /// The stored attributes of a file.
     pub(super) fn get(&self, id: &InodeKey) -> Option<Attributes> {
         self.attributes.get(id).map(|kept| kept.1)
     }
 
-    /// What was kept of a file, to be changed.
+    /// The stored attributes of a file, to be changed.
     pub(super) fn get_mut(&mut self, id: &InodeKey) -> Option<&mut Attributes> {
         self.attributes.get_mut(id).map(|kept| &mut kept.1)
     }
 
-    /// Forgets a file: its number is a new one's.
+    /// Forgets a file: a new file has its number.
     pub(super) fn forget(&mut self, id: &InodeKey) {
         self.attributes.remove(id);
     }

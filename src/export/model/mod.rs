@@ -6,14 +6,14 @@
 //! | model | owner, mode and kind of a file | links and devices of the guest |
 //! |---|---|---|
 //! | passthrough | the host file's own | the same on the host |
-//! | none | the host file's own; an owner that the host refuses at creation is let go | the same |
+//! | none | the host file's own; an owner that the host refuses at creation is dropped | the same |
 //! | mapped-xattr | extended attributes `user.virtfs.*` of the host file | regular files |
 //! | mapped-file | a text file in `.virtfs_metadata` beside the host file | regular files |
 //!
-//! In the first two (`host`) the daemon acts on behalf of the guest's user. In the mapped ones
-//! (`mapped`, which keeps in `mapped_xattr` or `mapped_file` what the guest has set) it acts as
-//! itself: what it makes on the host has the modes of [`HostModes`], and the guest's view is laid
-//! over what the host says (`attributes`).
+//! In the first two (`host`) the daemon acts for the guest's user. In the mapped ones (`mapped`,
+//! which stores what the guest has set in `mapped_xattr` or `mapped_file`) it acts as itself: what
+//! it creates on the host has the modes of [`HostModes`], and the guest's view overlays what the
+//! host says (`attributes`).
 
 mod attributes;
 mod change;
@@ -38,7 +38,7 @@ pub use xattrs::Xattrs;
 
 use super::node::Node;
 
-/// A model at work.
+/// A model in use.
 #[derive(Debug)]
 pub(super) enum Model {
     Host(Host),
@@ -63,7 +63,7 @@ impl Model {
         }
     }
 
-    /// Whether a file must be found by its name for the guest to see what it is.
+    /// Whether a file must be found by its name to tell what it is for the guest.
     pub(super) fn by_name(&self) -> bool {
         match self {
             Model::Host(_) => false,

@@ -1,10 +1,10 @@
-//! Which models there are, and what they are asked to make.
+//! The models, and what they are asked to create.
 
 use std::ffi::CStr;
 
 use clap::ValueEnum;
 
-/// Where owner, mode and kind of the guest's files are kept.
+/// Where owner, mode and kind of the guest's files are stored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum SecurityModel {
     /// In the host's files themselves; run by root, the daemon gives them to their owners
@@ -26,7 +26,7 @@ impl SecurityModel {
     }
 }
 
-/// The modes of what a mapped model makes on the host.
+/// The modes of what a mapped model creates on the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HostModes {
     /// Of files.
@@ -36,7 +36,7 @@ pub struct HostModes {
 }
 
 impl Default for HostModes {
-    /// The daemon's own, and nobody else's.
+    /// For the daemon's user alone.
     fn default() -> HostModes {
         HostModes {
             file: 0o600,
@@ -45,7 +45,7 @@ impl Default for HostModes {
     }
 }
 
-/// What is to be made and not opened.
+/// What to create without opening it.
 #[derive(Clone, Copy, Debug)]
 pub enum NewFile<'a> {
     /// A directory.

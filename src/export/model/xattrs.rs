@@ -1,4 +1,4 @@
-//! Which extended attributes of a file are the guest's, and under which name the host has them.
+//! Which extended attributes of a file are the guest's, and their names on the host.
 
 use nix::errno::Errno;
 

@@ -1,4 +1,4 @@
-//! The command line: what can be asked for, and how a mistake is told.
+//! The command line: its options, and how a mistake is reported.
 
 use std::ffi::OsString;
 use std::os::fd::RawFd;
@@ -17,17 +17,17 @@ use crate::sandbox::seccomp::Seccomp;
 use crate::server::limits::Limits;
 use crate::server::throttle::{Rate, Rates};
 
-/// Where systemd's first socket is (sd_listen_fds(3)).
+/// The number of systemd's first socket (sd_listen_fds(3)).
 const LISTEN_FDS_START: RawFd = 3;
-/// Longest tag that the daemon gives a share: QEMU takes 256 bytes of configuration, two of which are the
-/// length. Linux takes any, its users type it.
+/// The longest tag that is accepted: QEMU takes 256 bytes of configuration, two of which are the
+/// length. Linux takes any tag, which users have to type.
 const TAG_MAX: usize = 254;
 
 /// Give a virtual machine a directory of this host over virtio-9p.
 ///
 /// A daemon outside of the virtual machine monitor: QEMU, Cloud Hypervisor, crosvm and User-mode
-/// Linux connect to its socket as vhost-user front-ends, and the guest mounts the share with the
-/// 9p driver of its kernel.
+/// Linux connect to its socket as vhost-user front-ends, and the guest mounts the share with its
+/// kernel's 9p driver.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "vhost-user-9p", version, max_term_width = 100)]
 #[command(group = ArgGroup::new("where").args(["socket", "fd"]))]
@@ -35,17 +35,17 @@ const TAG_MAX: usize = 254;
     after_help = "The guest mounts with: mount -t 9p -o trans=virtio,version=9p2000.L,msize=512000 TAG DIR"
 )]
 pub struct Options {
-    /// Listen on this UNIX socket, which the daemon's user alone may connect to. A socket file that a
-    /// dead process left behind is replaced
+    /// Listen on this UNIX socket, to which only the daemon's user may connect. A socket file that
+    /// a dead process left behind is replaced
     #[arg(long, value_name = "PATH", visible_alias = "socket-path")]
     pub socket: Option<PathBuf>,
 
-    /// Let the members of this group connect to the socket, too: its name or its number
+    /// Let the members of this group, a name or a number, connect to the socket as well
     #[arg(long, value_name = "GROUP", conflicts_with = "fd")]
     pub socket_group: Option<String>,
 
-    /// Use this inherited socket instead: one that listens, or one that is connected already
-    /// and whose end is the daemon's. A socket passed by systemd needs no option
+    /// Use this inherited socket instead: one that listens, or one that is already connected to a
+    /// front-end. A socket passed by systemd needs no option
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(RawFd).range(0..))]
     pub fd: Option<RawFd>,
 
@@ -65,125 +65,127 @@ pub struct Options {
     #[arg(long)]
     pub readonly: bool,
 
-    /// Where owner, mode and kind of the guest's files are on the host, as with QEMU's option of
-    /// this name: a share can be served by either
+    /// Where owner, mode and kind of the guest's files are stored on the host, as with QEMU's
+    /// option of this name: either can serve the share
     #[arg(long, value_name = "MODEL", value_enum, default_value_t)]
     pub security_model: SecurityModel,
 
-    /// The mode, in octal, of the files that a mapped model makes on the host [default: 600]
+    /// The mode, in octal, of files that a mapped model creates on the host [default: 600]
     #[arg(long, value_name = "MODE", value_parser = host_mode)]
     pub fmode: Option<u32>,
 
-    /// The mode, in octal, of the directories that a mapped model makes on the host [default: 700]
+    /// The mode, in octal, of directories that a mapped model creates on the host [default: 700]
     #[arg(long, value_name = "MODE", value_parser = host_mode)]
     pub dmode: Option<u32>,
 
-    /// End when the first front-end has disconnected, instead of waiting for the next one
+    /// Exit when the first front-end has disconnected, instead of waiting for the next one
     #[arg(long)]
     pub once: bool,
 
-    /// How many threads may wait for the host's file systems at once. A quarter of them never waits
-    /// for a network's or FUSE's, so that one which hangs does not hold up the local disks
+    /// How many threads may wait for the host's file systems at the same time. A quarter of them
+    /// never waits for a network file system or FUSE, so that a hung one cannot starve the local
+    /// disks
     #[arg(long, value_name = "N", default_value_t = 64,
           value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: u16,
 
-    /// How many microseconds the daemon looks for the next request before it sleeps, where that has
-    /// paid lately; 0 for not at all
+    /// How many microseconds the daemon polls for the next request before it sleeps, if polling has
+    /// paid off lately; 0 never polls
     #[arg(long, value_name = "N", default_value_t = 50,
           value_parser = clap::value_parser!(u16).range(0..=1000))]
     pub poll_us: u16,
 
-    /// How many descriptors the daemon may have open. An eighth (40 to 256) is its own; a guest
-    /// whose files take more than the rest gets ENFILE [default: as many as it is allowed]
+    /// How many descriptors the daemon may have open. An eighth (40 to 256) is reserved for the
+    /// daemon; a guest whose files need more than the rest gets ENFILE [default: as many as the
+    /// host allows]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(64..))]
     pub rlimit_nofile: Option<u64>,
 
-    /// What to do if there is more than one file system below the directory, where inode numbers may
-    /// repeat: give every file a number of its own, forbid to leave the directory's own file
+    /// What to do if there is more than one file system below the directory, so that inode numbers
+    /// may repeat: give every file a number of its own, forbid to leave the directory's own file
     /// system, or only warn
     #[arg(long, value_enum, value_name = "WHAT", default_value_t = Multidevs::Remap)]
     pub multidevs: Multidevs,
 
-    /// What the daemon can see of the host, should a guest come to command it [default: the
-    /// strongest that this user may have]
+    /// What the daemon can reach on the host if a guest compromises it [default: the least that
+    /// this user can have]
     #[arg(long, value_enum, value_name = "HOW")]
     pub sandbox: Option<Sandbox>,
 
-    /// What becomes of a system call that the daemon has no use for
+    /// What happens when the daemon makes a system call that it does not need
     #[arg(long, value_enum, value_name = "WHAT", default_value_t = Seccomp::Kill)]
     pub seccomp: Seccomp,
 
-    /// Capabilities that root's daemon keeps besides those it needs, and those that it gives up as well,
-    /// as +sys_admin:-mknod. With +sys_admin the guest has trusted.* and security.* attributes
+    /// Capabilities that root's daemon keeps in addition to those it needs, and those that it
+    /// drops, as in +sys_admin:-mknod. With +sys_admin the guest has trusted.* and security.*
+    /// attributes
     #[arg(long, value_name = "+NAME:-NAME...", allow_hyphen_values = true)]
     pub modcaps: Option<Modcaps>,
 
-    /// Who decides what a user of the guest may do, if the daemon is run by root: the guest's kernel
-    /// alone, or the host as well, by the rights that its user of that id has
+    /// Who decides what a user of the guest may do, if root runs the daemon: the guest's kernel
+    /// alone, or also the host, by the rights of its own user with that id
     #[arg(long, value_enum, value_name = "WHO", default_value_t = Permissions::Guest)]
     pub permissions: Permissions,
 
-    /// Let user ids differ between the guest and the host, as often as needed: map:GUEST:HOST:COUNT in
-    /// both directions, guest:GUEST:HOST:COUNT and host:HOST:GUEST:COUNT in one;
-    /// squash-guest:FIRST:HOST:COUNT and squash-host:FIRST:GUEST:COUNT to one id;
+    /// Translate user ids between the guest and the host. May be given several times:
+    /// map:GUEST:HOST:COUNT in both directions, guest:GUEST:HOST:COUNT and host:HOST:GUEST:COUNT in
+    /// one; squash-guest:FIRST:HOST:COUNT and squash-host:FIRST:GUEST:COUNT to one id;
     /// forbid-guest:FIRST:COUNT. Other ids are the same on both sides
     #[arg(long, value_name = "RULE")]
     pub translate_uid: Vec<Translation>,
 
-    /// The same for group ids
+    /// Translate group ids, with the same rules
     #[arg(long, value_name = "RULE")]
     pub translate_gid: Vec<Translation>,
 
-    /// Whether a file is found again by the kernel's file handle whose descriptor was given up, because
-    /// a guest looks at more files than --rlimit-nofile allows. A daemon that may use handles can open
-    /// every file of the share's file systems, also outside of the share, should a guest come to
-    /// command it
+    /// Whether the kernel's file handle is used to find a file again after its descriptor was
+    /// closed, because a guest looks at more files than --rlimit-nofile allows. If a guest
+    /// compromises a daemon that may use handles, it can open every file of the share's file
+    /// systems, also outside of the share
     #[arg(long, value_enum, value_name = "WHEN", default_value_t)]
     pub inode_file_handles: FileHandles,
 
-    /// How many fids the guest may have: files and directories that its kernel remembers or has open.
-    /// One more gets ENFILE
+    /// How many fids the guest may have: files and directories that its kernel remembers or has
+    /// open. One more gets ENFILE
     #[arg(long, value_name = "N", default_value_t = 1 << 20,
           value_parser = clap::value_parser!(u32).range(16..))]
     pub limit_fids: u32,
 
-    /// How many bytes of extended attributes the guest may be reading and writing at once. More get
-    /// ENOMEM
+    /// How many bytes of extended attributes the guest may read and write at the same time. More
+    /// get ENOMEM
     #[arg(long, value_name = "N", default_value_t = 16 << 20,
           value_parser = clap::value_parser!(u32).range(65536..))]
     pub limit_xattr_bytes: u32,
 
-    /// How many ranges of files, and processes that lock them, the guest may have; of one file 4096
-    /// ranges at the most. One more gets ENOLCK
+    /// How many locked ranges of files, and processes that lock, the guest may have; of one file at
+    /// most 4096 ranges. One more gets ENOLCK
     #[arg(long, value_name = "N", default_value_t = 1 << 16,
           value_parser = clap::value_parser!(u32).range(16..))]
     pub limit_locks: u32,
 
-    /// Serve no more than so many requests each second, BURST of them at once (a tenth of RATE if it
-    /// is not given)
+    /// Serve at most this many requests per second, BURST of them at once (default: a tenth of
+    /// RATE)
     #[arg(long, value_name = "RATE[,BURST]")]
     pub throttle_iops: Option<Rate>,
 
-    /// Read and write no more than so many bytes each second, BURST of them at once. What a new session,
-    /// a stop or a reset of the device lets through early, the ring's content at the most, is owed: no
-    /// request is taken until it is paid for
+    /// Read and write at most this many bytes per second, BURST of them at once. What a new
+    /// session, a stop or a reset of the device lets through early, at most the content of the
+    /// ring, is owed: no request is taken until it is paid for
     #[arg(long, value_name = "RATE[,BURST]")]
     pub throttle_bps: Option<Rate>,
 
-    /// The least important messages to write to standard error: off, error, warn, info, debug or
-    /// trace
+    /// The least severe messages to write to standard error: off, error, warn, info, debug or trace
     #[arg(long, value_name = "LEVEL", default_value = "info", value_parser = log_level)]
     pub log_level: LevelFilter,
 
-    /// Print what the program can do, as JSON for management software, and exit
+    /// Print the program's capabilities, as JSON for management software, and exit
     #[arg(long)]
     pub print_capabilities: bool,
 }
 
 impl Options {
-    /// How the ids of the guest and those of the host correspond. Errors: [`Usage`] for
-    /// rules that contradict each other, which [`command_line`] has ruled out.
+    /// How the guest's ids correspond to the host's. Errors: [`Usage`] for rules that contradict
+    /// each other, which [`command_line`] has ruled out.
     pub fn ids(&self) -> Result<Ids, Usage> {
         let map = |name, rules: &[_]| {
             IdMap::new(rules).map_err(|error| Usage(format!("{name}: {error}; try --help")))
@@ -194,7 +196,7 @@ impl Options {
         })
     }
 
-    /// How long the daemon looks for the next request before it sleeps.
+    /// How long the daemon polls for the next request before it sleeps.
     pub fn poll_time(&self) -> Duration {
         Duration::from_micros(self.poll_us.into())
     }
@@ -213,7 +215,7 @@ impl Options {
         (limits, rates)
     }
 
-    /// The modes of what a mapped model makes on the host.
+    /// The modes of what a mapped model creates on the host.
     pub fn host_modes(&self) -> HostModes {
         let default = HostModes::default();
         HostModes {
@@ -292,7 +294,7 @@ pub enum Command {
     Serve(Box<Options>),
 }
 
-/// A mistake on the command line: one line says what, and how to mend it.
+/// A mistake on the command line: one line says what is wrong and how to mend it.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct Usage(String);
@@ -307,8 +309,8 @@ pub fn command_line(words: impl IntoIterator<Item = OsString>) -> Result<Command
     let mut options =
         Options::from_arg_matches(&matches).map_err(|error| Usage(one_line(&error)))?;
     if options.print_capabilities {
-        // The back-end conventions of QEMU's vhost-user documentation; no feature is defined for
-        // this type.
+        // As QEMU's vhost-user documentation demands of back-ends; no feature is defined for this
+        // type.
         return Ok(Command::Print(
             "{\n  \"type\": \"9p\",\n  \"features\": []\n}\n".into(),
         ));
@@ -331,7 +333,7 @@ pub fn command_line(words: impl IntoIterator<Item = OsString>) -> Result<Command
     Ok(Command::Serve(Box::new(options)))
 }
 
-/// The socket that systemd has passed to this very process, if any (sd_listen_fds(3)).
+/// The socket that systemd has passed to this process, if any (sd_listen_fds(3)).
 fn systemd_socket() -> Option<RawFd> {
     let number = |name| std::env::var(name).ok()?.parse::<u32>().ok();
     let ours = number("LISTEN_PID")? == std::process::id() && number("LISTEN_FDS")? >= 1;
@@ -360,7 +362,7 @@ fn tag(text: &str) -> Result<String, String> {
     }
 }
 
-/// Clap tells a mistake in a paragraph; one line says as much.
+/// Clap explains a mistake in a paragraph; one line is enough.
 fn one_line(error: &clap::Error) -> String {
     let text = error.to_string();
     let first = text.lines().next().unwrap_or_default();

@@ -1,9 +1,10 @@
 //! `vhost-user-9p`: gives a virtual machine a directory of its host over virtio-9p.
 //!
 //! This library is the daemon without its `main`: [`cli`] reads the command line, [`daemon`] owns
-//! the event loop and the front-end's socket, [`server`] answers 9P2000.L, [`export`] is the
-//! tree of files, [`sandbox`] what keeps the daemon in it. It is the only place that knows the crates `coroutine`, `protocol` and
-//! `vhost-user`, which do not know each other. ARCHITECTURE.md tells the way of one request.
+//! the event loop and the front-end's socket, [`server`] answers 9P2000.L, [`export`] is the tree
+//! of files, and [`sandbox`] confines the daemon to it. Only this crate depends on `coroutine`,
+//! `protocol` and `vhost-user`, which do not depend on each other. ARCHITECTURE.md describes the
+//! way of a request.
 
 pub mod cli;
 pub mod daemon;

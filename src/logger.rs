@@ -1,8 +1,8 @@
 //! The messages of the `log` facade, a line each on standard error.
 //!
-//! What is told without being asked for (info and above) is limited to so many lines each second: a
-//! guest or a front-end that brings one about over and over does not fill the host's log. Whoever asks
-//! for debug or trace gets every line of these.
+//! Messages of level info and above are limited to a number of lines per second, so that a guest or
+//! a front-end that causes one again and again does not fill the host's log. Debug and trace
+//! messages are not limited.
 
 use std::io::Write;
 use std::sync::{Mutex, PoisonError};
@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
-/// Lines each second, in the long run.
+/// Lines per second in the long run.
 const EACH_SECOND: u32 = 5;
-/// Lines at once, after a pause.
+/// Lines at once after a pause.
 const BURST: u32 = 100;
 
 struct Stderr(Mutex<Allowance>);
@@ -22,7 +22,7 @@ static STDERR: Stderr = Stderr(Mutex::new(Allowance::new()));
 /// How many lines may be written now.
 struct Allowance {
     left: u32,
-    /// Up to when lines were granted; before the first line never.
+    /// Until when lines were granted; before the first line never.
     granted: Option<Instant>,
     left_out: u64,
 }
@@ -36,7 +36,8 @@ impl Allowance {
         }
     }
 
-    /// Asks for one line; if it may be written, returns how many could not be since the last.
+    /// Asks to write one line. If it may be written, returns how many could not be since the last
+    /// one.
     fn take(&mut self, now: Instant) -> Option<u64> {
         const EACH: Duration = Duration::from_millis(1000 / EACH_SECOND as u64);
         let granted = *self.granted.get_or_insert(now);
@@ -61,9 +62,9 @@ impl Allowance {
     }
 }
 
-/// Writes what is at least as important as `level`. Once, at the start.
+/// Writes messages of at least this level. Call it once, at the start.
 pub fn start(level: LevelFilter) {
-    // Fails only where a logger is set already, which then is the one to use.
+    // Fails only if a logger is set already, which is used then.
     if log::set_logger(&STDERR).is_ok() {
         log::set_max_level(level);
     }
@@ -100,8 +101,8 @@ impl Log for Stderr {
 
 fn write(level: Level, text: std::fmt::Arguments<'_>) {
     let level = level.as_str().to_ascii_lowercase();
-    // One write for a line, so that lines of two threads do not mix. Without a standard error there
-    // is nobody to tell.
+    // One write per line, so that lines of two threads do not mix. If there is no standard error,
+    // nobody can be told.
     let line = format!("vhost-user-9p: {level}: {text}\n");
     let _ = std::io::stderr().write_all(line.as_bytes());
 }

@@ -59,7 +59,7 @@ pub mod setattr {
     pub const ATIME: u32 = 0x10;
     /// Set the modification time, to the server's now without [`MTIME_SET`].
     pub const MTIME: u32 = 0x20;
-    /// The change time moves, as it does with any change.
+    /// The change time moves, as with any change.
     pub const CTIME: u32 = 0x40;
     /// The message has the access time.
     pub const ATIME_SET: u32 = 0x80;
@@ -75,35 +75,35 @@ pub mod open {
     pub const WRONLY: u32 = 1;
     /// Open for both.
     pub const RDWR: u32 = 2;
-    /// Make the file if there is none.
+    /// Create the file if it does not exist.
     pub const CREATE: u32 = 0o100;
-    /// Fail if there is one.
+    /// Fail if it exists.
     pub const EXCL: u32 = 0o200;
-    /// Not to become the controlling terminal.
+    /// Does not become the controlling terminal.
     pub const NOCTTY: u32 = 0o400;
-    /// Cut the file to length 0.
+    /// Truncate the file to length 0.
     pub const TRUNC: u32 = 0o1000;
-    /// Write at the end only.
+    /// Append: write at the end only.
     pub const APPEND: u32 = 0o2000;
     /// Do not wait.
     pub const NONBLOCK: u32 = 0o4000;
-    /// A write ends when its data is on the disk.
+    /// A write returns when its data is on disk.
     pub const DSYNC: u32 = 0o10000;
     /// Signal-driven I/O.
     pub const FASYNC: u32 = 0o20000;
-    /// Past the page cache.
+    /// Bypass the page cache.
     pub const DIRECT: u32 = 0o40000;
     /// Sizes beyond 2 GiB.
     pub const LARGEFILE: u32 = 0o100000;
-    /// Only if it is a directory.
+    /// Fail if it is not a directory.
     pub const DIRECTORY: u32 = 0o200000;
-    /// Not if it is a symbolic link.
+    /// Fail if it is a symbolic link.
     pub const NOFOLLOW: u32 = 0o400000;
-    /// Leave the access time alone.
+    /// Do not update the access time.
     pub const NOATIME: u32 = 0o1000000;
     /// Close on exec.
     pub const CLOEXEC: u32 = 0o2000000;
-    /// A write ends when data and metadata are on the disk.
+    /// A write returns when data and metadata are on disk.
     pub const SYNC: u32 = 0o4000000;
 }
 
@@ -117,13 +117,13 @@ pub mod lock {
     pub const UNLCK: u8 = 2;
     /// The client is willing to wait.
     pub const BLOCK: u32 = 1;
-    /// The client takes again what it had before the server restarted.
+    /// The client reclaims what it held before the server restarted.
     pub const RECLAIM: u32 = 2;
     /// The lock is taken or released.
     pub const SUCCESS: u8 = 0;
-    /// Another holds it.
+    /// Another owner holds it.
     pub const BLOCKED: u8 = 1;
-    /// It cannot be.
+    /// It is not possible.
     pub const ERROR: u8 = 2;
     /// The server waits for reclaims.
     pub const GRACE: u8 = 3;

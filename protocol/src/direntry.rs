@@ -1,16 +1,16 @@
-//! What the payload of an Rreaddir is made of.
+//! The entries in the payload of an Rreaddir.
 
 use crate::error::{DecodeError, EncodeError};
 use crate::qid::Qid;
 use crate::wire::{Cursor, Field, record};
 
 record! {
-    /// One entry of a directory: `qid[13] offset[8] type[1] name[s]`. An Rreaddir has whole
-    /// entries only, and none at the directory's end.
+    /// One entry of a directory: `qid[13] offset[8] type[1] name[s]`. An Rreaddir contains only
+    /// whole entries, and none at the end of the directory.
     DirEntry<'a> {
         /// The file's qid.
         qid: Qid,
-        /// Where the entry behind this one begins: a cookie for the next Treaddir.
+        /// Where the next entry begins: a cookie for the next Treaddir.
         offset: u64,
         /// What kind of file it is, as `DT_*` of readdir(3).
         kind: u8,
@@ -33,7 +33,7 @@ impl<'a> DirEntry<'a> {
         Field::encode(self, out).inspect_err(|_| out.truncate(start))
     }
 
-    /// The entries of a payload; behind an error comes nothing more.
+    /// The entries of a payload. After an error there are no more.
     pub fn decode_all(
         payload: &'a [u8],
     ) -> impl Iterator<Item = Result<DirEntry<'a>, DecodeError>> {

@@ -1,4 +1,4 @@
-//! What every frame begins with.
+//! The beginning of every frame.
 
 use crate::error::DecodeError;
 use crate::wire::{Cursor, Field, HEADER_LEN, record};
@@ -8,25 +8,25 @@ const _: () = assert!(HEADER_LEN == <Header as Field>::MIN);
 record! {
     /// The beginning of every frame: `size[4] type[1] tag[2]`.
     Header {
-        /// Length of the frame in bytes, these seven and a payload included.
+        /// Length of the frame in bytes, including these seven and a payload.
         size: u32,
         /// The message's type number, one of [`kind`](crate::kind).
         kind: u8,
-        /// By which the client knows the reply.
+        /// Matches the reply to its request.
         tag: u16,
     }
 }
 
 impl Header {
-    /// Reads the first [`HEADER_LEN`] bytes, and judges none of them. Errors:
+    /// Decodes the first [`HEADER_LEN`] bytes without validating them. Errors:
     /// [`DecodeError::Short`] if there are fewer.
     #[inline]
     pub fn decode(bytes: &[u8]) -> Result<Header, DecodeError> {
         Field::decode(&mut Cursor(bytes))
     }
 
-    /// Checks the frame's length, its payload's count included, against the size that the session
-    /// has agreed on by Tversion. Errors: [`DecodeError::OverMsize`].
+    /// Checks the frame's length, including its payload, against the size that the session has
+    /// agreed on with Tversion. Errors: [`DecodeError::OverMsize`].
     #[inline]
     pub fn check_msize(&self, msize: u32) -> Result<(), DecodeError> {
         if self.size > msize {

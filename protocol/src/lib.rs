@@ -1,8 +1,8 @@
-//! 9P2000.L: messages as types, and as the bytes on the wire.
+//! 9P2000.L: messages as types, and as bytes on the wire.
 //!
-//! [`Tmessage`] is what a client asks, [`Rmessage`] what the server answers; each variant holds a
-//! plain struct named as in the protocol, with the protocol's fields in the protocol's order.
-//! Decoding allocates nothing and borrows strings from the frame; no input makes it panic.
+//! [`Tmessage`] is a client's request, [`Rmessage`] a server's reply; each variant contains a plain
+//! struct named as in the protocol, with the protocol's fields in the protocol's order. Decoding
+//! allocates nothing and borrows strings from the frame; no input makes it panic.
 //!
 //! ```
 //! use protocol::{NOTAG, Tmessage, Tversion};
@@ -14,10 +14,10 @@
 //! # Ok::<(), protocol::EncodeError>(())
 //! ```
 //!
-//! Three messages have a payload behind their fields: [`Twrite`], [`Rread`] and [`Rreaddir`]. The
-//! payload is no part of the type, which holds its length only: it stays where it is, in guest
-//! memory or in a buffer of the caller's. `decode_head` decodes a frame without it, and `encode`
-//! leaves it to the caller to append.
+//! Three messages have a payload after their fields: [`Twrite`], [`Rread`] and [`Rreaddir`]. The
+//! type contains only the length of the payload, which stays where it is, in guest memory or in a
+//! buffer of the caller. `decode_head` decodes a frame without it, and the caller of `encode`
+//! appends it.
 //!
 //! ```
 //! use protocol::{Rmessage, Rread};
@@ -31,12 +31,12 @@
 //! # Ok::<(), protocol::EncodeError>(())
 //! ```
 //!
-//! Where to find what:
-//! - `messages`: the table of all messages, the place for a new one; `table` makes types of it.
-//! - `wire`: how integers, strings and structs of them lie in a frame.
-//! - `header`, `qid`, `time`, `list`, `direntry`: what is put together from those.
-//! - `constants`: the numbers that fields take.
-//! - `error`: what may be wrong with bytes and with messages.
+//! The modules:
+//! - `messages`: the table of all messages, the place to add one; `table` generates types from it.
+//! - `wire`: the encoding of integers, strings and structs.
+//! - `header`, `qid`, `time`, `list`, `direntry`: structures made of those.
+//! - `constants`: the values of fields.
+//! - `error`: what can be wrong with bytes and with messages.
 
 mod constants;
 mod direntry;

@@ -1,4 +1,4 @@
-//! The lists of a walk, which hold what they can hold in place.
+//! The lists of a walk, stored in place.
 
 use std::fmt;
 use std::ops::Deref;
@@ -8,11 +8,11 @@ use crate::error::{DecodeError, EncodeError};
 use crate::qid::Qid;
 use crate::wire::{Cursor, DebugField, FIXED_ROOM, Field};
 
-/// At most [`MAX_WALK`] elements of a walk, on the wire behind a u16 that counts them.
+/// At most [`MAX_WALK`] elements of a walk; on the wire they follow a u16 that counts them.
 #[derive(Clone, Copy)]
 pub struct List<T> {
     items: [T; MAX_WALK],
-    /// How many of the items count; at most [`MAX_WALK`].
+    /// How many of the items are valid; at most [`MAX_WALK`].
     len: usize,
 }
 
@@ -31,7 +31,7 @@ impl<T: Copy + Default> List<T> {
         }
     }
 
-    /// Adds an element behind the others; false, and nothing done, if the list is full.
+    /// Appends an element; returns false and does nothing if the list is full.
     #[inline]
     pub fn push(&mut self, item: T) -> bool {
         match self.items.get_mut(self.len) {

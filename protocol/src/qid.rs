@@ -1,4 +1,4 @@
-//! What identifies a file.
+//! The identity of a file.
 
 use std::fmt;
 
@@ -9,16 +9,17 @@ record! {
     /// The server's name for a file: `type[1] version[4] path[8]`, 13 bytes.
     #[derive(Hash)]
     Qid {
-        /// What kind of file it is.
+        /// The kind of file.
         kind: QidKind,
-        /// Changes with the file's content; 0 turns Linux's cache off for the file.
+        /// Changes with the file's content; 0 disables Linux's cache for the file.
         version: u32,
-        /// Two files are the same file if their paths are equal. Linux makes its inode number of it.
+        /// Two files are the same file if their paths are equal. Linux derives its inode number
+        /// from it.
         path: u64,
     }
 }
 
-/// The type byte of a [`Qid`]: the highest byte of a file's mode in 9P2000, one bit a property.
+/// The type byte of a [`Qid`]: the highest byte of a file's mode in 9P2000, one bit per property.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct QidKind(pub u8);
 
@@ -27,7 +28,7 @@ impl QidKind {
     pub const DIR: QidKind = QidKind(0x80);
     /// A file that can only be appended to.
     pub const APPEND: QidKind = QidKind(0x40);
-    /// A file that only one may have open.
+    /// A file that only one client may have open.
     pub const EXCL: QidKind = QidKind(0x20);
     /// A mounted channel.
     pub const MOUNT: QidKind = QidKind(0x10);

@@ -1,9 +1,9 @@
-//! From the table of messages to types that know how they lie in a frame.
+//! Generates types that can be encoded and decoded from the table of messages.
 
-/// One direction of the protocol. A line is
-/// `number NUMBER_NAME Variant Name { field: type, ... } payload count;`, the payload being that
-/// of a message behind whose fields `count` bytes follow. Each line makes the struct `Name`; all
-/// together make the enum, its `decode`, `decode_head` and `encode`, and the module of numbers.
+/// One direction of the protocol. A line is `number NUMBER_NAME Variant Name { field: type, ... }
+/// payload count;`, where the payload is for a message whose fields are followed by `count` bytes.
+/// Each line makes the struct `Name`; together they make the enum, its `decode`, `decode_head` and
+/// `encode`, and the module of numbers.
 macro_rules! messages {
     (
         $(#[$enum_doc:meta])*
@@ -44,7 +44,7 @@ macro_rules! messages {
 
             $(
                 impl $name {
-                    /// Where the payload begins in a frame: behind the header and the fields.
+                    /// Where the payload begins in a frame: after the header and the fields.
                     pub const PAYLOAD: usize =
                         $crate::wire::HEADER_LEN + <$name as $crate::wire::Field>::MIN;
 
@@ -62,16 +62,16 @@ macro_rules! messages {
                 &[$(($number, stringify!($name))),+];
 
             /// Decodes a whole frame into its tag and its message, which borrows its strings from
-            /// the frame. Errors: [`DecodeError`](crate::DecodeError) for a frame that is anything
-            /// but exactly one message of this direction.
+            /// the frame. Errors: [`DecodeError`](crate::DecodeError) for a frame that is not
+            /// exactly one message of this direction.
             #[inline]
             pub fn decode(frame: &'a [u8]) -> Result<(u16, Self), $crate::error::DecodeError> {
                 Self::decode_head(frame, frame.len())
             }
 
-            /// Decodes the frame of `len` bytes of which `head` are the first, as
-            /// [`decode`](Self::decode) would. `head` has to have all of the frame but its payload:
-            /// it may end where that begins, or anywhere behind.
+            /// Decodes a frame of `len` bytes that starts with `head`, as [`decode`](Self::decode)
+            /// would. `head` must contain all of the frame but its payload: it may end where that
+            /// begins, or anywhere after.
             pub fn decode_head(
                 head: &'a [u8],
                 len: usize,
@@ -86,8 +86,8 @@ macro_rules! messages {
                 Ok((header.tag, Self::decode_fields(&header, cursor.0)?))
             }
 
-            /// Decodes what follows `header` in its frame, as [`decode_head`](Self::decode_head)
-            /// would. `fields` may end where the payload begins, or anywhere behind.
+            /// Decodes the rest of a frame after `header`, as [`decode_head`](Self::decode_head)
+            /// would. `fields` may end where the payload begins, or anywhere after.
             #[inline]
             pub fn decode_fields(
                 header: &$crate::header::Header,
@@ -107,7 +107,7 @@ macro_rules! messages {
                 match header.kind {
                     $($number => {
                         let message = $crate::wire::Field::decode(&mut cursor)?;
-                        // What lies behind the fields: nothing, or the payload.
+                        // What follows the fields: nothing, or the payload.
                         let behind = left - (fields.len() - cursor.0.len());
                         messages!(@check $name message behind $($count)?);
                         Ok($enum::$variant(message))
@@ -117,7 +117,7 @@ macro_rules! messages {
             }
 
             /// Appends the message's frame to `out`, without its payload, which the size field
-            /// counts and which the caller puts behind it. Returns the size field. Errors:
+            /// includes and which the caller appends. Returns the size field. Errors:
             /// [`EncodeError`](crate::EncodeError), and `out` is unchanged.
             pub fn encode(
                 &self,
@@ -135,7 +135,7 @@ macro_rules! messages {
                 tag: u16,
                 out: &mut Vec<u8>,
             ) -> Result<u32, $crate::error::EncodeError> {
-                // The size is not known before the fields are there.
+                // The size is known only after the fields are written.
                 let mut header = $crate::header::Header { size: 0, kind: self.kind(), tag };
                 match self {
                     $($enum::$variant(message) => {

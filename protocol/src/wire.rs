@@ -1,4 +1,4 @@
-//! How the elements of a message lie in a frame, one behind the other.
+//! The encoding of a message's fields, one after the other.
 //!
 //! All integers are little-endian. A string is a u16 length and that many bytes: Linux sends the
 //! bytes of a file's name, which need not be UTF-8 and have no NUL at the end.
@@ -25,24 +25,24 @@ pub const HEADER_LEN: usize = 7;
 /// Enough for every message without strings and lists, of which Rgetattr is the longest.
 pub(crate) const FIXED_ROOM: usize = 160;
 
-/// An element of a message.
+/// A field of a message.
 pub(crate) trait Field<'a>: Sized {
     /// The fewest bytes it has on the wire; all of them, if it is fixed.
     const MIN: usize;
-    /// Whether it holds no string and no list.
+    /// Whether it contains no string and no list.
     const FIXED: bool;
 
-    /// Takes it off the cursor.
+    /// Takes it from the cursor.
     fn decode(cursor: &mut Cursor<'a>) -> Result<Self, DecodeError>;
 
-    /// Appends it; on an error, `out` may hold a part of it.
+    /// Appends it. On an error, `out` may contain a part of it.
     fn encode(&self, out: &mut Vec<u8>) -> Result<(), EncodeError>;
 
-    /// Puts it, if it is fixed, to `at` and returns what is behind. Where each field goes is known when
-    /// this is compiled, so that nothing is checked and nothing can have to grow.
+    /// Stores a fixed field at `at` and returns the position after it. All positions are known at
+    /// compile time, so nothing is checked and no buffer grows.
     fn store(&self, bytes: &mut [u8; FIXED_ROOM], at: usize) -> usize;
 
-    /// How it looks in a log.
+    /// How it appears in a log.
     fn show(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result;
 }
 
@@ -53,7 +53,7 @@ pub(crate) const fn is_fixed<'a, T: Field<'a>>(_: &T) -> bool {
     T::FIXED
 }
 
-/// A field for `{:?}`: a string as text with escapes, which a slice of bytes would not be.
+/// A field for `{:?}`: a string as text with escapes, unlike a slice of bytes.
 pub(crate) struct DebugField<'s, T>(pub(crate) &'s T);
 
 impl<'a, T: Field<'a>> fmt::Debug for DebugField<'_, T> {
@@ -127,7 +127,7 @@ impl<'a> Field<'a> for &'a [u8] {
     }
 }
 
-/// A struct whose fields lie in a frame in the order in which they are declared.
+/// A struct whose fields are in a frame in the order in which they are declared.
 macro_rules! record {
     (
         $(#[$attribute:meta])*

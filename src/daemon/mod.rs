@@ -33,9 +33,9 @@ use socket::{Socket, SocketFile};
 const VIRTIO_9P_MOUNT_TAG: u64 = 1 << 0;
 /// Linux asks for 128 descriptors, User-mode Linux for 256.
 const MAX_QUEUE_SIZE: u16 = 1024;
-/// How long a busy loop leaves signals, the front-end and new connections alone.
+/// How long a busy loop ignores signals, the front-end and new connections.
 const LOOK_INTERVAL: Duration = Duration::from_micros(100);
-/// How long a front-end waits that could not be accepted.
+/// How long to wait before trying again to accept a front-end.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Why the daemon cannot start or go on.
@@ -49,7 +49,7 @@ pub enum Error {
         /// Why.
         error: Errno,
     },
-    /// The file system cannot hold what the security model keeps.
+    /// The file system cannot store what the security model needs.
     #[error(
         "cannot keep attributes in the file system of {path}: {error}; give --security-model \
          mapped-file"
@@ -70,19 +70,19 @@ pub enum Error {
         /// Why.
         error: Errno,
     },
-    /// The sandbox that was asked for cannot be had.
+    /// The requested sandbox is not available.
     #[error(transparent)]
     Sandbox(#[from] sandbox::Error),
-    /// An ordinary user wants to change the rights that they do not have.
+    /// An ordinary user has no capabilities to change.
     #[error("--modcaps is for root: the daemon of an ordinary user has no capabilities")]
     Modcaps,
-    /// The rights that were asked for cannot be had.
+    /// The requested capabilities are not available.
     #[error(transparent)]
     Capabilities(#[from] capabilities::Error),
-    /// The system calls cannot be limited.
+    /// The system calls cannot be restricted.
     #[error("cannot limit the system calls: {0}; try --seccomp none")]
     Seccomp(#[from] seccomp::Error),
-    /// The daemon has ended, and said why.
+    /// The daemon has exited, and reported why.
     #[error("the daemon ended with status {0}")]
     Daemon(u8),
     /// There is no socket.
@@ -96,10 +96,10 @@ pub enum Error {
         /// Why not.
         error: Errno,
     },
-    /// The host refuses what every daemon needs.
+    /// The host refuses something that every daemon needs.
     #[error("the host refuses {what}: {error}")]
     Host {
-        /// What was asked of it.
+        /// What was refused.
         what: &'static str,
         /// Its answer.
         error: io::Error,
@@ -113,7 +113,7 @@ fn host<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> Error {
     }
 }
 
-/// What an event is about, as epoll carries it.
+/// The source of an event, as epoll returns it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u64)]
 enum Token {
@@ -148,7 +148,7 @@ impl Reactor {
     }
 
     fn unwatch(&self, fd: impl AsFd) {
-        // Fails only for what is not watched.
+        // Fails only for a descriptor that is not watched.
         let _ = self.0.delete(fd);
     }
 }
@@ -184,13 +184,14 @@ pub fn run(options: &Options) -> Result<(), Error> {
     let mut daemon = confined.daemon(options, filter, &signals)?;
     let path = options.shared_dir.as_deref().unwrap_or(Path::new(""));
     log::info!("sharing {} as \"{}\"", path.display(), options.tag);
-    // All that takes more than serving does is done. The workers inherit it, and have their own.
+    // Everything that takes more system calls than serving is done. The workers inherit the filter
+    // and add their own.
     seccomp::install(filter)?;
     daemon.wait_for_front_end()?;
     daemon.turn_until_stopped()
 }
 
-/// What is opened by paths of the host, or needs rights that the daemon gives up.
+/// What is opened by paths of the host, or takes rights that the daemon drops.
 struct Outside {
     share: OwnedFd,
     socket: Socket,
@@ -204,11 +205,11 @@ struct Outside {
 /// Which process this is after the sandbox was entered.
 enum Entered {
     Daemon(Box<Confined>),
-    /// It waits outside for the daemon, and then removes the socket's file.
+    /// Waits outside for the daemon, and then removes the socket file.
     Supervisor(Pid, Option<SocketFile>),
 }
 
-/// What the daemon serves with, in its sandbox and without the rights that it does not need.
+/// Everything that the daemon serves with, in its sandbox and with reduced rights.
 struct Confined {
     share: OwnedFd,
     socket: Socket,
@@ -220,8 +221,8 @@ struct Confined {
 
 impl Outside {
     fn open(options: &Options) -> Result<Outside, Error> {
-        // Once and before anything else: what its path leads to changes with the working directory,
-        // the root and the mounts.
+        // Once and before anything else: the path resolves differently when the working directory,
+        // the root or the mounts change.
         let path = options.shared_dir.clone().unwrap_or_default();
         let share = open_share(&path).map_err(|error| Error::Share { path, error })?;
         if options.modcaps.is_some() && !geteuid().is_root() {
@@ -245,8 +246,8 @@ impl Outside {
             }
             (None, None) => unreachable!("the command line has one of them"),
         };
-        // The guest has applied its programs' umask; a second one would take more away. Nothing but
-        // the guest's files is made from here on.
+        // The guest has applied its programs' umask; a second one would clear more bits. From here
+        // on only the guest's files are created.
         umask(Mode::empty());
         Ok(Outside {
             share,
@@ -258,27 +259,27 @@ impl Outside {
         })
     }
 
-    /// Enters the sandbox and gives up the rights that serving does not need.
+    /// Enters the sandbox and drops the rights that serving does not need.
     fn confine(mut self, options: &Options) -> Result<Entered, Error> {
         let handles = options.file_handles();
         let Inside { share, landlock } = match sandbox::enter(options.sandbox, self.share, handles)?
         {
             Role::Alone(inside) => inside,
             Role::Daemon(inside) => {
-                // Only the process outside is sure to reach it.
+                // Only the process outside can surely reach it.
                 if let Some(file) = self.file.take() {
                     file.leave();
                 }
                 inside
             }
-            // Dropped at its end, the file is removed.
+            // The file is removed when it is dropped.
             Role::Supervisor(daemon) => return Ok(Entered::Supervisor(daemon, self.file)),
         };
         let handles = match landlock {
             false => handles,
             true => {
                 if handles != FileHandles::Never {
-                    log::warn!("no file handles are used: Landlock allows none");
+                    log::warn!("file handles are not used: Landlock does not allow them");
                 }
                 FileHandles::Never
             }
@@ -302,7 +303,7 @@ impl Outside {
 }
 
 impl Confined {
-    /// The daemon, which has not begun to listen.
+    /// The daemon, which does not listen yet.
     fn daemon(
         self,
         options: &Options,
@@ -347,7 +348,7 @@ impl Confined {
     }
 }
 
-/// The share, as the options say that it is served.
+/// The share, as the options describe it.
 fn export(
     options: &Options,
     share: OwnedFd,
@@ -385,16 +386,16 @@ struct Daemon {
     device: DeviceConfig,
     server: Rc<Server>,
     socket: Socket,
-    /// Removed at the end, if no other process does that.
+    /// Removed at the end, unless another process does that.
     _file: Option<SocketFile>,
     once: bool,
-    /// For requests, before the loop sleeps.
+    /// Polls for requests before the loop sleeps.
     search: Spin,
-    /// When the descriptors were last looked at.
+    /// When the descriptors were last polled.
     looked: Instant,
-    /// When to look for a front-end again that could not be accepted.
+    /// When to try again to accept a front-end.
     listen_again: Option<Instant>,
-    /// Whether a front-end has been there.
+    /// Whether a front-end has connected before.
     served: bool,
     stopping: bool,
 }
@@ -403,7 +404,7 @@ impl Daemon {
     fn turn_until_stopped(&mut self) -> Result<(), Error> {
         while !self.stopping {
             let timeout = self.prepare_sleep();
-            // While the guest keeps the loop busy, the descriptors can wait for a moment.
+            // While the guest keeps the loop busy, the descriptors can wait a little.
             if timeout != EpollTimeout::ZERO || self.looked.elapsed() >= LOOK_INTERVAL {
                 self.wait(timeout)?;
             }
@@ -426,11 +427,11 @@ impl Daemon {
         Ok(())
     }
 
-    /// How long the loop may block: not at all if there is something to be done, or comes within
-    /// the time that a search for it pays.
+    /// How long the loop may block: not at all if there is something to do, or if something comes
+    /// while polling pays off.
     fn prepare_sleep(&self) -> EpollTimeout {
         let workers = self.server.workers();
-        // Asked before the ring is: if it has passed by then, the ring's requests are taken.
+        // Read before the ring is: if the moment has passed by then, the ring's requests are taken.
         let held = self.server.held_until();
         let may_sleep = match &self.connection {
             None => workers.prepare_sleep(),
@@ -492,7 +493,7 @@ impl Daemon {
     }
 
     fn on_front_end(&mut self, source: Source) -> Result<(), Error> {
-        // None: the connection was hung up earlier in this turn.
+        // None: the connection was closed earlier in this turn.
         let Some(connection) = &mut self.connection else {
             return Ok(());
         };
@@ -549,7 +550,7 @@ impl Daemon {
             }
             Err(error) if is_lasting(&error) => Err(host("a connection")(error)),
             Err(error) => {
-                // The host is short of something, and the front-end still there.
+                // The host lacks a resource, and the front-end is still waiting.
                 log::warn!("cannot accept a front-end now: {error}");
                 self.reactor.unwatch(listener);
                 self.listen_again = Some(Instant::now() + ACCEPT_PAUSE);
@@ -572,13 +573,14 @@ impl Daemon {
     }
 }
 
-/// How long the loop may sleep that waits for a moment: for ever, mostly.
+/// How long a loop may sleep that waits for a moment: mostly for ever.
 fn until(moment: Option<Instant>) -> EpollTimeout {
     let Some(deadline) = moment else {
         return EpollTimeout::NONE;
     };
     let left = deadline.saturating_duration_since(Instant::now());
-    // Rounded up, not to wake too early over and over. The longest that fits is enough.
+    // Rounded up, so that it does not wake too early again and again. A longer time is cut to the
+    // maximum.
     let milliseconds = left.as_nanos().div_ceil(1_000_000).min(i32::MAX as u128);
     EpollTimeout::try_from(milliseconds).unwrap_or(EpollTimeout::MAX)
 }
@@ -599,7 +601,7 @@ fn is_lasting(error: &io::Error) -> bool {
 
 /// `struct virtio_9p_config`: the tag's length and its bytes, without a NUL.
 fn config_space(tag: &str) -> Vec<u8> {
-    // The command line allows no longer one than fits.
+    // The command line accepts no longer tag.
     let length = u16::try_from(tag.len()).unwrap_or(u16::MAX);
     let mut space = length.to_le_bytes().to_vec();
     space.extend_from_slice(&tag.as_bytes()[..length.into()]);
@@ -607,16 +609,18 @@ fn config_space(tag: &str) -> Vec<u8> {
 }
 
 /// Blocks the signals that end the daemon, in this thread and all that it starts, so that they
-/// come as events and never in the middle of something.
+/// arrive as events.
 fn stop_signals() -> Result<SigSet, Error> {
-    // A write beyond RLIMIT_FSIZE is to fail with EFBIG, as the guest expects, not to kill.
+    // A write beyond RLIMIT_FSIZE must fail with EFBIG, as the guest expects, instead of killing
+    // the daemon.
     set_ignored(Signal::SIGXFSZ, true)?;
-    // Whoever starts the daemon may ignore it; then nobody would be told of its end in the sandbox.
+    // Whoever starts the daemon may ignore it; then the end of the daemon in its sandbox would not
+    // be reported.
     set_ignored(Signal::SIGCHLD, false)?;
     let mut stop = SigSet::empty();
     stop.add(Signal::SIGTERM);
     stop.add(Signal::SIGINT);
-    // Ignored under nohup, and then it is to stay so. What is blocked comes all the same.
+    // nohup ignores it, and then it stays ignored. A blocked signal would arrive all the same.
     if !set_ignored(Signal::SIGHUP, true)? {
         stop.add(Signal::SIGHUP);
     }
@@ -624,7 +628,7 @@ fn stop_signals() -> Result<SigSet, Error> {
     Ok(stop)
 }
 
-/// Ignores a signal, or lets it do what it does by default. Returns whether it was ignored before.
+/// Ignores a signal, or restores its default action. Returns whether it was ignored before.
 fn set_ignored(number: Signal, ignored: bool) -> Result<bool, Error> {
     let action = match ignored {
         true => SigHandler::SigIgn,
@@ -644,7 +648,7 @@ fn supervise(daemon: Pid, stop: SigSet) -> Result<(), Error> {
     }
 }
 
-/// Takes as many descriptors as are allowed, or as the user says, and returns how many.
+/// Raises the limit of descriptors to the maximum, or to the user's, and returns it.
 fn set_limit(limit: Option<u64>) -> Result<u64, Error> {
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).map_err(host("its limits"))?;
     let wanted = limit.unwrap_or(most);

@@ -1,4 +1,4 @@
-//! Where the front-end connects.
+//! The socket to which the front-end connects.
 
 use std::fs;
 use std::io;
@@ -17,13 +17,13 @@ use crate::export::sys::ProcPath;
 /// Why there is no socket to serve.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A live process listens there.
+    /// Another process listens there.
     #[error("{0} is in use by another process: stop it, or choose another --socket")]
     InUse(PathBuf),
     /// A file of another kind is there.
     #[error("{0} exists and is not a socket: remove it, or choose another --socket")]
     NotASocket(PathBuf),
-    /// The socket cannot be made.
+    /// The socket cannot be created.
     #[error("cannot listen on {path}: {error}; choose another --socket")]
     Bind {
         /// Where.
@@ -34,7 +34,7 @@ pub enum Error {
     /// There is no such group.
     #[error("there is no group {0}: give --socket-group a name or a number of this host")]
     NoGroup(String),
-    /// The socket cannot be given to the group.
+    /// The group cannot get the socket.
     #[error(
         "cannot give {path} to the group {group}: {error}; give --socket-group one that this user \
          is in"
@@ -47,7 +47,7 @@ pub enum Error {
         /// Why not.
         error: Errno,
     },
-    /// The inherited descriptor is of no use.
+    /// The inherited descriptor cannot be used.
     #[error("descriptor {fd} is not a UNIX stream socket ({error}): check --fd")]
     Inherited {
         /// Its number.
@@ -60,26 +60,26 @@ pub enum Error {
 /// A source of front-ends.
 #[derive(Debug)]
 pub enum Socket {
-    /// One after the other connects here.
+    /// Front-ends connect here, one after the other.
     Listening(UnixListener),
-    /// The one front-end there is; taken when it is served.
+    /// The only front-end; taken when it is served.
     Connected(Option<UnixStream>),
 }
 
-/// The file of a socket that was made here. Dropping it removes the file, unless something else is there
-/// by then.
+/// The file of a socket that was created here. Dropping it removes the file, unless another file
+/// has its name by then.
 #[derive(Debug)]
 pub struct SocketFile {
-    /// None if the file is left to another process.
+    /// None if another process removes the file.
     path: Option<PathBuf>,
-    /// The file itself: no other can have its number as long as this is open, though the socket may be
-    /// closed.
+    /// The file itself: no other file can have its inode number as long as this is open, even if
+    /// the socket is closed.
     file: OwnedFd,
 }
 
 impl Socket {
-    /// Listens on `path`, where this user alone may connect, and with `group` (a name or a number) its
-    /// members too. A socket that nobody listens on any more is replaced.
+    /// Listens on `path`, where only this user may connect, and with `group` (a name or a number)
+    /// also its members. A socket on which nobody listens any more is replaced.
     pub fn bind(path: &Path, group: Option<&str>) -> Result<(Socket, SocketFile), Error> {
         let failed = |error| Error::Bind {
             path: path.into(),
@@ -111,7 +111,7 @@ impl Socket {
         Ok((Socket::listening(listener).map_err(failed)?, file))
     }
 
-    /// Takes over a socket that the process was started with. Errors: `fd` is not open, or not a socket.
+    /// Takes over an inherited socket. Errors: `fd` is not open, or not a socket.
     ///
     /// # Safety
     /// If `fd` is an open socket, nothing else in this process owns it.
@@ -131,13 +131,13 @@ impl Socket {
     }
 
     fn listening(listener: UnixListener) -> io::Result<Socket> {
-        // The loop accepts when there is somebody, who may be gone again by then.
+        // The loop accepts when someone waits, who may be gone by then.
         listener.set_nonblocking(true)?;
         Ok(Socket::Listening(listener))
     }
 }
 
-/// The next front-end, if it is still there.
+/// The next front-end, unless it is gone.
 pub fn accept(listener: &UnixListener) -> io::Result<Option<UnixStream>> {
     match listener.accept() {
         Ok((stream, _)) => {
@@ -173,8 +173,8 @@ fn is_listening(fd: RawFd) -> Result<bool, Errno> {
     Ok(listens != 0)
 }
 
-/// Binds a socket that is nobody else's from its first moment, whatever the umask of whoever started
-/// the daemon. There must be no other thread that makes files.
+/// Binds a socket to which only this user has access from the first moment on, whatever the umask
+/// was. No other thread may create files meanwhile.
 fn bind_private(path: &Path) -> io::Result<UnixListener> {
     let before = umask(Mode::S_IXUSR | Mode::S_IRWXG | Mode::S_IRWXO);
     let listener = UnixListener::bind(path);
@@ -182,11 +182,11 @@ fn bind_private(path: &Path) -> io::Result<UnixListener> {
     listener
 }
 
-/// The number of a group, which is given by name or by number.
+/// The number of a group that is given by name or by number.
 fn gid_of(group: &str) -> Result<Gid, Error> {
     match Group::from_name(group) {
         Ok(Some(found)) => Ok(found.gid),
-        // Of the numbers, the last one means "no change" to chown(2).
+        // The largest number means "no change" to chown(2).
         _ => match group.parse() {
             Ok(number) if number != u32::MAX => Ok(Gid::from_raw(number)),
             _ => Err(Error::NoGroup(group.into())),
@@ -195,13 +195,13 @@ fn gid_of(group: &str) -> Result<Gid, Error> {
 }
 
 impl SocketFile {
-    /// Leaves the file to the process that has it, too.
+    /// Leaves the file to another process, which removes it.
     pub fn leave(mut self) {
         self.path = None;
     }
 
-    /// Lets the members of a group connect. First it is given to them and then opened: in between
-    /// it is open to fewer, never to more. Errors: those of fchownat(2) and fchmodat(2).
+    /// Lets the members of a group connect. The file gets the group first and then its mode: in
+    /// between fewer have access, never more. Errors: those of fchownat(2) and fchmodat(2).
     fn open_to(&self, group: Gid) -> Result<(), Errno> {
         fchownat(&self.file, c"", None, Some(group), AtFlags::AT_EMPTY_PATH)?;
         let mode = Mode::S_IRUSR | Mode::S_IWUSR | Mode::S_IRGRP | Mode::S_IWGRP;

@@ -165,7 +165,7 @@ impl Export {
         let is_there = Node::new(made)
             .is_ok_and(|(node, _)| directory.child_key(name).as_ref() == Ok(node.key()));
         if is_there && let Err(error) = host::unlink(directory, name, UnlinkatFlags::NoRemoveDir) {
-            log::warn!("{name:?}, which could not be finished, stays behind: {error}");
+            log::warn!("{name:?} could not be finished and is left behind: {error}");
         }
     }
 

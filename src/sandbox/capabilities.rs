@@ -1,4 +1,4 @@
-//! The rights that root's daemon keeps (capabilities(7)).
+//! The capabilities that root's daemon keeps (capabilities(7)).
 
 use std::str::FromStr;
 
@@ -9,8 +9,8 @@ use nix::unistd::geteuid;
 
 use crate::export::FileHandles;
 
-/// All that acting for the guest's users takes. Among what is given up: mounting, the network,
-/// other processes, the kernel, raw disks.
+/// Everything that it takes to act for the guest's users. Dropped are, among others, mounting, the
+/// network, other processes, the kernel and raw disks.
 const KEPT: [Capability; 8] = [
     Capability::CAP_CHOWN,
     Capability::CAP_DAC_OVERRIDE,
@@ -21,16 +21,16 @@ const KEPT: [Capability; 8] = [
     Capability::CAP_SETGID,
     Capability::CAP_SETUID,
 ];
-/// Opens any inode of a file system by its handle, wherever it is: no root directory and no namespace
-/// stands against it. To look through directories CAP_DAC_OVERRIDE is enough.
+/// Opens any inode of a file system by its handle: no root directory and no namespace prevents it.
+/// For looking through directories CAP_DAC_OVERRIDE is enough.
 const FOR_HANDLES: Capability = Capability::CAP_DAC_READ_SEARCH;
-/// Ignores quotas, which are to hold for the guest.
+/// Ignores quotas, which must hold for the guest.
 const BEYOND_QUOTAS: Capability = Capability::CAP_SYS_RESOURCE;
 
-/// Why the rights are not those that are wanted.
+/// Why the capabilities could not be set.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// One that is to be kept is not there.
+    /// One that must be kept is missing.
     #[error("--modcaps cannot keep {0}: this process was started without it")]
     Missing(Capability),
     /// The kernel refuses.
@@ -38,8 +38,9 @@ pub enum Error {
     Refused(#[from] Errno),
 }
 
-/// What the operator adds to the rights that are kept, and takes from them, in virtiofsd's words: names
-/// without CAP_, each after + or -, with colons between them. The last word on one counts.
+/// What the operator adds to the capabilities that are kept, and removes from them, in virtiofsd's
+/// syntax: names without CAP_, each after + or -, separated by colons. The last mention of a name
+/// counts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Modcaps(Vec<(Change, Capability)>);
 
@@ -50,7 +51,7 @@ enum Change {
 }
 
 impl Modcaps {
-    /// Whether file handles cannot be used for what is taken away.
+    /// Whether file handles cannot be used because their capability is removed.
     pub fn forbids_handles(&self) -> bool {
         self.last_word_on(FOR_HANDLES) == Some(Change::Remove)
     }
@@ -63,7 +64,7 @@ impl Modcaps {
             .next()
     }
 
-    /// Those that are added and not taken away again.
+    /// Those that are added and not removed again.
     fn added(&self) -> impl Iterator<Item = Capability> {
         let named = self.0.iter().map(|(_, capability)| *capability);
         named.filter(|capability| self.last_word_on(*capability) == Some(Change::Add))
@@ -91,14 +92,14 @@ impl FromStr for Modcaps {
     }
 }
 
-/// What decides which rights are kept.
+/// What decides which capabilities are kept.
 #[derive(Clone, Copy, Debug)]
 pub struct Rights<'a> {
-    /// Whether there is to be a sandbox. Without, root's daemon keeps nearly all.
+    /// Whether there is a sandbox. Without one, root's daemon keeps nearly all.
     pub sandboxed: bool,
     /// Whether files are found by their handles.
     pub handles: FileHandles,
-    /// The operator's wishes. Only for root: in a namespace of users there are no rights to keep.
+    /// The operator's changes. Only for root: in a user namespace there is nothing to keep.
     pub changes: &'a Modcaps,
 }
 
@@ -126,9 +127,9 @@ impl Rights<'_> {
     }
 }
 
-/// Gives up all other rights for good, and in a sandbox also those that a program could give back. Of
-/// an ordinary user these are all: in a sandbox only, for they are that user's own affair. Errors:
-/// those of prctl(2) and capset(2); one that is to be added is not there.
+/// Drops all other capabilities for good, and in a sandbox also the means to regain them. An
+/// ordinary user's daemon drops all, but only in a sandbox. Errors: those of prctl(2) and
+/// capset(2); a capability to add is missing.
 pub fn reduce(rights: Rights<'_>) -> Result<(), Error> {
     let root = geteuid().is_root();
     if !root && !rights.sandboxed {
@@ -142,7 +143,7 @@ pub fn reduce(rights: Rights<'_>) -> Result<(), Error> {
     if let Some(missing) = rights.changes.added().find(missing) {
         return Err(Error::Missing(missing));
     }
-    // Dropping from the bounding set takes a right of its own, which is among those given up.
+    // Dropping from the bounding set takes a capability that is itself dropped.
     if has(CapSet::Effective)?.contains(&Capability::CAP_SETPCAP) {
         for capability in has(CapSet::Bounding)?.difference(&kept) {
             caps::drop(None, CapSet::Bounding, *capability).map_err(errno)?;
@@ -154,7 +155,8 @@ pub fn reduce(rights: Rights<'_>) -> Result<(), Error> {
     }
     if rights.sandboxed {
         prctl::set_no_new_privs()?;
-        // No other process of this user may look into this one, or get at its descriptors by /proc.
+        // No other process of this user may look into this one, or get at its descriptors through
+        // /proc.
         prctl::set_dumpable(false)?;
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! The process that serves, made by fork, and the one outside that waits for it.
+//! The process that serves, made by fork, and the process outside that waits for it.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -14,17 +14,17 @@ use nix::unistd::{Pid, getppid, pipe};
 use super::{Error, Inside, Role};
 use crate::export::{errno_of, sys};
 
-/// The steps that the child can fail in, and what is said of them.
+/// The steps in which the child can fail, and their names.
 #[derive(Clone, Copy, Debug)]
 #[repr(u8)]
 pub enum Step {
-    /// That it ends with its parent.
+    /// Ending together with the parent.
     Parent,
-    /// The map of a namespace of users.
+    /// The id map of a user namespace.
     Ids,
-    /// The way to the own descriptors.
+    /// Access to its own descriptors.
     Descriptors,
-    /// What is mounted.
+    /// The mounts.
     Mounts,
     /// The root directory.
     Root,
@@ -49,8 +49,8 @@ pub fn at<T>(step: Step, result: Result<T, Errno>) -> Entered<T> {
     result.map_err(|error| (step, error))
 }
 
-/// Makes the child that is the daemon, in these new namespaces, and lets it `enter` the sandbox. Errors: the
-/// step that the kernel refused, and `instead` as what is easier to have; nothing has changed then.
+/// Forks the daemon into these new namespaces and lets it `enter` the sandbox. Errors: the step
+/// that the kernel refused, with `instead` as an easier sandbox; nothing has changed then.
 pub fn fork(
     namespaces: CloneFlags,
     instead: &'static str,
@@ -87,7 +87,7 @@ fn fork_alone(namespaces: CloneFlags) -> Result<Option<Pid>, Errno> {
     unsafe { sys::fork_into(namespaces) }
 }
 
-/// Tells the parent how it went, and ends if it went wrong.
+/// Tells the parent the result, and exits if it is an error.
 fn tell<T>(writer: OwnedFd, entered: Entered<T>) -> T {
     let message = match &entered {
         Ok(_) => [STEPS.len() as u8, 0, 0],
@@ -119,10 +119,10 @@ fn wait_for_entry(reader: OwnedFd, child: Pid) -> Result<(), (&'static str, Errn
     Err((what.map_or("the child", |(_, name)| name), error))
 }
 
-/// The daemon stops in an orderly way when nobody passes signals on to it any more.
+/// The daemon stops in order when nobody passes signals on to it any more.
 fn die_with(parent: Pid) -> Entered {
     at(Step::Parent, prctl::set_pdeathsig(Signal::SIGTERM))?;
-    // In a new namespace a living parent is nobody: number 0.
+    // A parent in the outer pid namespace has number 0 here.
     let gone = getppid() != Pid::from_raw(0) && getppid() != parent;
     if gone {
         Err((Step::Parent, Errno::ESRCH))
@@ -131,8 +131,8 @@ fn die_with(parent: Pid) -> Entered {
     }
 }
 
-/// Waits for the daemon and passes these signals on to it. SIGCHLD must not be ignored. Returns the exit
-/// status that the daemon ended with.
+/// Waits for the daemon and passes these signals on to it. SIGCHLD must not be ignored. Returns the
+/// daemon's exit status.
 pub fn supervise(daemon: Pid, mut signals: SigSet) -> Result<i32, Errno> {
     signals.add(Signal::SIGCHLD);
     signals.thread_block()?;
@@ -151,7 +151,7 @@ pub fn supervise(daemon: Pid, mut signals: SigSet) -> Result<i32, Errno> {
         }
         match signals.wait()? {
             Signal::SIGCHLD => {}
-            // It may have ended a moment ago.
+            // It may have exited a moment ago.
             signal => match kill(daemon, signal) {
                 Ok(()) | Err(Errno::ESRCH) => {}
                 Err(error) => return Err(error),

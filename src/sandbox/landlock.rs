@@ -1,5 +1,5 @@
-//! Rules of the kernel (landlock(7)) that leave the daemon no file but the share's: inside of chroot(2), and
-//! for users who get neither that nor namespaces.
+//! Rules of the kernel (landlock(7)) that give the daemon access to the share's files only: inside
+//! chroot(2), and for users who may use neither that nor namespaces.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -14,11 +14,10 @@ use super::child::{self, Step, at};
 use super::{Error, Inside, Role};
 use crate::export::errno_of;
 
-/// The newest rules that are known here. An older kernel keeps those of them that it knows.
+/// The newest rules that are used. An older kernel enforces those of them that it knows.
 const NEWEST: ABI = ABI::V6;
 
-/// Makes the child that is the daemon. Errors: the kernel knows no such rules; nothing has changed
-/// then.
+/// Forks the daemon. Errors: the kernel has no such rules; nothing has changed then.
 pub fn enter(share: &OwnedFd) -> Result<Role, Error> {
     child::fork(CloneFlags::empty(), "none", || {
         at(Step::Landlock, restrict(share.as_fd()))?;
@@ -30,14 +29,14 @@ pub fn enter(share: &OwnedFd) -> Result<Role, Error> {
     })
 }
 
-/// From now on this thread, and those that it starts, find no file outside of the share, use no
-/// network, and send no signal to others. Errors: ENOSYS if the kernel has no such rules, or they are
-/// switched off.
+/// From now on this thread, and the threads that it starts, can use no file outside the share and
+/// no network, and cannot send signals to other processes. Errors: ENOSYS if the kernel has no such
+/// rules, or they are disabled.
 pub fn restrict(share: BorrowedFd<'_>) -> Result<(), Errno> {
     match restriction(share) {
         Ok(RulesetStatus::FullyEnforced | RulesetStatus::PartiallyEnforced) => Ok(()),
         Ok(RulesetStatus::NotEnforced) => Err(Errno::ENOSYS),
-        // What it can be is a descriptor too many.
+        // The only possible cause is a missing descriptor.
         Err(_) => Err(Errno::last()),
     }
 }

@@ -1,13 +1,14 @@
-//! What the daemon cannot reach, even if a guest should come to command it.
+//! What the daemon cannot reach, even if a guest compromises it.
 //!
-//! Three fences, each for itself: `namespace` (or chroot(2) and `landlock`, or `landlock`) leaves it no file
-//! but the share's, no network and no other process; [`capabilities`] leaves root's daemon no right but those
-//! over files; [`seccomp`] leaves it no system call that it does not need. They are put up once, before
-//! the first front-end is served and the first thread is started.
+//! Three independent restrictions: `namespace` (or chroot(2) and `landlock`, or `landlock`) leaves
+//! it no file but the share's, no network and no other process; [`capabilities`] leaves root's
+//! daemon no rights but those over files; [`seccomp`] leaves it no system call that it does not
+//! need. All are applied once, before the first front-end is served and the first thread is
+//! started.
 //!
-//! Landlock and file handles exclude each other: it asks for the way from an inode up to the share, and an
-//! inode that is found by its handle has none, unless the kernel happens to remember its name. Then a file
-//! cannot be opened (EACCES), nor a directory be found (ESTALE).
+//! Landlock and file handles exclude each other: Landlock checks the path from an inode up to the
+//! share, and an inode that was opened by its handle has none, unless the kernel happens to
+//! remember its name. Opening such a file fails with EACCES, such a directory with ESTALE.
 
 pub mod capabilities;
 mod child;
@@ -30,24 +31,25 @@ use child::{Step, at};
 use crate::export::sys::{self, ProcPath};
 use crate::export::{FileHandles, errno_of};
 
-/// What the daemon sees of the host.
+/// What the daemon can see of the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Sandbox {
-    /// The share is its whole file system, and it has namespaces of its own: no network, no other
-    /// processes. A second process waits outside, as with chroot and landlock, passes signals and the
-    /// exit status on, and removes the socket
+    /// The share is its whole file system, and it has its own namespaces: no network, no other
+    /// processes. A second process waits outside, as with chroot and landlock, passes signals and
+    /// the exit status on, and removes the socket
     Namespace,
-    /// The share is its root directory, and inside of it the rules of Landlock hold, if the kernel has
-    /// them and file handles are not asked for. Only for root
+    /// The share is its root directory, and the rules of Landlock apply inside it, if the kernel
+    /// has them and file handles are not used. Only for root
     Chroot,
-    /// The kernel lets it use no file outside of the share, no network and no other process; whose
-    /// they are it can still see. Needs no rights, and Linux 5.13 or later. Files are found by name alone
+    /// The kernel lets it use no file outside the share, no network and no other process; it can
+    /// still see who owns them. Needs no rights, and Linux 5.13 or later. Files are found by name
+    /// only
     Landlock,
-    /// All that the user may see
+    /// Everything that the user may see
     None,
 }
 
-/// Why the sandbox that was asked for cannot be had.
+/// Why the requested sandbox is not available.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The kernel refuses.
@@ -55,9 +57,9 @@ pub enum Error {
     Refused {
         /// The step that failed.
         what: &'static str,
-        /// The answer.
+        /// The errno.
         error: Errno,
-        /// What is easier to have.
+        /// An easier sandbox.
         instead: &'static str,
     },
 }
@@ -70,34 +72,38 @@ impl Error {
     }
 }
 
-/// What is to be done in this process from now on.
+/// What this process does from now on.
 #[derive(Debug)]
 pub enum Role {
-    /// To serve, with nobody outside: this is the process that was started.
+    /// Serves, with nobody outside: it is the process that was started.
     Alone(Inside),
-    /// To serve, as the child of the process that was started.
+    /// Serves, as the child of the process that was started.
     Daemon(Inside),
-    /// To wait for the daemon, which is this child, and to do then what it cannot do from inside.
+    /// Waits for the daemon, which is this child, and then does what cannot be done from inside.
     Supervisor(Pid),
 }
 
-/// What there is in the sandbox.
+/// What is inside the sandbox.
 #[derive(Debug)]
 pub struct Inside {
-    /// The share as it is found there.
+    /// The share, as found there.
     pub share: OwnedFd,
-    /// Whether Landlock holds, and file handles are of no use.
+    /// Whether Landlock applies, so that file handles cannot be used.
     pub landlock: bool,
 }
 
 type Enter = fn(&OwnedFd, FileHandles) -> Result<Role, Error>;
 
-/// Enters the sandbox; without a wish the strongest that can be had, and in which file handles can be used
-/// if they are mandatory. There must be no other thread. `share` is an `O_PATH` descriptor, and no path is
-/// asked for the share any more: paths lead elsewhere here. Errors: [`Error`] if a wish cannot be
-/// fulfilled.
-pub fn enter(wish: Option<Sandbox>, share: OwnedFd, handles: FileHandles) -> Result<Role, Error> {
-    match wish {
+/// Enters the sandbox; without one given the strongest available one, in which file handles work if
+/// they are mandatory. There must be no other thread. `share` is an `O_PATH` descriptor; the
+/// share's path is not used any more, because paths resolve differently here. Errors: [`Error`] if
+/// the requested sandbox is not available.
+pub fn enter(
+    sandbox: Option<Sandbox>,
+    share: OwnedFd,
+    handles: FileHandles,
+) -> Result<Role, Error> {
+    match sandbox {
         Some(Sandbox::Namespace) => namespace::enter(&share),
         Some(Sandbox::Chroot) => enter_chroot(&share, handles),
         Some(Sandbox::Landlock) => landlock::enter(&share),
@@ -113,16 +119,16 @@ fn outside(share: OwnedFd) -> Role {
     })
 }
 
-/// Namespaces leave nothing else to be seen. Where they are refused, root has chroot(2) with Landlock inside:
-/// the one takes all paths away, the other what a root directory alone leaves to a program that means to
-/// get out. Landlock alone is for who may not chroot(2): what others' files are called is to be seen then.
+/// In namespaces nothing else is visible. Where they are refused, root uses chroot(2) with Landlock
+/// inside: chroot removes all paths, and Landlock blocks the ways out of a root directory. Landlock
+/// alone is for users who may not chroot(2): they can still see names of other files.
 fn enter_strongest(share: OwnedFd, handles: FileHandles) -> Role {
     let mut by_strength: Vec<(&str, Enter)> =
         vec![("namespace", |share, _| namespace::enter(share))];
     if geteuid().is_root() {
         by_strength.push(("chroot", enter_chroot));
     }
-    // Who insists on handles has said what counts more.
+    // If handles are mandatory, they count more.
     if handles != FileHandles::Mandatory {
         by_strength.push(("landlock", |share, _| landlock::enter(share)));
     }
@@ -140,7 +146,7 @@ fn enter_strongest(share: OwnedFd, handles: FileHandles) -> Role {
                     };
                     let refused = refused.join(", ");
                     log::warn!(
-                        "the sandbox is {name}{landlock}, a weaker one: refused were {refused}"
+                        "the sandbox is {name}{landlock}, because the host refused {refused}"
                     );
                 }
                 return role;
@@ -148,20 +154,24 @@ fn enter_strongest(share: OwnedFd, handles: FileHandles) -> Role {
             Err(error) => refused.push(format!("{name} ({})", error.reason())),
         }
     }
-    log::warn!("there is no sandbox: refused were {}", refused.join(", "));
+    log::warn!(
+        "there is no sandbox, because the host refused {}",
+        refused.join(", ")
+    );
     outside(share)
 }
 
-/// Makes the child that is the daemon. Errors: the step that the kernel refused; nothing has changed then.
+/// Forks the daemon. Errors: the step that the kernel refused; nothing has changed then.
 fn enter_chroot(share: &OwnedFd, handles: FileHandles) -> Result<Role, Error> {
     child::fork(CloneFlags::empty(), "landlock", || {
         let descriptors = at(Step::Descriptors, open_directory("/proc/self/fd"))?;
         let inside = at(Step::Root, share.try_clone().map_err(errno_of))?;
-        // Not by its path, which may be relative to a working directory, or lead elsewhere by now.
+        // Not by its path, which may be relative to a working directory, or resolve differently by
+        // now.
         let path = ProcPath::new(share.as_fd());
         at(Step::Root, chroot(path.as_c_str()))?;
         at(Step::Descriptors, find_descriptors_in(&descriptors))?;
-        // An inner fence: where the kernel does not have it, the outer one stands.
+        // A second restriction: where the kernel does not have it, chroot still applies.
         let landlock = handles == FileHandles::Never
             && landlock::restrict(share.as_fd())
                 .inspect_err(|error| log::info!("no Landlock inside of chroot: {error}"))
@@ -173,9 +183,9 @@ fn enter_chroot(share: &OwnedFd, handles: FileHandles) -> Result<Role, Error> {
     })
 }
 
-/// The magic links in `/proc/self/fd`, which is at `path`, by which the export reaches pinned
-/// inodes, are found from the working directory from now on: nothing else of /proc is to be found
-/// after the root has changed.
+/// From now on the magic links of `/proc/self/fd`, which is at `path`, are found from the working
+/// directory. The export reaches pinned inodes by them, and nothing else of /proc is visible after
+/// the root has changed.
 fn keep_descriptors_reachable(path: &str) -> Result<(), Errno> {
     find_descriptors_in(&open_directory(path)?)
 }

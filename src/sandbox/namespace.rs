@@ -1,4 +1,4 @@
-//! Namespaces of its own for the daemon (namespaces(7)), with the share as the only root.
+//! The daemon's own namespaces (namespaces(7)), with the share as the root directory.
 
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
@@ -15,8 +15,8 @@ use super::child::{self, Entered, Step, at};
 use super::{Error, Inside, Role, keep_descriptors_reachable};
 use crate::export::sys;
 
-/// Makes the child that is the daemon, with the share as its root. Errors: the step that the
-/// kernel refused; nothing has changed then.
+/// Forks the daemon, with the share as its root. Errors: the step that the kernel refused; nothing
+/// has changed then.
 pub fn enter(share: &OwnedFd) -> Result<Role, Error> {
     let user = !geteuid().is_root();
     let mut flags = CloneFlags::CLONE_NEWPID
@@ -39,7 +39,7 @@ pub fn enter(share: &OwnedFd) -> Result<Role, Error> {
     })
 }
 
-/// In a namespace of users an ordinary user is who they were, and nobody else is there.
+/// In a user namespace an ordinary user keeps their ids, and no other ids exist.
 fn map_own_ids(uid: u32, gid: u32) -> Entered {
     let write = |path: &str, text: String| {
         at(
@@ -52,15 +52,15 @@ fn map_own_ids(uid: u32, gid: u32) -> Entered {
     write("/proc/self/gid_map", format!("{gid} {gid} 1"))
 }
 
-/// Returns the share as it is mounted in the new namespace: the descriptor from before is of the old
+/// Returns the share as mounted in the new namespace: the descriptor from before belongs to the old
 /// one, in which there is a way up.
 fn make_root(share: &OwnedFd) -> Entered<OwnedFd> {
     let none = None::<&str>;
-    // The working directory is taken along into the copy of the mounts; a descriptor is not.
+    // Unlike a descriptor, the working directory moves to the copy of the mounts.
     at(Step::Root, fchdir(share))?;
     at(Step::Mounts, unshare(CloneFlags::CLONE_NEWNS))?;
-    // What the host mounts below the share later is to be seen, and nothing that is done here to
-    // be seen by the host.
+    // What the host mounts below the share later must appear here, and what is mounted here must
+    // not appear on the host.
     at(
         Step::Mounts,
         mount(none, "/", none, MsFlags::MS_SLAVE | MsFlags::MS_REC, none),
@@ -71,7 +71,7 @@ fn make_root(share: &OwnedFd) -> Entered<OwnedFd> {
         Err(Errno::ENOSYS) => false,
         result => at(Step::Mounts, result.map(|()| true))?,
     };
-    // Of /proc the own descriptors alone: as a mount of its own there is no way up from it.
+    // Only the process's own descriptors of /proc: from a mount of its own there is no way up.
     at(
         Step::Descriptors,
         mount(Some("/proc/self/fd"), "/proc", none, MsFlags::MS_BIND, none),
@@ -84,15 +84,15 @@ fn make_root(share: &OwnedFd) -> Entered<OwnedFd> {
     if !all_hold_data {
         at(Step::Mounts, top_holds_data_only(&share))?;
     }
-    // The old root is stacked on the new one, and then taken away.
+    // The old root is stacked on the new one and then removed.
     at(Step::Root, pivot_root(".", "."))?;
     at(Step::Root, umount2(".", MntFlags::MNT_DETACH))?;
     at(Step::Root, fchdir(&descriptors))?;
     Ok(share)
 }
 
-/// What an older kernel can do for one mount, the share's own, which is the working directory. A
-/// remount sets all flags anew, and those that another namespace has set have to stay.
+/// What an older kernel can do for one mount, that of the share, which is the working directory. A
+/// remount sets all flags, and those that another namespace has set must stay.
 fn top_holds_data_only(share: &OwnedFd) -> Result<(), Errno> {
     let has = fstatvfs(share)?.flags();
     let mut flags = MsFlags::MS_REMOUNT

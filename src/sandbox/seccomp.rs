@@ -1,7 +1,7 @@
-//! The system calls that the daemon makes, and no others (seccomp(2)).
+//! Allows only the system calls that the daemon makes (seccomp(2)).
 //!
-//! Two lists: the loop's, which holds for every thread, and on top of it the workers', who have
-//! nothing to do with the front-end's socket and with what the loop waits by.
+//! Two lists: the loop's, which applies to every thread, and in addition the workers', which need
+//! neither the front-end's socket nor what the loop waits with.
 
 use std::collections::BTreeMap;
 
@@ -12,28 +12,28 @@ use seccompiler::{
     SeccompRule, TargetArch,
 };
 
-/// What becomes of a system call that the daemon has no use for.
+/// What happens at a system call that the daemon does not need.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Seccomp {
-    /// It ends the daemon
+    /// The daemon is killed
     Kill,
-    /// It is made, and the kernel's log says so
+    /// The call is made and recorded in the kernel's log
     Log,
-    /// Nothing: there is no filter
+    /// There is no filter
     None,
 }
 
 /// The filter of one daemon.
 #[derive(Clone, Copy, Debug)]
 pub struct Filter {
-    /// What becomes of the other calls.
+    /// What happens at other calls.
     pub policy: Seccomp,
-    /// Whether files are found by their handles, wherever they are.
+    /// Whether files are opened by their handles, wherever they are.
     pub file_handles: bool,
 }
 
-/// Calls that are made with any arguments. What they can reach is bounded by the descriptors there
-/// are and by the root directory.
+/// Calls with any arguments. What they can reach is limited by the open descriptors and the root
+/// directory.
 const ALLOWED: &[i64] = &[
     // The data path.
     libc::SYS_preadv2,
@@ -83,7 +83,7 @@ const ALLOWED: &[i64] = &[
     libc::SYS_removexattr,
     libc::SYS_lremovexattr,
     libc::SYS_fremovexattr,
-    // On whose behalf.
+    // Identity.
     libc::SYS_setfsuid,
     libc::SYS_setfsgid,
     libc::SYS_setgroups,
@@ -114,16 +114,16 @@ const ALLOWED: &[i64] = &[
     libc::SYS_getrandom,
     libc::SYS_membarrier,
     libc::SYS_restart_syscall,
-    // To tell where a fault of this program was.
+    // To report where a fault of this program was.
     libc::SYS_getcwd,
     libc::SYS_exit,
     libc::SYS_exit_group,
 ];
 
-/// Only if file handles were asked for.
+/// Only if file handles are used.
 const FILE_HANDLES: &[i64] = &[libc::SYS_open_by_handle_at, libc::SYS_name_to_handle_at];
 
-/// Those that only the loop makes: to wait, and for the front-end.
+/// Calls that only the loop makes: to wait, and for the front-end.
 const LOOP_ONLY: &[i64] = &[
     libc::SYS_epoll_pwait,
     libc::SYS_epoll_ctl,
@@ -145,7 +145,7 @@ const LOOP_ONLY: &[i64] = &[
     libc::SYS_poll,
 ];
 
-/// Older forms of what both make, which only x86-64 has.
+/// Older forms of these calls, which only x86-64 has.
 #[cfg(target_arch = "x86_64")]
 const ALLOWED_HERE: &[i64] = &[
     libc::SYS_open,
@@ -175,7 +175,7 @@ pub enum Error {
     /// It cannot be made.
     #[error(transparent)]
     Program(#[from] seccompiler::BackendError),
-    /// There is nothing by which workers could wake the loop.
+    /// There is no event with which workers wake the loop.
     #[error("no event for the workers: {0}")]
     Workers(std::io::Error),
 }
@@ -187,9 +187,10 @@ enum Caller {
     Worker,
 }
 
-/// Forbids all other calls for this thread, which is the loop's, and those it will start. Errors: [`Error`].
+/// Forbids all other calls in this thread, which is the loop's, and in the threads that it starts.
+/// Errors: [`Error`].
 pub fn install(filter: Filter) -> Result<(), Error> {
-    // The arguments of clone3 are out of sight: where it is missing, the C library uses clone.
+    // The arguments of clone3 cannot be checked. Where it is missing, the C library uses clone.
     let missing = SeccompAction::Errno(libc::ENOSYS as u32);
     let clone3 = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
     if let Some(program) = program(filter, Caller::Loop)? {
@@ -199,14 +200,14 @@ pub fn install(filter: Filter) -> Result<(), Error> {
     Ok(())
 }
 
-/// A pool of workers that can make even fewer calls. Errors: [`Error`].
+/// A pool of workers with a shorter list of calls. Errors: [`Error`].
 pub fn workers(filter: Filter, max_threads: usize) -> Result<Workers, Error> {
     let program = program(filter, Caller::Worker)?;
     let confine = move || {
         if let Some(program) = &program
             && let Err(error) = seccompiler::apply_filter(program)
         {
-            log::warn!("a worker keeps the system calls of the loop: {error}");
+            log::warn!("a worker may still make the loop's system calls: {error}");
         }
     };
     Workers::with_start(max_threads, confine).map_err(Error::Workers)
@@ -255,7 +256,7 @@ fn rules(
         condition(argument, SeccompCmpOp::MaskedEq(mask as u32 as u64), value)
     };
     let rule = |condition| SeccompRule::new(vec![condition]);
-    // No memory that can be executed, however it came about.
+    // No executable memory, however it was made.
     for call in [libc::SYS_mmap, libc::SYS_mprotect] {
         rules.insert(call, vec![rule(masked(2, libc::PROT_EXEC, 0)?)?]);
     }
@@ -277,17 +278,17 @@ fn rules(
         commands.push(rule(equal(1, command)?)?);
     }
     rules.insert(libc::SYS_fcntl, commands);
-    // To end by a fault: a signal to this process alone.
+    // To end after a fault: a signal to this process only.
     let own = equal(0, std::process::id() as i32)?;
     rules.insert(libc::SYS_tgkill, vec![rule(own)?]);
     // A thread's name.
     let mut settings = vec![rule(equal(0, libc::PR_SET_NAME)?)?];
     if caller == Caller::Loop {
         rules.extend(LOOP_ONLY.iter().map(|call| (*call, Vec::new())));
-        // By which the standard library makes sockets wait or not.
+        // The standard library makes sockets blocking and non-blocking with it.
         let nonblocking = equal(1, libc::FIONBIO as i32)?;
         rules.insert(libc::SYS_ioctl, vec![rule(nonblocking)?]);
-        // The workers' filter, which is put on top of this one in each of them.
+        // The workers' filter, which each of them adds to this one.
         settings.push(rule(equal(0, libc::PR_SET_NO_NEW_PRIVS)?)?);
         let filter = equal(0, libc::SECCOMP_SET_MODE_FILTER as i32)?;
         let no_flags = equal(1, 0)?;

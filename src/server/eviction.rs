@@ -190,11 +190,11 @@ impl Server {
             let _evicting = evicting;
             let evicted = AssertUnwindSafe(|| server.evict_idle(&idle, Some(device)));
             if catch_unwind(evicted).is_err() {
-                log::error!("descriptors are not given up by a fault of this program");
+                log::error!("descriptors are not evicted, because of a fault of this program");
             }
         });
         if let Err(failed) = spawned {
-            log::warn!("no coroutine to give descriptors up: {failed}");
+            log::warn!("no coroutine to evict descriptors: {failed}");
         }
     }
 

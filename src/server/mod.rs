@@ -233,7 +233,7 @@ impl Handler for Server {
             // A fault of the daemon costs the guest one request, not the daemon: the exchange
             // answers EIO while the stack unwinds.
             if catch_unwind(AssertUnwindSafe(|| server.serve(exchange))).is_err() {
-                log::error!("a request failed by a fault of this program");
+                log::error!("a request failed because of a fault of this program");
             }
         });
         if let Err(failed) = spawned {

@@ -588,6 +588,6 @@ fn kind_of_entry(mode: u32) -> u8 {
 /// Removes a new file whose attributes cannot be stored.
 fn undo(directory: &Node, name: &Name, flag: UnlinkatFlags) {
     if let Err(error) = host::unlink(directory, name, flag) {
-        log::warn!("{name:?}, which could not be finished, stays behind: {error}");
+        log::warn!("{name:?} could not be finished and is left behind: {error}");
     }
 }

@@ -189,7 +189,7 @@ impl Server {
     /// Tells the host of bytes that are unlocked, which must not fail.
     fn tell_again(&self, holder: &Holder, device: Device, pieces: &[Range]) {
         if let Err(Refused { error, .. }) = self.tell(holder, device, pieces) {
-            log::warn!("the host keeps a lock that the guest has given up: {error}");
+            log::warn!("the host keeps a lock that the guest has released: {error}");
         }
     }
 

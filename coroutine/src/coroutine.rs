@@ -118,8 +118,7 @@ type Plain = Mailbox<(), (), ()>;
 impl Coroutine {
     /// Creates a coroutine that will run `f`.
     ///
-    /// # Errors
-    /// [`StackError`] if there is no stack for it.
+    /// Errors: [`StackError`] if there is no stack for it.
     #[inline]
     pub fn create(f: impl FnOnce() + 'static) -> Result<Coroutine, StackError> {
         lifecycle::create::<_, Plain>(f, 0).map(Coroutine::of)
@@ -128,8 +127,7 @@ impl Coroutine {
     /// As [`create`](Coroutine::create), on a stack of `size` bytes, which is mapped for this
     /// coroutine and unmapped afterwards.
     ///
-    /// # Errors
-    /// [`StackError`] if there is no stack of that size.
+    /// Errors: [`StackError`] if there is no stack of that size.
     pub fn create_with_stack(
         size: usize,
         f: impl FnOnce() + 'static,
@@ -179,8 +177,7 @@ impl<In, Out, Return> Coroutine<In, Out, Return> {
     /// # Ok::<(), coroutine::StackError>(())
     /// ```
     ///
-    /// # Errors
-    /// [`StackError`] if there is no stack for it.
+    /// Errors: [`StackError`] if there is no stack for it.
     pub fn with_values(
         f: impl FnOnce(&Yielder<In, Out>, In) -> Return + 'static,
     ) -> Result<Self, StackError>
@@ -356,8 +353,7 @@ unsafe impl<In: Send, Out: Send, Return: Send> Send for SendCoroutine<In, Out, R
 impl SendCoroutine {
     /// Creates a coroutine that will run `f`.
     ///
-    /// # Errors
-    /// [`StackError`] if there is no stack for it.
+    /// Errors: [`StackError`] if there is no stack for it.
     ///
     /// # Safety
     /// Whenever the coroutine yields, all values on its stack must be [`Send`], and no address of a
@@ -380,8 +376,7 @@ impl SendCoroutine {
 impl<In, Out, Return> SendCoroutine<In, Out, Return> {
     /// As [`Coroutine::with_values`].
     ///
-    /// # Errors
-    /// [`StackError`] if there is no stack for it.
+    /// Errors: [`StackError`] if there is no stack for it.
     ///
     /// # Safety
     /// As for [`create`](SendCoroutine::create).
@@ -424,8 +419,7 @@ impl<In, Out, Return> SendCoroutine<In, Out, Return> {
 /// no owner: whatever it waits for resumes it. If it yields by [`yield_now`](crate::yield_now) it
 /// is never resumed, and its stack is leaked.
 ///
-/// # Errors
-/// [`SpawnError`] if there is no stack for it, with `f`.
+/// Errors: [`SpawnError`] if there is no stack for it, with `f`.
 ///
 /// # Panics
 /// If the coroutine panics before it first waits, with its payload. Later panics continue in the

@@ -61,8 +61,7 @@ fn pool() -> MutexGuard<'static, Pool> {
 /// Sets the stack size of all coroutines that are created without a size: `size` bytes, rounded up
 /// to whole pages.
 ///
-/// # Errors
-/// [`StackError::TooLate`] after the first coroutine of the process, [`StackError::Size`] for a size
+/// Errors: [`StackError::TooLate`] after the first coroutine of the process, [`StackError::Size`] for a size
 /// that is too small or too large.
 pub fn set_stack_size(size: usize) -> Result<(), StackError> {
     let size = round(size)?;
@@ -77,8 +76,7 @@ pub fn set_stack_size(size: usize) -> Result<(), StackError> {
 /// Maps stacks for `count` coroutines, and does all one-time initialisation. A program calls it
 /// before it gives up system calls.
 ///
-/// # Errors
-/// As for creating a coroutine.
+/// Errors: as for creating a coroutine.
 pub fn reserve(count: usize) -> Result<(), StackError> {
     // SAFETY: this function does not switch.
     let thread = unsafe { Thread::this() };

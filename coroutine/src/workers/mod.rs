@@ -82,8 +82,7 @@ impl Workers {
     /// A pool of up to `max_threads` threads. A thread starts when there is work for it, and ends
     /// when it has been idle for ten seconds.
     ///
-    /// # Errors
-    /// Those of eventfd(2).
+    /// Errors: those of eventfd(2).
     pub fn new(max_threads: usize) -> io::Result<Workers> {
         Workers::with_start(max_threads, || {})
     }
@@ -92,8 +91,7 @@ impl Workers {
     /// privileges. Only a thread started by the loop calls it: one started by another worker
     /// inherits what that worker has left.
     ///
-    /// # Errors
-    /// Those of eventfd(2).
+    /// Errors: those of eventfd(2).
     pub fn with_start(
         max_threads: usize,
         start: impl Fn() + Send + Sync + 'static,

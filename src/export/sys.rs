@@ -12,6 +12,9 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sched::CloneFlags;
 use nix::unistd::Pid;
+use rustix::fs::{self, AtFlags, Timespec, Timestamps, XattrFlags};
+use rustix::process::Gid;
+use rustix::thread::{self, CapabilitySet, CapabilitySets};
 
 /// Whether the working directory is `/proc/self/fd`.
 static IN_PROC: AtomicBool = AtomicBool::new(false);
@@ -137,74 +140,58 @@ pub fn getdents(fd: BorrowedFd<'_>, into: &mut [u8]) -> Result<usize, Errno> {
 /// `fgetxattr` of the file that `path` names, through a magic link. An empty `into` asks for the
 /// size.
 pub fn getxattr(path: &CStr, name: &CStr, into: &mut [u8]) -> Result<usize, Errno> {
-    // SAFETY: both strings end in NUL, `into` is writable for its length.
-    let result = unsafe {
-        libc::getxattr(
-            path.as_ptr(),
-            name.as_ptr(),
-            into.as_mut_ptr().cast(),
-            into.len(),
-        )
-    };
-    Errno::result(result).map(|length| length as usize)
+    match into.is_empty() {
+        true => fs::getxattr_query(path, name),
+        false => fs::getxattr(path, name, into),
+    }
+    .map_err(errno)
 }
 
 /// `lgetxattr`: as [`getxattr`], but does not follow a symbolic link at the end of `path`.
 pub fn lgetxattr(path: &CStr, name: &CStr, into: &mut [u8]) -> Result<usize, Errno> {
-    // SAFETY: both strings end in NUL, `into` is writable for its length.
-    let result = unsafe {
-        libc::lgetxattr(
-            path.as_ptr(),
-            name.as_ptr(),
-            into.as_mut_ptr().cast(),
-            into.len(),
-        )
-    };
-    Errno::result(result).map(|length| length as usize)
+    match into.is_empty() {
+        true => fs::lgetxattr_query(path, name),
+        false => fs::lgetxattr(path, name, into),
+    }
+    .map_err(errno)
 }
 
 /// The list of names, each ended by a NUL. An empty `into` asks for the size.
 pub fn listxattr(path: &CStr, into: &mut [u8]) -> Result<usize, Errno> {
-    // SAFETY: the string ends in NUL, `into` is writable for its length.
-    let result = unsafe { libc::listxattr(path.as_ptr(), into.as_mut_ptr().cast(), into.len()) };
-    Errno::result(result).map(|length| length as usize)
+    match into.is_empty() {
+        true => fs::listxattr_query(path),
+        false => fs::listxattr(path, into),
+    }
+    .map_err(errno)
 }
 
 /// Sets an extended attribute; `flags` are `XATTR_CREATE` and `XATTR_REPLACE`.
-pub fn setxattr(path: &CStr, name: &CStr, value: &[u8], flags: i32) -> Result<(), Errno> {
-    // SAFETY: both strings end in NUL, `value` is readable for its length.
-    let result = unsafe {
-        libc::setxattr(
-            path.as_ptr(),
-            name.as_ptr(),
-            value.as_ptr().cast(),
-            value.len(),
-            flags,
-        )
-    };
-    Errno::result(result).map(drop)
+pub fn setxattr(path: &CStr, name: &CStr, value: &[u8], flags: u32) -> Result<(), Errno> {
+    let flags = XattrFlags::from_bits_retain(flags);
+    fs::setxattr(path, name, value, flags).map_err(errno)
 }
 
 /// Removes an extended attribute.
 pub fn removexattr(path: &CStr, name: &CStr) -> Result<(), Errno> {
-    // SAFETY: both strings end in NUL.
-    let result = unsafe { libc::removexattr(path.as_ptr(), name.as_ptr()) };
-    Errno::result(result).map(drop)
+    fs::removexattr(path, name).map_err(errno)
 }
 
 /// `utimensat(fd, "", times, AT_EMPTY_PATH)`: sets the times of a pinned inode, symbolic links
 /// included. A `tv_nsec` of `UTIME_OMIT` or `UTIME_NOW` has its usual meaning.
 pub fn set_times(fd: BorrowedFd<'_>, times: &[libc::timespec; 2]) -> Result<(), Errno> {
-    // SAFETY: the path is a NUL-terminated literal, `times` points to two timespecs.
-    let result = unsafe {
-        libc::utimensat(
-            fd.as_raw_fd(),
-            c"".as_ptr(),
-            times.as_ptr(),
-            libc::AT_EMPTY_PATH,
-        )
+    let [last_access, last_modification] = times.map(|time| Timespec {
+        tv_sec: time.tv_sec,
+        tv_nsec: time.tv_nsec,
+    });
+    let times = Timestamps {
+        last_access,
+        last_modification,
     };
-    Errno::result(result).map(drop)
+    fs::utimensat(fd, c"", &times, AtFlags::EMPTY_PATH).map_err(errno)
+}
+
+fn errno(error: rustix::io::Errno) -> Errno {
+    Errno::from_raw(error.raw_os_error())
 }
 
 /// Room for the largest handle (linux/exportfs.h: MAX_HANDLE_SZ).
@@ -351,93 +338,69 @@ pub fn mounts_hold_data_only(mounts: BorrowedFd<'_>) -> Result<(), Errno> {
     Errno::result(result).map(drop)
 }
 
-/// The thread's capability sets, as for capget(2) and capset(2): one bit for each capability, low
-/// and high half.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C)]
-pub struct CapabilityWords {
-    effective: u32,
-    permitted: u32,
-    inheritable: u32,
-}
-
-#[repr(C)]
-struct CapabilityHeader {
-    version: u32,
-    pid: i32,
-}
-
-/// `_LINUX_CAPABILITY_VERSION_3` of linux/capability.h: two words for each set.
-const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
-
 /// Sets the supplementary groups of the calling thread; the C library's function would set those of
 /// all threads. Errors: EPERM without CAP_SETGID.
 pub fn set_groups(groups: &[u32]) -> Result<(), Errno> {
-    // SAFETY: the pointer leads to as many ids as the length says.
-    let result = unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) };
-    Errno::result(result).map(drop)
+    let groups: Vec<Gid> = groups.iter().map(|group| Gid::from_raw(*group)).collect();
+    thread::set_thread_groups(&groups).map_err(errno)
 }
 
 /// The calling thread's capabilities.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Capabilities([CapabilityWords; 2]);
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capabilities(CapabilitySets);
+
+/// None.
+impl Default for Capabilities {
+    fn default() -> Capabilities {
+        let none = CapabilitySet::empty();
+        Capabilities(CapabilitySets {
+            effective: none,
+            permitted: none,
+            inheritable: none,
+        })
+    }
+}
 
 /// May give files away (capabilities(7)).
-pub const CAP_CHOWN: u32 = 0;
+pub const CAP_CHOWN: CapabilitySet = CapabilitySet::CHOWN;
 /// Keeps set-id bits on writes and chmod by someone outside the group (capabilities(7)).
-pub const CAP_FSETID: u32 = 4;
+pub const CAP_FSETID: CapabilitySet = CapabilitySet::FSETID;
 /// May take on any group ids (capabilities(7)).
-pub const CAP_SETGID: u32 = 6;
+pub const CAP_SETGID: CapabilitySet = CapabilitySet::SETGID;
 /// May take on any user id (capabilities(7)).
-pub const CAP_SETUID: u32 = 7;
+pub const CAP_SETUID: CapabilitySet = CapabilitySet::SETUID;
 
 impl Capabilities {
     /// Reads the calling thread's sets.
     pub fn of_thread() -> Result<Capabilities, Errno> {
-        let mut header = CapabilityHeader {
-            version: CAPABILITY_VERSION_3,
-            pid: 0,
-        };
-        let mut words = [CapabilityWords::default(); 2];
-        // SAFETY: the header names version 3, for which the kernel writes two structs.
-        let result =
-            unsafe { libc::syscall(libc::SYS_capget, &raw mut header, words.as_mut_ptr()) };
-        Errno::result(result)?;
-        Ok(Capabilities(words))
+        thread::capabilities(None).map(Capabilities).map_err(errno)
     }
 
     /// Sets the capabilities of the calling thread. Other threads keep theirs.
     pub fn apply_to_thread(&self) -> Result<(), Errno> {
-        let mut header = CapabilityHeader {
-            version: CAPABILITY_VERSION_3,
-            pid: 0,
-        };
-        // SAFETY: the header names version 3, for which the kernel reads two structs.
-        let result = unsafe { libc::syscall(libc::SYS_capset, &raw mut header, self.0.as_ptr()) };
-        Errno::result(result).map(drop)
+        thread::set_capabilities(None, self.0).map_err(errno)
     }
 
     /// Whether `capability` is effective.
-    pub fn effective(&self, capability: u32) -> bool {
-        self.0[(capability / 32) as usize].effective & (1 << (capability % 32)) != 0
+    pub fn effective(&self, capability: CapabilitySet) -> bool {
+        self.0.effective.contains(capability)
     }
 
     /// The same sets with `capability` effective, if it is permitted.
-    pub fn with_effective(mut self, capability: u32) -> Capabilities {
-        let words = &mut self.0[(capability / 32) as usize];
-        words.effective |= words.permitted & 1 << (capability % 32);
+    pub fn with_effective(mut self, capability: CapabilitySet) -> Capabilities {
+        self.0.effective |= self.0.permitted & capability;
         self
     }
 
     /// The same sets with `capability` alone effective, if it is permitted.
-    pub fn with_effective_only(mut self, capability: u32) -> Capabilities {
-        self.0.iter_mut().for_each(|words| words.effective = 0);
+    pub fn with_effective_only(mut self, capability: CapabilitySet) -> Capabilities {
+        self.0.effective = CapabilitySet::empty();
         self.with_effective(capability)
     }
 
     /// The same sets with `capability` not effective, but still permitted.
-    pub fn without_effective(mut self, capability: u32) -> Capabilities {
-        self.0[(capability / 32) as usize].effective &= !(1 << (capability % 32));
+    pub fn without_effective(mut self, capability: CapabilitySet) -> Capabilities {
+        self.0.effective -= capability;
         self
     }
 }

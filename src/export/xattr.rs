@@ -60,7 +60,6 @@ impl Node {
 
     /// Sets an attribute. Errors: those of setxattr(2).
     pub fn set_xattr(&self, name: &XattrName, value: &[u8], flags: u32) -> Result<(), Errno> {
-        let flags = i32::try_from(flags).map_err(|_| Errno::EINVAL)?;
         sys::setxattr(self.proc_path().as_c_str(), name.as_c_str(), value, flags)
     }
 

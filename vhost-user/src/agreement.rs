@@ -10,10 +10,11 @@ use proptest::prelude::*;
 use ring_driver::Layout;
 use vhost::vhost_user::message::VhostUserMemoryRegion;
 use virtio_queue::{Queue, QueueState, QueueT};
-use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap, MmapRegion};
 
 use crate::buffers::Segments;
 use crate::chain::Chain;
+use crate::inflight::Inflight;
 use crate::memory::Memory;
 use crate::split::{Addresses, SplitRing};
 
@@ -185,7 +186,9 @@ fn check(steps: &[Step], start: u16, event_idx: bool) {
         ready: true,
         ..QueueState::default()
     };
-    let mut ours = SplitRing::new(state, &addresses, &left.ours).unwrap();
+    let region = MmapRegion::new(Inflight::bytes(SIZE)).unwrap();
+    let inflight = Inflight::new(Rc::new(region), 0, SIZE).unwrap();
+    let mut ours = SplitRing::new(state, &addresses, &left.ours, inflight).unwrap();
     let memory = &right.memory;
     let mut theirs = Queue::new(SIZE).unwrap();
     theirs
@@ -227,7 +230,8 @@ fn check(steps: &[Step], start: u16, event_idx: bool) {
                         chain.writable().map(place).collect(),
                     );
                     assert_eq!(our_buffers(&ours, head), buffers);
-                    ours.take();
+                    ours.check(head).unwrap();
+                    ours.take(head);
                     taken.push(head);
                 }
                 assert_eq!(ours.next_available(), theirs.next_avail());

@@ -12,6 +12,7 @@ use vm_memory::{VolatileMemory, VolatileSlice};
 
 use crate::buffers::{Readable, Segments, Writable};
 use crate::error::ChainError;
+use crate::inflight::Resumed;
 use crate::memory::Memory;
 use crate::prefetch;
 
@@ -25,6 +26,8 @@ const DESCRIPTOR_SIZE: u32 = size_of::<Descriptor>() as u32;
 /// The memory of a request. The ring reuses completed chains.
 pub(crate) struct Chain {
     head: u16,
+    /// Set if another process has taken it before.
+    resumed: Option<Resumed>,
     /// Keeps the memory of both halves mapped.
     memory: Option<Rc<Memory>>,
     readable: Readable,
@@ -39,6 +42,7 @@ impl Chain {
     pub(crate) fn new() -> Chain {
         Chain {
             head: 0,
+            resumed: None,
             memory: None,
             readable: Readable(Segments::new()),
             writable: Writable(Segments::new()),
@@ -48,6 +52,14 @@ impl Chain {
     /// The index of its first descriptor.
     pub(crate) fn head(&self) -> u16 {
         self.head
+    }
+
+    pub(crate) fn resumed(&self) -> Option<Resumed> {
+        self.resumed
+    }
+
+    pub(crate) fn set_resumed(&mut self, resumed: Resumed) {
+        self.resumed = Some(resumed);
     }
 
     pub(crate) fn readable(&self) -> &Readable {
@@ -63,6 +75,7 @@ impl Chain {
         self.readable.0.clear();
         self.writable.0.clear();
         self.memory = None;
+        self.resumed = None;
     }
 
     /// Collects the readable and the writable memory of the chain that begins with descriptor `head`

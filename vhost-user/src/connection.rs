@@ -1,19 +1,21 @@
 //! One front-end, from connect to disconnect.
 
 use std::cell::Cell;
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vhost::vhost_user::{BackendReqHandler, Error as ProtocolError};
+use vm_memory::MmapRegion;
 
 use crate::chain::Chains;
-use crate::device::Device;
+use crate::device::{Device, take_batch};
 use crate::error::{Error, RingError};
+use crate::inflight::Inflight;
 use crate::interface::{DeviceConfig, Handler, Poller, Source};
 use crate::log_limiter::LogLimiter;
-use crate::request::Request;
 use crate::ring::Ring;
 
 /// How many requests are taken in one turn of the loop: a driver that never stops posting must not
@@ -57,11 +59,14 @@ impl Connection {
         poller: Rc<dyn Poller>,
     ) -> Result<Connection, Error> {
         let ring = Rc::new(Ring::new());
+        let inflight = MmapRegion::new(Inflight::bytes(config.max_queue_size))
+            .map_err(|error| Error::State(io::Error::other(error)))?;
         let device = Device::new(
             config.clone(),
             handler.clone(),
             poller.clone(),
             ring.clone(),
+            Rc::new(inflight),
         )
         .map_err(|_| Error::QueueSize(config.max_queue_size))?;
         // `vhost` requires an Arc; all of it stays on this thread.
@@ -137,19 +142,17 @@ impl Connection {
         let mut batch = self.batch.take();
         let mut left = BUDGET;
         let result = loop {
-            let result = self.ring.pop(&mut batch);
-            let count = batch.len();
-            // Requests taken before the ring broke are answered.
-            for chain in batch.drain(..) {
-                self.handler.handle(Request::new(self.ring.clone(), chain));
-            }
+            let taken = take_batch(&self.ring, &*self.handler, &mut batch);
+            let Ok(count @ 1..) = taken else {
+                break taken;
+            };
             left = left.saturating_sub(count);
-            if result.is_err() || count == 0 || left == 0 || !self.handler.takes() {
-                break result;
+            if left == 0 || !self.handler.takes() {
+                break taken;
             }
         };
         self.batch.replace(batch);
-        result
+        result.map(drop)
     }
 
     /// Call it before the loop blocks. True: it may block, and a new request will kick it. False: a

@@ -22,9 +22,14 @@ use virtio_bindings::bindings::virtio_ring::{
     VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
 };
 use virtio_queue::{Queue, QueueT};
+use vm_memory::MmapRegion;
 
+use crate::chain::Chains;
+use crate::error::RingError;
+use crate::inflight::Inflight;
 use crate::interface::{DeviceConfig, Handler, Poller, Source};
 use crate::memory::{MAX_SLOTS, Memory};
+use crate::request::Request;
 use crate::ring::Ring;
 use crate::signal::{Call, Kick};
 use crate::split::Addresses;
@@ -40,6 +45,8 @@ pub(crate) struct Device {
     poller: Rc<dyn Poller>,
     ring: Rc<Ring>,
     memory: Rc<Memory>,
+    /// Where the ring notes which requests are in flight.
+    inflight: Rc<MmapRegion>,
     features: u64,
     /// The ring's configuration: its size, EVENT_IDX, the next request to take. Ready unless the last
     /// size was refused.
@@ -78,6 +85,21 @@ fn only_ring(index: impl Into<u32>) -> Result<()> {
     }
 }
 
+/// Takes a batch of requests and gives them to the handler. Returns how many. Errors: how the driver
+/// violates the ring's rules; the requests before are handled.
+pub(crate) fn take_batch(
+    ring: &Rc<Ring>,
+    handler: &dyn Handler,
+    batch: &mut Chains,
+) -> std::result::Result<usize, RingError> {
+    let result = ring.pop(batch);
+    let count = batch.len();
+    for chain in batch.drain(..) {
+        handler.handle(Request::new(ring.clone(), chain));
+    }
+    result.map(|()| count)
+}
+
 impl Device {
     /// Errors: the configured maximum ring size is invalid.
     pub(crate) fn new(
@@ -85,6 +107,7 @@ impl Device {
         handler: Rc<dyn Handler>,
         poller: Rc<dyn Poller>,
         ring: Rc<Ring>,
+        inflight: Rc<MmapRegion>,
     ) -> std::result::Result<Device, virtio_queue::Error> {
         let mut queue = Queue::new(config.max_queue_size)?;
         queue.set_ready(true);
@@ -94,6 +117,7 @@ impl Device {
             poller,
             ring,
             memory: Rc::default(),
+            inflight,
             features: 0,
             queue,
             addresses: None,
@@ -130,8 +154,12 @@ impl Device {
         if !self.queue.ready() || !self.enabled || self.started {
             return Ok(());
         }
+        let inflight =
+            Inflight::new(self.inflight.clone(), 0, self.queue.size()).map_err(failed)?;
+        // What is in the ring has not been taken, whatever happened before.
+        inflight.clear();
         self.ring
-            .start(self.queue.state(), addresses, &self.memory)
+            .start(self.queue.state(), addresses, &self.memory, inflight)
             .map_err(failed)?;
         if let Err(error) = self.poller.watch(kick.as_fd(), Source::Kick) {
             self.ring.stop();
@@ -144,11 +172,22 @@ impl Device {
 
     /// Drains the requests in flight, then stops the ring.
     pub(crate) fn stop(&mut self) {
-        self.handler.drain();
+        self.drain();
         if self.started {
             self.ring.notify();
             self.halt();
         }
+    }
+
+    /// Returns when every request that was taken has been completed, also by an earlier process.
+    fn drain(&self) {
+        let mut batch = Chains::new();
+        while self.ring.has_lost() {
+            if let Err(error) = take_batch(&self.ring, &*self.handler, &mut batch) {
+                self.ring.fail(&error);
+            }
+        }
+        self.handler.drain();
     }
 
     /// Stops the ring and remembers the next request to take.
@@ -270,7 +309,7 @@ impl VhostUserBackendReqHandlerMut for Device {
         files: Vec<File>,
         _postcopy: Option<bool>,
     ) -> Result<Option<Vec<VhostUserMemoryRegionBase>>> {
-        self.handler.drain();
+        self.drain();
         let memory = Memory::new(table, files).map_err(failed)?;
         self.replace_memory(memory)?;
         Ok(None)
@@ -293,7 +332,7 @@ impl VhostUserBackendReqHandlerMut for Device {
     }
 
     fn remove_mem_region(&mut self, region: &VhostUserSingleMemoryRegion) -> Result<()> {
-        self.handler.drain();
+        self.drain();
         let memory = self
             .memory
             .without_region(region.guest_phys_addr, region.user_addr, region.memory_size)

@@ -15,6 +15,9 @@ pub enum Error {
     /// The socket cannot be used.
     #[error("cannot use the socket: {0}")]
     Socket(#[source] io::Error),
+    /// The memory for the device's state cannot be used.
+    #[error("cannot use the memory for the state: {0}")]
+    State(#[source] io::Error),
     /// The configured maximum ring size is invalid.
     #[error("{0} is not a valid ring size: it must be a power of two, at most 32768")]
     QueueSize(u16),
@@ -27,9 +30,9 @@ pub enum RingError {
     /// The driver made more requests available than the ring holds.
     #[error("{0} requests are available in a ring of {1}")]
     Runaway(u16, u16),
-    /// More requests are in flight than the ring holds.
-    #[error("more requests than the ring has descriptors")]
-    TooMany,
+    /// A request was made available again before it was answered.
+    #[error("the request at descriptor {0} is in flight already")]
+    InFlight(u16),
     /// A chain begins outside of the ring.
     #[error("a chain begins at descriptor {0}, outside of the ring")]
     Head(u16),
@@ -45,6 +48,9 @@ pub enum RingError {
     /// The ring's size or the address of one of its parts is invalid.
     #[error("{0}")]
     Queue(#[source] virtio_queue::Error),
+    /// The table of requests in flight that was left by an earlier process is invalid.
+    #[error("the table of requests in flight is invalid: {0}")]
+    Inflight(&'static str),
 }
 
 /// What is wrong with a descriptor chain.

@@ -12,6 +12,7 @@
 //! - `request`: a request, from pop to push.
 //! - `ring`: pop, push, notify; `split`: the ring's layout in memory.
 //! - `chain`: one walk over the descriptors of a request.
+//! - `inflight`: which requests are in flight, in memory that outlives the process.
 //! - `buffers`: copying and I/O on guest memory.
 //! - `memory`: the guest's memory as the front-end describes it.
 //! - `signal`: the descriptors by which both sides wake each other.
@@ -37,6 +38,7 @@ mod chain;
 mod connection;
 mod device;
 mod error;
+mod inflight;
 mod interface;
 mod log_limiter;
 mod memory;
@@ -49,5 +51,6 @@ mod split;
 pub use buffers::{Readable, Writable};
 pub use connection::{Connection, Status};
 pub use error::{ChainError, Error, RingError};
+pub use inflight::Resumed;
 pub use interface::{DeviceConfig, Handler, Poller, Source};
 pub use request::Request;

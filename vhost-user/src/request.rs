@@ -4,6 +4,7 @@ use std::rc::Rc;
 
 use crate::buffers::{Readable, Writable};
 use crate::chain::Chain;
+use crate::inflight::Resumed;
 use crate::ring::Ring;
 
 /// A descriptor chain that the driver has made available. Only its owner can complete it; dropping it
@@ -51,6 +52,12 @@ impl Request {
     /// The buffers for the answer.
     pub fn writable(&self) -> &Writable {
         self.chain().writable()
+    }
+
+    /// What is known of the request if an earlier process has taken it and died, or left, before it
+    /// answered it. None for a request that is taken for the first time.
+    pub fn resumed(&self) -> Option<Resumed> {
+        self.chain().resumed()
     }
 
     /// Returns the chain to the driver with the first `used` bytes of its writable half written; `used`

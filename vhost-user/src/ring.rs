@@ -9,6 +9,7 @@ use virtio_queue::desc::split::Descriptor;
 
 use crate::chain::{self, Chain, Chains};
 use crate::error::RingError;
+use crate::inflight::Inflight;
 use crate::log_limiter::LogLimiter;
 use crate::memory::Memory;
 use crate::prefetch;
@@ -33,7 +34,6 @@ pub(crate) struct Ring {
     split: RefCell<Option<SplitRing>>,
     /// The next request to take when the ring stopped.
     base: Cell<u16>,
-    in_flight: Cell<u16>,
     call: RefCell<Option<Call>>,
     error: RefCell<Option<Call>>,
     /// Whether requests were pushed that the driver has not been notified of, and how many bytes they
@@ -49,7 +49,6 @@ impl Ring {
         Ring {
             split: RefCell::new(None),
             base: Cell::new(0),
-            in_flight: Cell::new(0),
             call: RefCell::new(None),
             error: RefCell::new(None),
             pushed: Cell::new(false),
@@ -89,23 +88,24 @@ impl Ring {
         self.split.borrow().is_some()
     }
 
-    /// Starts the ring that `queue` describes, at `addresses`. Errors: as for [`SplitRing::new`].
+    /// Starts the ring that `queue` describes, at `addresses`. `inflight` says what was taken before,
+    /// and from now on what is in flight. Errors: as for [`SplitRing::new`].
     pub(crate) fn start(
         &self,
         queue: QueueState,
         addresses: &Addresses,
         memory: &Rc<Memory>,
+        inflight: Inflight,
     ) -> Result<(), RingError> {
-        let split = SplitRing::new(queue, addresses, memory)?;
+        let split = SplitRing::new(queue, addresses, memory, inflight)?;
         self.split.replace(Some(split));
         Ok(())
     }
 
     /// Stops the ring. Returns the index of the next request to take.
     pub(crate) fn stop(&self) -> u16 {
-        if let Some(mut split) = self.split.take() {
-            split.publish();
-            self.base.set(split.next_available());
+        if let Some(split) = self.split.take() {
+            self.base.set(split.stop());
         }
         self.base.get()
     }
@@ -123,13 +123,17 @@ impl Ring {
         }
     }
 
-    /// Takes the next requests, at most a batch, and appends their chains to `into`. Errors: how the
-    /// driver violates the ring's rules; the requests before are taken.
+    /// Takes the next requests, at most a batch, and appends their chains to `into`. Those that an
+    /// earlier process has taken come first. Errors: how the driver violates the ring's rules; the
+    /// requests before are taken.
     pub(crate) fn pop(&self, into: &mut Chains) -> Result<(), RingError> {
         let mut split = self.split.borrow_mut();
         let Some(split) = &mut *split else {
             return Ok(());
         };
+        if split.has_lost() {
+            return self.pop_lost(split, into);
+        }
         let mut heads = [0; BATCH];
         let heads = split.available(&mut heads)?;
         // A single request is read at once.
@@ -137,32 +141,40 @@ impl Ring {
             prefetch_beginnings(split, heads);
         }
         for &head in heads {
-            into.push(self.pop_one(split, head)?);
+            split.check(head)?;
+            into.push(self.read(split, head)?);
+            // Only now: a malformed chain is not taken.
+            split.take(head);
         }
         Ok(())
     }
 
-    fn pop_one(&self, split: &mut SplitRing, head: u16) -> Result<Box<Chain>, RingError> {
-        if head >= split.size() {
-            return Err(RingError::Head(head));
+    #[cold]
+    fn pop_lost(&self, split: &mut SplitRing, into: &mut Chains) -> Result<(), RingError> {
+        for _ in 0..BATCH {
+            let Some(lost) = split.lost() else {
+                break;
+            };
+            let mut chain = self.read(split, lost.head)?;
+            chain.set_resumed(lost.resumed);
+            into.push(chain);
+            split.retake();
         }
-        if self.in_flight.get() == split.size() {
-            return Err(RingError::TooMany);
-        }
+        Ok(())
+    }
+
+    /// Reads the chain that begins at `head`.
+    fn read(&self, split: &SplitRing, head: u16) -> Result<Box<Chain>, RingError> {
         let spare = self.spare.borrow_mut().pop();
         let mut chain = spare.unwrap_or_else(|| Box::new(Chain::new()));
         chain.walk(split.memory(), split.descriptors(), head)?;
         chain.readable().prefetch(REQUEST);
         chain.writable().prefetch(REPLY);
-        // Only now: a malformed chain is not taken.
-        split.take();
-        self.in_flight.set(self.in_flight.get() + 1);
         Ok(chain)
     }
 
     /// Returns a chain to the driver. Writes nothing if the ring has been stopped.
     pub(crate) fn push(&self, mut chain: Box<Chain>, used: u32) {
-        self.in_flight.set(self.in_flight.get() - 1);
         let head = chain.head();
         let bytes = self.bytes.get() + chain.readable().len() + used as usize;
         chain.clear();
@@ -217,6 +229,11 @@ impl Ring {
             call.signal();
             self.pushed.set(false);
         }
+    }
+
+    /// Whether a request that an earlier process has taken is to be taken again.
+    pub(crate) fn has_lost(&self) -> bool {
+        (self.split.borrow().as_ref()).is_some_and(SplitRing::has_lost)
     }
 
     /// Whether a request is available.

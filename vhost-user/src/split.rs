@@ -11,6 +11,7 @@
 //! again only when all requests up to it are taken, and the used index is written for many requests
 //! at once.
 
+use std::collections::VecDeque;
 use std::ptr::NonNull;
 use std::rc::Rc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
@@ -22,6 +23,7 @@ use virtio_queue::{Queue, QueueState};
 use vm_memory::VolatileSlice;
 
 use crate::error::RingError;
+use crate::inflight::{Inflight, Lost};
 use crate::memory::Memory;
 
 /// The ring's parts by user address of the front-end.
@@ -109,19 +111,33 @@ pub(crate) struct SplitRing {
     /// The used index as last published, and as of the last notification.
     published: u16,
     notified: u16,
+    inflight: Inflight,
+    /// What an earlier process has taken and not answered, to be taken again.
+    lost: VecDeque<Lost>,
 }
 
 impl SplitRing {
-    /// The ring that `queue` describes, except for its addresses, which come from `addresses`. Errors:
-    /// the size is invalid, a part is not in `memory`, or not aligned.
+    /// The ring that `queue` describes, except for its addresses, which come from `addresses`. If
+    /// `inflight` has content, it says which requests were taken before, and so which is the next.
+    /// Errors: the size is invalid, a part is not in `memory`, or not aligned, or that content is
+    /// invalid.
     pub(crate) fn new(
         queue: QueueState,
         addresses: &Addresses,
         memory: &Rc<Memory>,
+        mut inflight: Inflight,
     ) -> Result<SplitRing, RingError> {
         let (mut queue, [descriptors, available, used]) = place(queue, addresses, memory)?;
         // vhost-user has no message for the used index: it stands in the ring.
         queue.next_used = u16::from_le(used.u16(INDEX).load(Acquire));
+        let lost = match inflight.open(queue.next_used)? {
+            None => VecDeque::new(),
+            Some(lost) => {
+                // At most the ring's size, which is a u16.
+                queue.next_avail = queue.next_used.wrapping_add(lost.len() as u16);
+                lost.into()
+            }
+        };
         Ok(SplitRing {
             queue,
             descriptors,
@@ -130,6 +146,8 @@ impl SplitRing {
             seen_available: queue.next_avail,
             published: queue.next_used,
             notified: queue.next_used,
+            inflight,
+            lost,
         })
     }
 
@@ -145,10 +163,6 @@ impl SplitRing {
         Ok(())
     }
 
-    pub(crate) fn size(&self) -> u16 {
-        self.queue.size
-    }
-
     /// The memory that holds the ring and the buffers of its descriptors.
     pub(crate) fn memory(&self) -> &Rc<Memory> {
         &self.descriptors.memory
@@ -160,19 +174,39 @@ impl SplitRing {
     }
 
     /// The index of the next request to take.
+    #[cfg(test)]
     pub(crate) fn next_available(&self) -> u16 {
         self.queue.next_avail
     }
 
-    /// Whether a request is available, or the available index is invalid.
+    /// Whether a request is available or lost, or the available index is invalid.
     pub(crate) fn has_requests(&self) -> bool {
-        self.seen_available != self.queue.next_avail
+        self.has_lost()
+            || self.seen_available != self.queue.next_avail
             || u16::from_le(self.available.u16(INDEX).load(Relaxed)) != self.queue.next_avail
     }
 
+    /// Whether a request that an earlier process has taken is to be taken again.
+    pub(crate) fn has_lost(&self) -> bool {
+        !self.lost.is_empty()
+    }
+
+    /// The request that an earlier process has taken before all others; [`SplitRing::retake`] takes
+    /// it.
+    pub(crate) fn lost(&self) -> Option<Lost> {
+        self.lost.front().copied()
+    }
+
+    /// Takes what [`SplitRing::lost`] returned.
+    pub(crate) fn retake(&mut self) {
+        if let Some(lost) = self.lost.pop_front() {
+            self.inflight.retake(lost.head);
+        }
+    }
+
     /// The heads of the next requests, as many as are available and fit into `heads`. Each is read
-    /// once and not checked; [`SplitRing::take`] takes it. Errors: more requests are available than the
-    /// ring holds.
+    /// once and not checked; [`SplitRing::check`] and [`SplitRing::take`] follow. Errors: more requests are
+    /// available than the ring holds.
     pub(crate) fn available<'a>(&mut self, heads: &'a mut [u16]) -> Result<&'a [u16], RingError> {
         if self.seen_available == self.queue.next_avail {
             let index = u16::from_le(self.available.u16(INDEX).load(Acquire));
@@ -184,6 +218,9 @@ impl SplitRing {
         }
         let count = self.seen_available.wrapping_sub(self.queue.next_avail);
         let count = heads.len().min(count.into());
+        if count > 0 {
+            self.inflight.look_at_clock();
+        }
         for (head, index) in heads[..count].iter_mut().zip(0..) {
             *head = self.head(self.queue.next_avail.wrapping_add(index));
         }
@@ -201,8 +238,20 @@ impl SplitRing {
         u16::from_le(self.available.u16(place).load(Relaxed))
     }
 
-    /// Takes the next available request.
-    pub(crate) fn take(&mut self) {
+    /// Errors: no request that may be taken begins at `head`.
+    pub(crate) fn check(&self, head: u16) -> Result<(), RingError> {
+        if head >= self.queue.size {
+            Err(RingError::Head(head))
+        } else if self.inflight.holds(head) {
+            Err(RingError::InFlight(head))
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Takes the next available request, which begins at `head` and was checked.
+    pub(crate) fn take(&mut self, head: u16) {
+        self.inflight.take(head);
         self.queue.next_avail = self.queue.next_avail.wrapping_add(1);
     }
 
@@ -213,6 +262,7 @@ impl SplitRing {
         self.used.u32(place).store(u32::from(head).to_le(), Relaxed);
         self.used.u32(place + 4).store(len.to_le(), Relaxed);
         self.queue.next_used = self.queue.next_used.wrapping_add(1);
+        self.inflight.push(head);
         if self.queue.next_used.wrapping_sub(self.published) >= PUBLISH_AFTER {
             self.publish();
         }
@@ -220,12 +270,21 @@ impl SplitRing {
 
     /// Shows the driver all requests that were pushed.
     pub(crate) fn publish(&mut self) {
-        if self.published != self.queue.next_used {
-            self.used
-                .u16(INDEX)
-                .store(self.queue.next_used.to_le(), Release);
-            self.published = self.queue.next_used;
+        let next = self.queue.next_used;
+        let count = next.wrapping_sub(self.published);
+        if count > 0 {
+            self.used.u16(INDEX).store(next.to_le(), Release);
+            self.inflight.publish(count, next);
+            self.published = next;
         }
+    }
+
+    /// The ring stops for good: shows the driver what was pushed, and forgets what is in flight.
+    /// Returns the index of the next request to take.
+    pub(crate) fn stop(mut self) -> u16 {
+        self.publish();
+        self.inflight.clear();
+        self.queue.next_avail
     }
 
     /// Whether the driver wants a notification for what was published since the last call.

@@ -231,11 +231,11 @@ fn what_comes_before_a_broken_request_is_answered_and_what_is_behind_is_not() {
 }
 
 #[test]
-fn a_driver_cannot_have_more_under_way_than_descriptors() {
+fn a_driver_cannot_make_a_request_available_twice() {
     let mut machine = Machine::started();
     machine.handler.keep.set(true);
-    for _ in 0..128 {
-        machine.post(0, &[ask()]);
+    for head in 0..128 {
+        machine.post(head, &[ask()]);
     }
     machine.kick();
     machine.event_loop.run();

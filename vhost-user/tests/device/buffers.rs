@@ -190,6 +190,7 @@ fn many_pieces_go_in_one_call() {
         assert_eq!(read.unwrap(), all);
         assert!(answers(&machine, count, len) == bytes);
         request.complete(all as u32);
+        machine.event_loop.notify();
     }
 }
 

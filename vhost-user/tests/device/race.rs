@@ -12,9 +12,16 @@ use crate::front_end::feature;
 use crate::guest_memory::GuestMemory;
 use crate::machine::{BUFFERS, FEATURES, Machine, count, eventfd};
 use crate::random::Random;
-use ring_driver::{NO_NOTIFY, Ring, readable, writable};
+use ring_driver::{NO_NOTIFY, Ring, chained, readable, writable};
 
 const REQUESTS: usize = 10_000;
+/// The most that are made available at once.
+const MOST: u16 = 3;
+
+/// The heads of so many requests of two descriptors.
+fn heads(count: u16) -> impl Iterator<Item = u16> {
+    (0..count).map(|number| 2 * number)
+}
 
 /// The driver's part, on a thread of its own.
 struct Driver {
@@ -29,9 +36,9 @@ impl Driver {
     /// Makes a few requests available, and kicks if the device wants it.
     fn post(&mut self, count: u16) {
         let old = self.ring.avail_idx;
-        for _ in 0..count {
+        for head in heads(count) {
             fence(Ordering::Release);
-            self.ring.publish(&self.memory, 0);
+            self.ring.publish(&self.memory, head);
         }
         fence(Ordering::SeqCst);
         let wanted = if self.event_idx {
@@ -65,12 +72,14 @@ impl Driver {
 
     /// Makes its requests, says that it has finished, and kicks once more.
     fn drive(mut self, seed: u64, finished: &AtomicBool) {
-        let chain = [readable(BUFFERS, 8).then(1), writable(BUFFERS + 8, 8)];
-        self.ring.describe(&self.memory, 0, &chain);
+        for head in heads(MOST) {
+            let chain = chained(&[readable(BUFFERS, 8), writable(BUFFERS + 8, 8)], head);
+            self.ring.describe(&self.memory, head, &chain);
+        }
         let mut random = Random(seed);
         let mut done = 0;
         while done < REQUESTS {
-            let count = 1 + random.below(3) as u16;
+            let count = 1 + random.below(MOST.into()) as u16;
             self.post(count);
             let mut left = usize::from(count);
             while left > 0 {

@@ -14,7 +14,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
 use ring_driver::{Layout, Memory};
-use vhost_user::{Connection, DeviceConfig, Handler, Poller, Source, Status};
+use vhost_user::{Connection, DeviceConfig, Handler, Poller, Source, State, Status};
 
 /// Where the guest's memory is in the guest, and in the front-end.
 pub const GUEST: u64 = 0x4000_0000;
@@ -118,7 +118,8 @@ impl Machine {
         socket.set_nonblocking(true).expect("a socket");
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).expect("epoll");
         let watched = Rc::new(Watched(epoll));
-        let connection = Connection::new(theirs, config, handler, watched.clone());
+        let state = State::private().expect("memory");
+        let connection = Connection::new(theirs, config, handler, watched.clone(), state);
         Machine {
             socket,
             connection: Some(connection.expect("a connection")),

@@ -18,7 +18,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::stat::{Mode, umask};
 use nix::sys::statvfs::{FsFlags, fstatvfs};
 use nix::unistd::{Pid, geteuid};
-use vhost_user::{Connection, DeviceConfig, Poller, Source, Status};
+use vhost_user::{Connection, DeviceConfig, Poller, Source, State, Status};
 
 use crate::cli::Options;
 use crate::export::users::Users;
@@ -562,7 +562,9 @@ impl Daemon {
     fn connect(&mut self, stream: UnixStream) -> Result<(), Error> {
         self.served = true;
         let (server, reactor) = (self.server.clone(), self.reactor.clone());
-        match Connection::new(stream, &self.device, server, reactor) {
+        match State::private()
+            .and_then(|state| Connection::new(stream, &self.device, server, reactor, state))
+        {
             Ok(connection) => {
                 log::info!("a front-end has connected");
                 self.connection = Some(connection);

@@ -2,21 +2,21 @@
 
 use std::cell::Cell;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vhost::vhost_user::{BackendReqHandler, Error as ProtocolError};
-use vm_memory::MmapRegion;
 
 use crate::chain::Chains;
 use crate::device::{Device, take_batch};
+use crate::endpoint;
 use crate::error::{Error, RingError};
-use crate::inflight::Inflight;
 use crate::interface::{DeviceConfig, Handler, Poller, Source};
 use crate::log_limiter::LogLimiter;
 use crate::ring::Ring;
+use crate::state::State;
 
 /// How many requests are taken in one turn of the loop: a driver that never stops posting must not
 /// starve everything else.
@@ -39,6 +39,7 @@ pub struct Connection {
     ring: Rc<Ring>,
     handler: Rc<dyn Handler>,
     poller: Rc<dyn Poller>,
+    state: State,
     /// A duplicate of the socket, which the loop watches.
     socket: OwnedFd,
     /// Whether the kick descriptor must be cleared.
@@ -48,47 +49,122 @@ pub struct Connection {
     batch: Cell<Chains>,
 }
 
-impl Connection {
-    /// Serves the front-end at the other end of `stream`. The process must ignore SIGPIPE, as Rust's
-    /// runtime does: a notification to a pipe without a reader raises it. Errors: the socket or the
-    /// loop cannot be used, or the ring size in `config` is invalid.
-    pub fn new(
-        stream: UnixStream,
+/// What a connection is made of before there is a socket.
+struct Parts {
+    device: Arc<Mutex<Device>>,
+    ring: Rc<Ring>,
+    handler: Rc<dyn Handler>,
+    poller: Rc<dyn Poller>,
+    state: State,
+}
+
+impl Parts {
+    fn new(
         config: &DeviceConfig,
         handler: Rc<dyn Handler>,
         poller: Rc<dyn Poller>,
-    ) -> Result<Connection, Error> {
+        state: State,
+    ) -> Result<Parts, Error> {
         let ring = Rc::new(Ring::new());
-        let inflight = MmapRegion::new(Inflight::bytes(config.max_queue_size))
-            .map_err(|error| Error::State(io::Error::other(error)))?;
         let device = Device::new(
             config.clone(),
             handler.clone(),
             poller.clone(),
             ring.clone(),
-            Rc::new(inflight),
+            state.clone(),
         )
         .map_err(|_| Error::QueueSize(config.max_queue_size))?;
         // `vhost` requires an Arc; all of it stays on this thread.
         #[allow(clippy::arc_with_non_send_sync)]
         let device = Arc::new(Mutex::new(device));
-        // `vhost` spins on EAGAIN instead of returning.
-        stream.set_nonblocking(false).map_err(Error::Socket)?;
-        let socket: OwnedFd = stream.try_clone().map_err(Error::Socket)?.into();
-        poller
-            .watch(socket.as_fd(), Source::Control)
-            .map_err(Error::Watch)?;
-        Ok(Connection {
-            messages: BackendReqHandler::from_stream(stream, device.clone()),
+        Ok(Parts {
             device,
             ring,
             handler,
             poller,
+            state,
+        })
+    }
+
+    fn connect(
+        self,
+        messages: BackendReqHandler<Mutex<Device>>,
+        socket: OwnedFd,
+    ) -> Result<Connection, Error> {
+        self.poller
+            .watch(socket.as_fd(), Source::Control)
+            .map_err(Error::Watch)?;
+        Ok(Connection {
+            messages,
+            device: self.device,
+            ring: self.ring,
+            handler: self.handler,
+            poller: self.poller,
+            state: self.state,
             socket,
             kicked: Cell::new(false),
             refusals: LogLimiter::default(),
             batch: Cell::default(),
         })
+    }
+}
+
+impl Connection {
+    /// Serves the front-end at the other end of `stream`. `state` is where another process finds what it
+    /// needs to go on if this one dies; [`State::private`] if none is to. The process must ignore
+    /// SIGPIPE, as Rust's runtime does: a notification to a pipe without a reader raises it. Errors:
+    /// the socket or the loop cannot be used, or the ring size in `config` is invalid.
+    pub fn new(
+        stream: UnixStream,
+        config: &DeviceConfig,
+        handler: Rc<dyn Handler>,
+        poller: Rc<dyn Poller>,
+        state: State,
+    ) -> Result<Connection, Error> {
+        let parts = Parts::new(config, handler, poller, state)?;
+        // `vhost` spins on EAGAIN instead of returning.
+        stream.set_nonblocking(false).map_err(Error::Socket)?;
+        let socket = stream.try_clone().map_err(Error::Socket)?.into();
+        let messages = BackendReqHandler::from_stream(stream, parts.device.clone());
+        let connection = parts.connect(messages, socket)?;
+        connection.state.forget()?;
+        connection.save()?;
+        Ok(connection)
+    }
+
+    /// Goes on with the connection of another process, which has died, as `state` describes it. None:
+    /// there was no connection. `config` is what it was then.
+    ///
+    /// Descriptors are those of that process's table: `claim` returns the one with a number, and fails
+    /// if there is none or it was claimed before. Descriptors that are not claimed are not needed.
+    /// `faulty` says that the process died by its own fault: [`Resumed::faults`](crate::Resumed) counts
+    /// that.
+    ///
+    /// The requests that were in flight come first, in the order in which they were taken. The driver
+    /// is notified, as an earlier notification may have been lost. A saved ring that cannot be any
+    /// more, as its driver has written over it, stops as any other.
+    ///
+    /// Errors: the state is invalid; a message was being handled, and the front-end may wait for an
+    /// answer for ever; as for [`Connection::new`]. The connection has been dropped then.
+    pub fn resume(
+        config: &DeviceConfig,
+        handler: Rc<dyn Handler>,
+        poller: Rc<dyn Poller>,
+        state: State,
+        claim: &mut dyn FnMut(RawFd) -> io::Result<OwnedFd>,
+        faulty: bool,
+    ) -> Result<Option<Connection>, Error> {
+        let Some(saved) = state.load()? else {
+            return Ok(None);
+        };
+        let parts = Parts::new(config, handler, poller, state)?;
+        let socket = claim(saved.socket).map_err(Error::Claim)?;
+        let (features, protocol_features) = (saved.features, saved.protocol_features);
+        let device = parts.device.clone();
+        let messages = endpoint::resume(socket.as_fd(), device, features, protocol_features)?;
+        let connection = parts.connect(messages, socket)?;
+        connection.device().restore(&saved, claim, faulty)?;
+        Ok(Some(connection))
     }
 
     /// Call it when a descriptor of `source` is readable: handles one message, or notes that the driver
@@ -102,6 +178,7 @@ impl Connection {
             self.kicked.set(true);
             return Ok(Status::Open);
         }
+        self.state.begin()?;
         match self.messages.handle_request() {
             Ok(()) => {}
             // SocketBroken: it closed the socket before or while an answer was sent.
@@ -116,6 +193,7 @@ impl Connection {
             }
             Err(error) => return Err(error.into()),
         }
+        self.save()?;
         Ok(Status::Open)
     }
 
@@ -135,7 +213,6 @@ impl Connection {
                 self.ring.fail(&error);
             }
         }
-        self.leave_if_broken();
     }
 
     fn try_take_requests(&self) -> Result<(), RingError> {
@@ -168,8 +245,13 @@ impl Connection {
     /// since the last, if the driver wants one.
     pub fn notify(&self) -> Result<(), Error> {
         self.ring.notify();
-        self.leave_if_broken();
-        Ok(())
+        self.leave_if_broken()
+    }
+
+    /// Saves what another process needs to go on.
+    fn save(&self) -> Result<(), Error> {
+        let saved = self.device().saved(self.socket.as_raw_fd());
+        self.state.save(&saved)
     }
 
     fn device(&self) -> MutexGuard<'_, Device> {
@@ -178,10 +260,11 @@ impl Connection {
     }
 
     /// Stops watching the kick of a ring that has stopped: nothing clears it any more.
-    fn leave_if_broken(&self) {
-        if !self.ring.is_running() {
-            self.device().unwatch();
+    fn leave_if_broken(&self) -> Result<(), Error> {
+        if !self.ring.is_running() && self.device().unwatch() {
+            self.save()?;
         }
+        Ok(())
     }
 }
 
@@ -190,5 +273,8 @@ impl Drop for Connection {
         self.device().stop();
         self.handler.reset();
         self.poller.unwatch(self.socket.as_fd());
+        if let Err(error) = self.state.forget() {
+            log::error!("{error}");
+        }
     }
 }

@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::rc::Rc;
 
 use vhost::VhostUserMemoryRegionBase;
@@ -22,17 +22,16 @@ use virtio_bindings::bindings::virtio_ring::{
     VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
 };
 use virtio_queue::{Queue, QueueT};
-use vm_memory::MmapRegion;
 
 use crate::chain::Chains;
-use crate::error::RingError;
-use crate::inflight::Inflight;
+use crate::error::{Error as Failure, RingError};
 use crate::interface::{DeviceConfig, Handler, Poller, Source};
 use crate::memory::{MAX_SLOTS, Memory};
 use crate::request::Request;
 use crate::ring::Ring;
 use crate::signal::{Call, Kick};
 use crate::split::Addresses;
+use crate::state::{Saved, State};
 
 /// The minimum readable size of the configuration space (vhost-user: VHOST_USER_CONFIG_SIZE).
 const MIN_CONFIG: usize = 256;
@@ -46,8 +45,9 @@ pub(crate) struct Device {
     ring: Rc<Ring>,
     memory: Rc<Memory>,
     /// Where the ring notes which requests are in flight.
-    inflight: Rc<MmapRegion>,
+    state: State,
     features: u64,
+    protocol_features: u64,
     /// The ring's configuration: its size, EVENT_IDX, the next request to take. Ready unless the last
     /// size was refused.
     queue: Queue,
@@ -107,7 +107,7 @@ impl Device {
         handler: Rc<dyn Handler>,
         poller: Rc<dyn Poller>,
         ring: Rc<Ring>,
-        inflight: Rc<MmapRegion>,
+        state: State,
     ) -> std::result::Result<Device, virtio_queue::Error> {
         let mut queue = Queue::new(config.max_queue_size)?;
         queue.set_ready(true);
@@ -117,8 +117,9 @@ impl Device {
             poller,
             ring,
             memory: Rc::default(),
-            inflight,
+            state,
             features: 0,
+            protocol_features: 0,
             queue,
             addresses: None,
             kick: None,
@@ -154,8 +155,7 @@ impl Device {
         if !self.queue.ready() || !self.enabled || self.started {
             return Ok(());
         }
-        let inflight =
-            Inflight::new(self.inflight.clone(), 0, self.queue.size()).map_err(failed)?;
+        let inflight = self.state.inflight(self.queue.size()).map_err(failed)?;
         // What is in the ring has not been taken, whatever happened before.
         inflight.clear();
         self.ring
@@ -197,14 +197,115 @@ impl Device {
         self.started = false;
     }
 
-    /// Stops watching the kick, if it is watched.
-    pub(crate) fn unwatch(&mut self) {
+    /// Stops watching the kick. Returns whether it was watched.
+    pub(crate) fn unwatch(&mut self) -> bool {
         if let Some(kick) = &self.kick
             && self.watched
         {
             self.poller.unwatch(kick.as_fd());
             self.watched = false;
+            return true;
         }
+        false
+    }
+
+    /// What another process needs to go on, with the connection's `socket`.
+    pub(crate) fn saved(&self, socket: RawFd) -> Saved {
+        let [call, error] = self.ring.signalled();
+        Saved {
+            socket,
+            features: self.features,
+            protocol_features: self.protocol_features,
+            regions: self.memory.described().collect(),
+            size: self.queue.size(),
+            ready: self.queue.ready(),
+            base: match self.started {
+                true => self.ring.base(),
+                false => self.queue.next_avail(),
+            },
+            addresses: self.addresses,
+            kick: self.kick.as_ref().map(|kick| kick.as_fd().as_raw_fd()),
+            call,
+            error,
+            enabled: self.enabled,
+            started: self.started,
+        }
+    }
+
+    /// Goes on with what another process has saved, except for the features, which were agreed on
+    /// again. Descriptors come from `claim`. `faulty`: that process died by its own fault. Errors: what
+    /// was saved is invalid, or does not fit this device.
+    pub(crate) fn restore(
+        &mut self,
+        saved: &Saved,
+        claim: &mut dyn FnMut(RawFd) -> io::Result<OwnedFd>,
+        faulty: bool,
+    ) -> std::result::Result<(), Failure> {
+        let mut claim = |fd| claim(fd).map(File::from).map_err(Failure::Claim);
+        let (mut table, mut files) = (Vec::new(), Vec::new());
+        for (region, file) in &saved.regions {
+            table.push(*region);
+            files.push(claim(*file)?);
+        }
+        self.memory = Rc::new(Memory::new(&table, files).map_err(Failure::State)?);
+        self.queue
+            .try_set_size(saved.size)
+            .map_err(|_| Failure::QueueSize(saved.size))?;
+        self.queue.set_ready(saved.ready);
+        self.queue.set_next_avail(saved.base);
+        self.addresses = saved.addresses;
+        let kick = saved.kick.map(&mut claim).transpose()?;
+        self.kick = kick
+            .map(|kick| Kick::new(Some(kick)))
+            .transpose()
+            .map_err(Failure::State)?;
+        let call = saved.call.map(&mut claim).transpose()?;
+        self.ring
+            .set_call(call.map(Call::new).transpose().map_err(Failure::State)?);
+        let error = saved.error.map(&mut claim).transpose()?;
+        self.ring
+            .set_error(error.map(Call::new).transpose().map_err(Failure::State)?);
+        self.enabled = saved.enabled;
+        self.started = saved.started;
+        if self.started {
+            self.ring.set_base(saved.base);
+            self.go_on(faulty)?;
+        }
+        Ok(())
+    }
+
+    /// Goes on with a ring that another process has started. Errors: it cannot have been.
+    fn go_on(&mut self, faulty: bool) -> std::result::Result<(), Failure> {
+        let (Some(kick), Some(addresses)) = (&self.kick, &self.addresses) else {
+            return Err(Failure::State(io::ErrorKind::InvalidData.into()));
+        };
+        let inflight = || self.state.inflight(self.queue.size());
+        let going = inflight().and_then(|table| {
+            // The ring had failed, and stays so.
+            if !table.has_content() {
+                return Ok(());
+            }
+            if faulty {
+                table.blame();
+            }
+            self.ring
+                .start(self.queue.state(), addresses, &self.memory, table)
+        });
+        if let Err(error) = going {
+            if let Ok(table) = inflight() {
+                table.clear();
+            }
+            self.ring.fail(&error);
+        }
+        if self.ring.is_running() {
+            self.poller
+                .watch(kick.as_fd(), Source::Kick)
+                .map_err(Failure::Watch)?;
+            self.watched = true;
+        }
+        // What was answered may not have been announced.
+        self.ring.announce();
+        Ok(())
     }
 
     /// Replaces the memory table. A ring that is not in the new one stops until a later one has it.
@@ -300,6 +401,7 @@ impl VhostUserBackendReqHandlerMut for Device {
         if features & !self.get_protocol_features()?.bits() != 0 {
             return Err(refuse("protocol features that were not offered"));
         }
+        self.protocol_features = features;
         Ok(())
     }
 

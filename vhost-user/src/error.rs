@@ -15,9 +15,15 @@ pub enum Error {
     /// The socket cannot be used.
     #[error("cannot use the socket: {0}")]
     Socket(#[source] io::Error),
-    /// The memory for the device's state cannot be used.
-    #[error("cannot use the memory for the state: {0}")]
+    /// The memory of the state cannot be used, or its content is invalid.
+    #[error("cannot use the saved state: {0}")]
     State(#[source] io::Error),
+    /// A descriptor that the state names cannot be had.
+    #[error("cannot use a descriptor of the saved state: {0}")]
+    Claim(#[source] io::Error),
+    /// The process before ended while it handled a message: the front-end may wait for an answer.
+    #[error("the process before ended in the middle of a vhost-user message")]
+    Interrupted,
     /// The configured maximum ring size is invalid.
     #[error("{0} is not a valid ring size: it must be a power of two, at most 32768")]
     QueueSize(u16),

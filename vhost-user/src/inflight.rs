@@ -8,7 +8,7 @@
 //! ```text
 //! header   features u64, version u16, desc_num u16, last_batch_head u16, used_idx u16
 //! entries  desc_num × { inflight u8, padding [u8; 5], next u16, counter u64 }
-//! origins  desc_num × { taken u64, faults u8, begun u8, padding [u8; 6] }
+//! origins  desc_num × { taken << 8 | faults << 1 | begun: u64 }
 //! ```
 //!
 //! Entry and origin of a request have the index of its first descriptor. Version 0 marks a table
@@ -16,7 +16,7 @@
 //! the table later sees all stores up to the death, in the order of the instructions: only the compiler
 //! must keep it.
 //!
-//! - take: `counter`, `taken` and `faults`, then `inflight`.
+//! - take: `counter` and the origin, then `inflight`.
 //! - push: `next`, then `last_batch_head`. The requests pushed since the last publication are a list.
 //! - publish: the index in the used ring, then `inflight` of that list, then `used_idx`.
 //!
@@ -54,17 +54,22 @@ struct Entry {
     counter: AtomicU64,
 }
 
-#[repr(C)]
-struct Origin {
-    /// When the request was first taken: nanoseconds since the epoch.
-    taken: AtomicU64,
-    /// In how many crashes it was under way.
-    faults: AtomicU8,
-    /// Whether the present process has taken it: a request that waits to be taken again did not cause
-    /// the crash of a process.
-    begun: AtomicU8,
-    _padding: [AtomicU8; 6],
-}
+/// In one word:
+///
+/// - when the request was first taken, since the epoch;
+/// - in how many crashes it was under way;
+/// - whether the present process has taken it: a request that waits to be taken again did not cause
+///   the crash of a process.
+#[repr(transparent)]
+struct Origin(AtomicU64);
+
+const BEGUN: u64 = 1;
+const FAULT: u64 = 2;
+const MOST_FAULTS: u64 = 127;
+const TAKEN_SHIFT: u32 = 8;
+/// The time is in seconds, and a fraction in units of 2^10 ns.
+const FRACTION_BITS: u32 = 20;
+const FRACTION_UNIT: u32 = 10;
 
 /// What is known of a request that another process has taken before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,7 +100,7 @@ pub(crate) struct Inflight {
     size: u16,
     /// The counter of the request taken last.
     counter: u64,
-    /// The time that requests taken now are given.
+    /// The time that requests taken now are given, as in their origins.
     now: u64,
 }
 
@@ -156,6 +161,11 @@ impl Inflight {
         self.header().version.store(0, Release);
     }
 
+    /// Whether the table belongs to a ring that has not stopped.
+    pub(crate) fn has_content(&self) -> bool {
+        self.header().version.load(Acquire) != 0
+    }
+
     /// Makes the table ready for a ring whose used index is `used`. None if the table had no content.
     /// Otherwise the requests in flight, in the order in which they were taken. Errors: the content is
     /// invalid.
@@ -200,10 +210,11 @@ impl Inflight {
         let mut lost = Vec::new();
         for (head, (entry, origin)) in (0..).zip(self.entries().iter().zip(self.origins())) {
             if entry.is_in_flight() {
-                origin.begun.store(0, Relaxed);
+                let word = origin.0.load(Relaxed) & !BEGUN;
+                origin.0.store(word, Relaxed);
                 let resumed = Resumed {
-                    since: Duration::from_nanos(origin.taken.load(Relaxed)),
-                    faults: origin.faults.load(Relaxed),
+                    since: taken(word),
+                    faults: faults(word) as u8,
                 };
                 lost.push((entry.counter.load(Relaxed), Lost { head, resumed }));
             }
@@ -234,12 +245,15 @@ impl Inflight {
     }
 
     /// The process before has died by its own fault: counts that for the requests that it had begun.
-    #[cfg(test)]
     pub(crate) fn blame(&self) {
         for (entry, origin) in self.entries().iter().zip(self.origins()) {
-            if entry.is_in_flight() && origin.begun.swap(0, Relaxed) != 0 {
-                let faults = origin.faults.load(Relaxed).saturating_add(1);
-                origin.faults.store(faults, Relaxed);
+            let word = origin.0.load(Relaxed);
+            if entry.is_in_flight() && word & BEGUN != 0 {
+                let more = match faults(word) {
+                    MOST_FAULTS => 0,
+                    _ => FAULT,
+                };
+                origin.0.store((word & !BEGUN) + more, Relaxed);
             }
         }
     }
@@ -248,7 +262,9 @@ impl Inflight {
     pub(crate) fn look_at_clock(&mut self) {
         // Served by the vdso. It always works for this clock.
         if let Ok(time) = clock_gettime(ClockId::CLOCK_REALTIME_COARSE) {
-            self.now = Duration::from(time).as_nanos() as u64;
+            let time = Duration::from(time);
+            let fraction = u64::from(time.subsec_nanos() >> FRACTION_UNIT);
+            self.now = (time.as_secs() << FRACTION_BITS | fraction) << TAKEN_SHIFT;
         }
     }
 
@@ -264,15 +280,13 @@ impl Inflight {
         self.counter = self.counter.wrapping_add(1);
         let (entry, origin) = self.place(head);
         entry.counter.store(self.counter, Relaxed);
-        origin.taken.store(self.now, Relaxed);
-        origin.faults.store(0, Relaxed);
-        origin.begun.store(1, Relaxed);
+        origin.0.store(self.now | BEGUN, Relaxed);
         entry.inflight.store(1, Release);
     }
 
     /// Notes that a request is taken again. `head` is in the ring.
     pub(crate) fn retake(&self, head: u16) {
-        self.place(head).1.begun.store(1, Relaxed);
+        self.place(head).1.0.fetch_or(BEGUN, Relaxed);
     }
 
     #[inline]
@@ -307,6 +321,16 @@ impl Inflight {
         }
         header.used_idx.store(used, Release);
     }
+}
+
+fn taken(word: u64) -> Duration {
+    let time = word >> TAKEN_SHIFT;
+    let fraction = (time & ((1 << FRACTION_BITS) - 1)) as u32;
+    Duration::from_secs(time >> FRACTION_BITS) + Duration::from_nanos(1 << FRACTION_UNIT) * fraction
+}
+
+fn faults(word: u64) -> u64 {
+    word >> 1 & MOST_FAULTS
 }
 
 impl Entry {
@@ -356,7 +380,7 @@ mod tests {
         let region = region();
         let mut table = table(&region);
         assert_eq!(table.open(0x0302).unwrap(), None);
-        table.now = 0x1122_3344_5566_7788;
+        table.now = 0x1122_3344_5566_7700;
         table.counter = 0x0102_0304_0506_0707;
         table.take(1);
         table.push(1);
@@ -369,8 +393,8 @@ mod tests {
         assert_eq!(bytes[..16], expected);
         let entry = [1, 0, 0, 0, 0, 0, 0, 0, 8, 7, 6, 5, 4, 3, 2, 1];
         assert_eq!(bytes[32..48], entry);
-        let origin = [0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11, 0, 1];
-        assert_eq!(bytes[16 + 16 * 8 + 16..][..10], origin);
+        let origin = [1, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11];
+        assert_eq!(bytes[16 + 16 * 8 + 8..][..8], origin);
     }
 
     #[test]
@@ -405,7 +429,7 @@ mod tests {
         assert_eq!(heads(&region, 1), Ok(vec![3, 5]));
         // In the middle of a take: the driver has made it available still.
         table.entries()[0].counter.store(0, Relaxed);
-        table.origins()[0].taken.store(0, Relaxed);
+        table.origins()[0].0.store(0, Relaxed);
         assert_eq!(heads(&region, 1), Ok(vec![3, 5]));
     }
 
@@ -414,14 +438,14 @@ mod tests {
         let region = region();
         let mut first = table(&region);
         assert_eq!(first.open(0).unwrap(), None);
-        first.now = 1_500_000_000;
+        first.now = (1 << FRACTION_BITS | 1 << 19) << TAKEN_SHIFT;
         first.take(2);
         first.take(1);
         let faults = |table: &mut Inflight| -> Vec<(u16, u8)> {
             let lost = table.open(0).unwrap().unwrap();
             assert!(
                 lost.iter()
-                    .all(|lost| lost.resumed.since == Duration::from_millis(1500))
+                    .all(|lost| lost.resumed.since == Duration::new(1, 1 << 29))
             );
             lost.iter()
                 .map(|lost| (lost.head, lost.resumed.faults))
@@ -450,12 +474,12 @@ mod tests {
             fourth.retake(2);
             fourth.blame();
         }
-        assert_eq!(faults(&mut fourth), [(2, 255), (1, 1)]);
+        assert_eq!(faults(&mut fourth), [(2, 127), (1, 1)]);
         // A new request begins anew.
         fourth.push(2);
         fourth.publish(1, 1);
         fourth.take(2);
-        assert_eq!(fourth.origins()[2].faults.load(Relaxed), 0);
+        assert_eq!(super::faults(fourth.origins()[2].0.load(Relaxed)), 0);
         // Later than what was taken by an earlier process.
         assert_eq!(heads(&region, 1), Ok(vec![1, 2]));
     }

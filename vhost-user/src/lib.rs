@@ -8,6 +8,8 @@
 //!
 //! - `connection`: one front-end, from connect to disconnect.
 //! - `device`: the control messages, what starts and stops the ring.
+//! - `endpoint`: the socket, when another process has left it.
+//! - `state`: what another process needs to go on with the connection.
 //! - `interface`: what the user of the crate implements.
 //! - `request`: a request, from pop to push.
 //! - `ring`: pop, push, notify; `split`: the ring's layout in memory.
@@ -37,6 +39,7 @@ mod buffers;
 mod chain;
 mod connection;
 mod device;
+mod endpoint;
 mod error;
 mod inflight;
 mod interface;
@@ -47,6 +50,7 @@ mod request;
 mod ring;
 mod signal;
 mod split;
+mod state;
 
 pub use buffers::{Readable, Writable};
 pub use connection::{Connection, Status};
@@ -54,3 +58,5 @@ pub use error::{ChainError, Error, RingError};
 pub use inflight::Resumed;
 pub use interface::{DeviceConfig, Handler, Poller, Source};
 pub use request::Request;
+pub use state::State;
+pub use vm_memory::{FileOffset, MmapRegion};

@@ -11,6 +11,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::FileTypeExt;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -119,6 +120,16 @@ impl Memory {
             .collect();
         let mapped = GuestMemoryMmap::from_arc_regions(mappings).map_err(io::Error::other)?;
         Ok(Memory { mapped, regions })
+    }
+
+    /// The regions as the front-end has described them, each with the descriptor of its file.
+    pub(crate) fn described(&self) -> impl Iterator<Item = (VhostUserMemoryRegion, RawFd)> {
+        self.regions.iter().filter_map(|region| {
+            let file = region.mapping.file_offset()?;
+            let described =
+                VhostUserMemoryRegion::new(region.guest, region.size, region.user, file.start());
+            Some((described, file.file().as_raw_fd()))
+        })
     }
 
     /// Translates a user address of the front-end into a physical address of the guest.

@@ -2,6 +2,7 @@
 //! violates its rules. `split` has the ring's layout in memory.
 
 use std::cell::{Cell, RefCell};
+use std::os::fd::RawFd;
 use std::rc::Rc;
 
 use virtio_queue::QueueState;
@@ -82,6 +83,21 @@ impl Ring {
 
     pub(crate) fn set_error(&self, error: Option<Call>) {
         self.error.replace(error);
+    }
+
+    /// The descriptors to signal: of the driver, and of the front-end if the ring fails.
+    pub(crate) fn signalled(&self) -> [Option<RawFd>; 2] {
+        [&self.call, &self.error].map(|one| one.borrow().as_ref().map(Call::as_raw_fd))
+    }
+
+    /// The next request to take when the ring stopped.
+    pub(crate) fn base(&self) -> u16 {
+        self.base.get()
+    }
+
+    /// A ring that had failed in another process stays so.
+    pub(crate) fn set_base(&self, base: u16) {
+        self.base.set(base);
     }
 
     pub(crate) fn is_running(&self) -> bool {
@@ -216,6 +232,12 @@ impl Ring {
                 self.pushed.set(false);
             }
         }
+    }
+
+    /// Notifies the driver, whether it wants that or not.
+    pub(crate) fn announce(&self) {
+        self.pushed.set(true);
+        self.signal();
     }
 
     fn publish(&self) {

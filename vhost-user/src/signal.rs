@@ -6,7 +6,7 @@
 use std::cell::Cell;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -104,6 +104,10 @@ impl Call {
     pub(crate) fn new(file: File) -> io::Result<Call> {
         let kind = kind(&file)?;
         Ok(Call { file, kind })
+    }
+
+    pub(crate) fn as_raw_fd(&self) -> RawFd {
+        self.file.as_raw_fd()
     }
 
     /// Notifies without blocking: a full pipe holds an unread notification already, whose reader will

@@ -27,7 +27,7 @@ use crate::inflight::{Inflight, Lost};
 use crate::memory::Memory;
 
 /// The ring's parts by user address of the front-end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Addresses {
     pub(crate) descriptors: u64,
     pub(crate) available: u64,

@@ -1,13 +1,16 @@
 //! The smallest event loop that a connection can live in.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use vhost_user::{Connection, DeviceConfig, Error, Handler, Poller, Source, Status};
+
+use crate::saved::SavedState;
 
 /// A loop that has not come to rest after so many turns is spinning.
 const MANY_TURNS: usize = 1000;
@@ -15,14 +18,37 @@ const MANY_TURNS: usize = 1000;
 const LONG: u16 = 10_000;
 
 /// Watches what it is told to, and insists that every watch is ended once.
-pub struct Watched {
+struct Watched {
     epoll: Epoll,
     fds: RefCell<Vec<RawFd>>,
     /// Whether a watch was ended that there was not.
     needless: Cell<bool>,
 }
 
-impl Poller for Watched {
+/// What a connection has of it: when the connection is forgotten, the descriptor is not.
+struct Handle(Weak<Watched>);
+
+impl Handle {
+    fn watched(&self) -> Rc<Watched> {
+        self.0.upgrade().expect("outlives the connection")
+    }
+}
+
+impl Poller for Handle {
+    fn watch(&self, fd: BorrowedFd<'_>, source: Source) -> io::Result<()> {
+        self.watched().watch(fd, source)
+    }
+
+    fn unwatch(&self, fd: BorrowedFd<'_>) {
+        self.watched().unwatch(fd);
+    }
+}
+
+impl Watched {
+    fn handle(self: &Rc<Watched>) -> Rc<Handle> {
+        Rc::new(Handle(Rc::downgrade(self)))
+    }
+
     fn watch(&self, fd: BorrowedFd<'_>, source: Source) -> io::Result<()> {
         let event = EpollEvent::new(EpollFlags::EPOLLIN, u64::from(source == Source::Kick));
         self.epoll.add(fd, event)?;
@@ -39,9 +65,16 @@ impl Poller for Watched {
             .borrow_mut()
             .retain(|&other| other != fd.as_raw_fd());
     }
-}
 
-impl Watched {
+    /// Ends all watches.
+    fn forget(&self) {
+        for fd in self.fds.take() {
+            // SAFETY: a connection that is watched, and was forgotten, owns it.
+            let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+            self.epoll.delete(fd).unwrap();
+        }
+    }
+
     fn wait(&self, timeout: EpollTimeout) -> Vec<Source> {
         let mut events = [EpollEvent::empty(); 8];
         let count = self.epoll.wait(&mut events, timeout).unwrap();
@@ -66,6 +99,9 @@ pub enum End {
 pub struct EventLoop {
     connection: Option<Connection>,
     watched: Rc<Watched>,
+    pub saved: SavedState,
+    /// The descriptors of a killed process that nobody has claimed.
+    left: BTreeSet<RawFd>,
     end: Option<End>,
 }
 
@@ -84,12 +120,51 @@ impl EventLoop {
             fds: RefCell::default(),
             needless: Cell::new(false),
         });
-        let connection = Connection::new(stream, config, handler, watched.clone())?;
+        let saved = SavedState::new();
+        let state = saved.state();
+        let connection = Connection::new(stream, config, handler, watched.handle(), state)?;
         Ok(EventLoop {
             connection: Some(connection),
             watched,
+            saved,
+            left: BTreeSet::new(),
             end: None,
         })
+    }
+
+    /// The process is killed: it does nothing any more, and its descriptors stay open.
+    pub fn kill(&mut self) {
+        let connection = self.connection.take().expect("a connection");
+        std::mem::forget(connection);
+        self.watched.forget();
+        self.left = self.saved.descriptors();
+        self.left.extend(self.saved.duplicates());
+    }
+
+    /// Another process goes on with what the killed one has left.
+    pub fn resume(
+        &mut self,
+        config: &DeviceConfig,
+        handler: Rc<dyn Handler>,
+        faulty: bool,
+    ) -> Result<bool, Error> {
+        let left = &mut self.left;
+        let mut claim = |fd| {
+            if !left.remove(&fd) {
+                return Err(io::ErrorKind::NotFound.into());
+            }
+            // SAFETY: the connection that owned it was forgotten, and nobody has claimed it since.
+            Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+        };
+        let state = self.saved.state();
+        let watched = self.watched.handle();
+        let resumed = Connection::resume(config, handler, watched, state, &mut claim, faulty);
+        while let Some(fd) = self.left.pop_first() {
+            // SAFETY: as above.
+            drop(unsafe { OwnedFd::from_raw_fd(fd) });
+        }
+        self.connection = resumed?;
+        Ok(self.connection.is_some())
     }
 
     /// One turn with what is there, if anything; returns what it was.

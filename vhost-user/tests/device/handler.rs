@@ -2,7 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 
-use vhost_user::{Handler, Request};
+use vhost_user::{Handler, Request, Resumed};
 
 /// Answers every request with the bytes it came with, as many as fit.
 #[derive(Default)]
@@ -14,6 +14,8 @@ pub struct Echo {
     /// What was kept. Draining answers it.
     pub kept: RefCell<Vec<Request>>,
     pub handled: Cell<usize>,
+    /// What was known of each request that was handled.
+    pub resumed: RefCell<Vec<Option<Resumed>>>,
     pub drains: Cell<usize>,
     pub resets: Cell<usize>,
     /// How many requests were answered only then.
@@ -40,6 +42,7 @@ impl Echo {
 impl Handler for Echo {
     fn handle(&self, request: Request) {
         self.handled.set(self.handled.get() + 1);
+        self.resumed.borrow_mut().push(request.resumed());
         if self.keep.get() {
             self.kept.borrow_mut().push(request);
         } else {

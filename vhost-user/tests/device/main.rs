@@ -1,10 +1,10 @@
 //! A front-end, a driver and a back-end on one thread: what the crate promises, message by message
 //! and descriptor by descriptor.
 //!
-//! - `event_loop`, `handler`, `front_end`, `guest_memory`, `machine`, `random`, `log_lines`: the
+//! - `event_loop`, `handler`, `front_end`, `guest_memory`, `machine`, `random`, `log_lines`, `saved`: the
 //!   other side of everything, and what turns it. The driver is in the crate `ring-driver`.
 //! - `control`, `lifecycle`, `notification`, `memory`, `buffers`, `chains`, `broken_ring`,
-//!   `garbage`, `race`: the tests.
+//!   `garbage`, `race`, `resume`: the tests.
 
 mod event_loop;
 mod front_end;
@@ -13,6 +13,7 @@ mod handler;
 mod log_lines;
 mod machine;
 mod random;
+mod saved;
 
 mod broken_ring;
 mod buffers;
@@ -23,3 +24,4 @@ mod lifecycle;
 mod memory;
 mod notification;
 mod race;
+mod resume;

@@ -14,6 +14,7 @@ use crate::export::{FileHandles, HostModes, Ids, Multidevs, Permissions, Securit
 use crate::sandbox::Sandbox;
 use crate::sandbox::capabilities::Modcaps;
 use crate::sandbox::seccomp::Seccomp;
+use crate::sandbox::supervisor::Restart;
 use crate::server::limits::Limits;
 use crate::server::throttle::{Rate, Rates};
 
@@ -111,6 +112,10 @@ pub struct Options {
     /// this user can have]
     #[arg(long, value_enum, value_name = "HOW")]
     pub sandbox: Option<Sandbox>,
+
+    /// When another process takes over from the one that serves. With `never`, a crash ends the daemon
+    #[arg(long, value_enum, value_name = "WHEN", default_value_t = Restart::Crash)]
+    pub restart: Restart,
 
     /// What happens when the daemon makes a system call that it does not need
     #[arg(long, value_enum, value_name = "WHAT", default_value_t = Seccomp::Kill)]

@@ -2,7 +2,7 @@
 //!
 //! This library is the daemon without its `main`: [`cli`] reads the command line, [`daemon`] owns
 //! the event loop and the front-end's socket, [`server`] answers 9P2000.L, [`export`] is the tree
-//! of files, and [`sandbox`] confines the daemon to it. Only this crate depends on `coroutine`,
+//! of files, [`state`] is what outlives a crash, and [`sandbox`] confines the daemon to the tree. Only this crate depends on `coroutine`,
 //! `protocol` and `vhost-user`, which do not depend on each other. ARCHITECTURE.md describes the
 //! way of a request.
 
@@ -12,3 +12,4 @@ pub mod export;
 pub mod logger;
 pub mod sandbox;
 pub mod server;
+pub mod state;

@@ -569,7 +569,7 @@ fn times(guest: &Guest) -> (u64, u64) {
 
 #[test]
 fn the_end_of_a_large_file_takes_none_of_the_loop_s_time() {
-    const SIZE: i64 = 256 << 20;
+    const SIZE: i64 = 512 << 20;
     // To free a file of it takes time, and no disk has to be waited for.
     let Ok(share) = tempfile::tempdir_in("/dev/shm") else {
         return;

@@ -21,6 +21,7 @@ use vhost_user_9p::export::{Export, FileHandles, Identity, Ids, Multidevs};
 use vhost_user_9p::server::Server;
 use vhost_user_9p::server::limits::Limits;
 use vhost_user_9p::server::throttle::Rates;
+use vhost_user_9p::state::State;
 
 /// Requests at once.
 const BATCH: u16 = 16;
@@ -84,7 +85,8 @@ impl Session {
         };
         let workers = Workers::new(1).expect("workers");
         let bounds = (limits, Rates::default());
-        let server = Server::new(export, workers, Multidevs::Remap, 1024, bounds);
+        let state = State::private(&limits.capacity()).expect("memory");
+        let server = Server::new(export, workers, Multidevs::Remap, 1024, bounds, state);
         let config = DeviceConfig {
             features: 1,
             config_space: b"\x04\x00host".to_vec(),

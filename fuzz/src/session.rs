@@ -17,6 +17,7 @@ use vhost_user_9p::export::{Export, FileHandles, Identity, Ids};
 use vhost_user_9p::server::Server;
 use vhost_user_9p::server::limits::Limits;
 use vhost_user_9p::server::throttle::Rates;
+use vhost_user_9p::state::State;
 
 use crate::machine::{BUFFERS, GUEST, Machine, RING, RING_SIZE, VERSION_1, open_descriptors};
 use crate::share::Share;
@@ -90,6 +91,7 @@ impl World {
             Multidevs::Remap,
             FEW_DESCRIPTORS,
             (LIMITS, Rates::default()),
+            State::private(&LIMITS.capacity()).expect("memory"),
         );
         let config = DeviceConfig {
             features: 1,

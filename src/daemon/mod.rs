@@ -3,7 +3,8 @@
 pub mod socket;
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -18,15 +19,17 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::stat::{Mode, umask};
 use nix::sys::statvfs::{FsFlags, fstatvfs};
 use nix::unistd::{Pid, geteuid};
-use vhost_user::{Connection, DeviceConfig, Poller, Source, State, Status};
+use vhost_user::{Connection, DeviceConfig, Poller, Source, Status};
 
 use crate::cli::Options;
 use crate::export::users::Users;
 use crate::export::{Export, FileHandles, Identity, Ids, Permissions, open_share};
 use crate::sandbox::capabilities::{self, Rights};
 use crate::sandbox::seccomp::{self, Filter};
-use crate::sandbox::{self, Inside, Role, Sandbox};
+use crate::sandbox::supervisor::{BEGIN_ANEW, Deaths, Next, Restart};
+use crate::sandbox::{self, End, Entry, Inside, Role, Sandbox};
 use crate::server::Server;
+use crate::state::{self, Claims, Memory, State};
 use socket::{Socket, SocketFile};
 
 /// Bit 0 of virtio-9p's features: the configuration space holds the mount tag.
@@ -82,6 +85,12 @@ pub enum Error {
     /// The system calls cannot be restricted.
     #[error("cannot limit the system calls: {0}; try --seccomp none")]
     Seccomp(#[from] seccomp::Error),
+    /// There is no memory for the state.
+    #[error("{0}; allow this process more memory")]
+    State(#[from] state::Error),
+    /// There is no memory for the connection's state.
+    #[error("{0}; allow this process more memory")]
+    ConnectionState(#[from] vhost_user::Error),
     /// The daemon has exited, and reported why.
     #[error("the daemon ended with status {0}")]
     Daemon(u8),
@@ -111,6 +120,15 @@ fn host<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> Error {
         what,
         error: error.into(),
     }
+}
+
+/// Why a process cannot take over from another.
+#[derive(Debug, thiserror::Error)]
+enum ResumeError {
+    #[error(transparent)]
+    Session(#[from] state::Error),
+    #[error(transparent)]
+    Connection(#[from] vhost_user::Error),
 }
 
 /// The source of an event, as epoll returns it.
@@ -172,29 +190,31 @@ impl Poller for Reactor {
 pub fn run(options: &Options) -> Result<(), Error> {
     let stop = stop_signals()?;
     let outside = Outside::open(options)?;
-    let signals = SignalFd::with_flags(&stop, SfdFlags::SFD_CLOEXEC).map_err(host("signals"))?;
-    let confined = match outside.confine(options)? {
-        Entered::Daemon(confined) => confined,
-        Entered::Supervisor(daemon, _file) => return supervise(daemon, stop),
+    let Some(confined) = outside.confine(options, &stop)? else {
+        return Ok(());
     };
     let filter = Filter {
         policy: options.seccomp,
         file_handles: confined.handles != FileHandles::Never,
     };
+    let signals = SignalFd::with_flags(&stop, SfdFlags::SFD_CLOEXEC).map_err(host("signals"))?;
     let mut daemon = confined.daemon(options, filter, &signals)?;
     let path = options.shared_dir.as_deref().unwrap_or(Path::new(""));
     log::info!("sharing {} as \"{}\"", path.display(), options.tag);
     // Everything that takes more system calls than serving is done. The workers inherit the filter
     // and add their own.
     seccomp::install(filter)?;
-    daemon.wait_for_front_end()?;
+    if daemon.connection.is_none() {
+        daemon.wait_for_front_end()?;
+    }
     daemon.turn_until_stopped()
 }
 
 /// What is opened by paths of the host, or takes rights that the daemon drops.
 struct Outside {
     share: OwnedFd,
-    socket: Socket,
+    /// Not closed by a process that waits: the server may have closed it, for both.
+    socket: ManuallyDrop<Socket>,
     file: Option<SocketFile>,
     ids: Ids,
     users: Option<Users>,
@@ -202,11 +222,11 @@ struct Outside {
     descriptors: usize,
 }
 
-/// Which process this is after the sandbox was entered.
-enum Entered {
-    Daemon(Box<Confined>),
-    /// Waits outside for the daemon, and then removes the socket file.
-    Supervisor(Pid, Option<SocketFile>),
+/// What the process before has left, if it has died.
+struct Left {
+    descriptors: Vec<RawFd>,
+    /// Whether it died by its own fault.
+    faulty: bool,
 }
 
 /// Everything that the daemon serves with, in its sandbox and with reduced rights.
@@ -217,6 +237,9 @@ struct Confined {
     handles: FileHandles,
     identity: Identity,
     descriptors: usize,
+    /// The memory of the state, if a supervisor keeps it.
+    memory: Option<Memory>,
+    left: Option<Left>,
 }
 
 impl Outside {
@@ -251,7 +274,7 @@ impl Outside {
         umask(Mode::empty());
         Ok(Outside {
             share,
-            socket,
+            socket: ManuallyDrop::new(socket),
             file,
             ids,
             users,
@@ -259,22 +282,76 @@ impl Outside {
         })
     }
 
-    /// Enters the sandbox and drops the rights that serving does not need.
-    fn confine(mut self, options: &Options) -> Result<Entered, Error> {
+    /// Enters the sandbox and drops the rights that serving does not need. None in a process that has
+    /// waited for another one, which has ended in order. Errors: what failed, or the exit status of that
+    /// process.
+    fn confine(mut self, options: &Options, stop: &SigSet) -> Result<Option<Confined>, Error> {
         let handles = options.file_handles();
-        let Inside { share, landlock } = match sandbox::enter(options.sandbox, self.share, handles)?
-        {
-            Role::Alone(inside) => inside,
-            Role::Daemon(inside) => {
-                // Only the process outside can surely reach it.
-                if let Some(file) = self.file.take() {
-                    file.leave();
-                }
-                inside
-            }
-            // The file is removed when it is dropped.
-            Role::Supervisor(daemon) => return Ok(Entered::Supervisor(daemon, self.file)),
+        let capacity = options.limits().0.capacity();
+        let mut memory = match options.restart {
+            Restart::Never => None,
+            Restart::Crash => Some(capacity.memory()?),
         };
+        let entry = Entry {
+            sandbox: options.sandbox,
+            handles,
+            memory: memory.as_ref(),
+        };
+        let mut deaths = Deaths::default();
+        let mut faulty_before = false;
+        let mut role = sandbox::enter(entry, self.share)?;
+        let (inside, left) = loop {
+            role = match role {
+                Role::Alone(inside) => break (inside, None),
+                Role::Server {
+                    inside,
+                    shares_outside,
+                } => {
+                    // The process outside removes it, for which it needs its descriptor.
+                    match self.file.take() {
+                        Some(file) if !shares_outside => file.leave(),
+                        file => std::mem::forget(file),
+                    }
+                    break (inside, None);
+                }
+                Role::Successor(inside, descriptors) => {
+                    std::mem::forget(self.file.take());
+                    let faulty = faulty_before;
+                    break (
+                        inside,
+                        Some(Left {
+                            descriptors,
+                            faulty,
+                        }),
+                    );
+                }
+                // The file is removed when it is dropped.
+                Role::Parent(child) => return waited_for(child, stop).map(|()| None),
+                Role::Supervisor(server, entrance) => {
+                    if !entrance.is_outside() {
+                        // The first server has closed it for both.
+                        std::mem::forget(self.file.take());
+                    }
+                    let end =
+                        sandbox::wait(server, *stop).map_err(host("to wait for the server"))?;
+                    if end == End::Exited(BEGIN_ANEW.into()) {
+                        memory = Some(capacity.memory()?);
+                    }
+                    match (deaths.next(end, options.restart, Instant::now()), &memory) {
+                        (Next::Exit(0), _) => return Ok(None),
+                        (Next::Restart { faulty }, Some(memory)) => {
+                            faulty_before = faulty;
+                            entrance.enter_again(memory)?
+                        }
+                        (Next::Exit(status), _) => return Err(Error::Daemon(status)),
+                        (Next::Restart { .. }, None) => {
+                            unreachable!("without memory there is no supervisor")
+                        }
+                    }
+                }
+            };
+        };
+        let Inside { share, landlock } = inside;
         let handles = match landlock {
             false => handles,
             true => {
@@ -291,14 +368,16 @@ impl Outside {
         })?;
         let identity =
             Identity::of_process(self.ids, self.users).map_err(host("its capabilities"))?;
-        Ok(Entered::Daemon(Box::new(Confined {
+        Ok(Some(Confined {
             share,
-            socket: self.socket,
+            socket: ManuallyDrop::into_inner(self.socket),
             file: self.file,
             handles,
             identity,
             descriptors: self.descriptors,
-        })))
+            memory,
+            left,
+        }))
     }
 }
 
@@ -312,12 +391,19 @@ impl Confined {
     ) -> Result<Daemon, Error> {
         let export = export(options, self.share, self.handles, self.identity)?;
         let workers = seccomp::workers(filter, options.threads.into())?;
+        let capacity = options.limits().0.capacity();
+        let state = match &self.memory {
+            None => State::private(&capacity)?,
+            Some(memory) => State::new(memory, &capacity),
+        };
+        let of_device = vhost_user::State::new(state.device().clone())?;
         let server = Server::new(
             export,
             workers,
             options.multidevs,
             self.descriptors,
             options.limits(),
+            state,
         );
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(host("epoll"))?;
         let reactor = Rc::new(Reactor(epoll));
@@ -327,7 +413,7 @@ impl Confined {
         reactor
             .watch(server.workers(), Token::Workers)
             .map_err(host("epoll"))?;
-        Ok(Daemon {
+        let mut daemon = Daemon {
             reactor,
             device: DeviceConfig {
                 features: VIRTIO_9P_MOUNT_TAG,
@@ -338,13 +424,19 @@ impl Confined {
             server,
             socket: self.socket,
             _file: self.file,
+            state: of_device,
             connection: None,
             search: Spin::new(options.poll_time()),
             looked: Instant::now(),
             listen_again: None,
             served: false,
             stopping: false,
-        })
+        };
+        if let Some(left) = self.left {
+            daemon.take_over(left)?;
+        }
+        daemon.server.begin_state();
+        Ok(daemon)
     }
 }
 
@@ -388,6 +480,8 @@ struct Daemon {
     socket: Socket,
     /// Removed at the end, unless another process does that.
     _file: Option<SocketFile>,
+    /// Where the connection is recorded.
+    state: vhost_user::State,
     once: bool,
     /// Polls for requests before the loop sleeps.
     search: Spin,
@@ -401,6 +495,44 @@ struct Daemon {
 }
 
 impl Daemon {
+    /// Continues with what the process before has left. Errors: the exit status of this process, if that
+    /// is impossible. The next one begins anew then, without a front-end.
+    fn take_over(&mut self, left: Left) -> Result<(), Error> {
+        let begin = Instant::now();
+        // SAFETY: they are the descriptors that were open when this process was made, except those of the
+        // supervisor. This process has used none of them since, and the supervisor closes none.
+        let mut claims = unsafe { Claims::new(left.descriptors) };
+        if !self.server.has_state() {
+            return Ok(());
+        }
+        match self.resume(&mut claims, left.faulty) {
+            Ok(resumed) => {
+                if let (true, Socket::Connected(stream)) = (resumed, &mut self.socket) {
+                    // The connection has a duplicate of its own.
+                    stream.take();
+                }
+                self.served |= resumed;
+                drop(claims);
+                self.server.go_on();
+                log::info!("took over in {} us", begin.elapsed().as_micros());
+                Ok(())
+            }
+            Err(error) => {
+                log::error!("cannot continue, and so disconnects the front-end: {error}");
+                Err(Error::Daemon(BEGIN_ANEW))
+            }
+        }
+    }
+
+    fn resume(&mut self, claims: &mut Claims, faulty: bool) -> Result<bool, ResumeError> {
+        self.server.resume(claims)?;
+        let (server, reactor) = (self.server.clone(), self.reactor.clone());
+        let claim = &mut |fd| claims.take(fd);
+        let state = self.state.clone();
+        self.connection = Connection::resume(&self.device, server, reactor, state, claim, faulty)?;
+        Ok(self.connection.is_some())
+    }
+
     fn turn_until_stopped(&mut self) -> Result<(), Error> {
         while !self.stopping {
             let timeout = self.prepare_sleep();
@@ -562,9 +694,8 @@ impl Daemon {
     fn connect(&mut self, stream: UnixStream) -> Result<(), Error> {
         self.served = true;
         let (server, reactor) = (self.server.clone(), self.reactor.clone());
-        match State::private()
-            .and_then(|state| Connection::new(stream, &self.device, server, reactor, state))
-        {
+        let state = self.state.clone();
+        match Connection::new(stream, &self.device, server, reactor, state) {
             Ok(connection) => {
                 log::info!("a front-end has connected");
                 self.connection = Some(connection);
@@ -641,12 +772,12 @@ fn set_ignored(number: Signal, ignored: bool) -> Result<bool, Error> {
     Ok(matches!(before, SigHandler::SigIgn))
 }
 
-/// Waits for the daemon in its sandbox.
-fn supervise(daemon: Pid, stop: SigSet) -> Result<(), Error> {
-    match sandbox::supervise(daemon, stop).map_err(host("to wait for the daemon"))? {
-        0 => Ok(()),
-        // A status has 8 bits.
-        status => Err(Error::Daemon(status as u8)),
+/// Waits for a child, and reports how it ended. Errors: its exit status, if that is not 0.
+fn waited_for(child: Pid, stop: &SigSet) -> Result<(), Error> {
+    let end = sandbox::wait(child, *stop).map_err(host("to wait for the daemon"))?;
+    match Deaths::default().next(end, Restart::Never, Instant::now()) {
+        Next::Exit(0) | Next::Restart { .. } => Ok(()),
+        Next::Exit(status) => Err(Error::Daemon(status)),
     }
 }
 

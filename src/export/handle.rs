@@ -145,6 +145,19 @@ impl InodeLocators {
         })
     }
 
+    /// The locator that another process has made of a handle (`None`: of the name) on the mount of the
+    /// directory `near`. May block.
+    pub fn adopt(&self, handle: Option<&[u8]>, near: Option<&Node>) -> InodeLocator {
+        let mount = near.and_then(|near| self.mount(near, None));
+        match (handle.and_then(FileHandle::from_bytes), mount) {
+            (Some(handle), Some(mount)) => InodeLocator::Handle(handle, mount),
+            (_, mount) => {
+                self.by_name.store(true, Ordering::Relaxed);
+                InodeLocator::Name(mount)
+            }
+        }
+    }
+
     /// Follows locators one after the other, each to the inode that had this key and this name in
     /// the directory before, the first below `top`. Errors: those of openat2(2) and
     /// open_by_handle_at(2), ESTALE; EINTR if `stopping` is not 0.

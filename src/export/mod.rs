@@ -50,7 +50,7 @@ pub use model::{Change, HostModes, NewFile, SecurityModel, has_set_id};
 pub use name::{Component, Name};
 pub use node::{FileKind, InodeId, InodeKey, Lookup, Node, Stat, errno_of, permissions};
 pub use place::{Located, Place};
-pub use qid::{Multidevs, QidMap};
+pub use qid::{FILE_SYSTEMS, Multidevs, QidMap};
 use tree::Tree;
 pub use way_up::{DEEPEST, WayUp};
 

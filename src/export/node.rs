@@ -1,6 +1,7 @@
 //! A pinned file of the export, and operations on it that take no name.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, OpenHow, ResolveFlag, fcntl, open, openat, openat2};
@@ -94,6 +95,21 @@ impl Stat {
         }
     }
 
+    /// Whether the file was created at this time since the epoch, or later. Where the file system does
+    /// not tell, whether it was changed.
+    pub fn created_since(&self, since: Duration) -> bool {
+        match self.key().birth {
+            Some((seconds, nanoseconds)) => is_since(seconds, nanoseconds, since),
+            None => self.changed_since(since),
+        }
+    }
+
+    /// Whether the change time is this time since the epoch, or later.
+    pub fn changed_since(&self, since: Duration) -> bool {
+        let changed = &self.0.stx_ctime;
+        is_since(changed.tv_sec, changed.tv_nsec, since)
+    }
+
     /// The file's type.
     pub fn kind(&self) -> FileKind {
         match u32::from(self.0.stx_mode) & libc::S_IFMT {
@@ -103,6 +119,10 @@ impl Stat {
             _ => FileKind::Special,
         }
     }
+}
+
+fn is_since(seconds: i64, nanoseconds: u32, since: Duration) -> bool {
+    u64::try_from(seconds).is_ok_and(|seconds| Duration::new(seconds, nanoseconds) >= since)
 }
 
 /// How far a lookup may go.
@@ -130,6 +150,19 @@ impl Node {
             },
             stat,
         ))
+    }
+
+    /// Takes over a descriptor that another process has used as the node with this key and of this
+    /// kind. Asks no server. Errors: ESTALE if it leads to another file.
+    pub fn adopt(fd: OwnedFd, key: InodeKey, kind: FileKind) -> Result<Node, Errno> {
+        let mut stat = Stat::default();
+        sys::statx_cached(fd.as_fd(), &mut stat.0)?;
+        // A server that is not asked may not tell the birth.
+        let same = (stat.id(), stat.key().mount, stat.kind()) == (key.id, key.mount, kind);
+        match same {
+            true => Ok(Node { fd, key, kind }),
+            false => Err(Errno::ESTALE),
+        }
     }
 
     /// Looks one name up below this directory. A symbolic link is pinned itself, never followed;

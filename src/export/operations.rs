@@ -5,6 +5,7 @@
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
@@ -16,7 +17,7 @@ use super::directory::DirectoryStream;
 use super::identity::Owner;
 use super::model::{Change, Model, NewFile, has_set_id, host};
 use super::name::Name;
-use super::node::{Lookup, Node, Stat};
+use super::node::{FileKind, Lookup, Node, Stat};
 use super::place::{Located, Place};
 use super::way_up::WayUp;
 use super::xattr::XattrName;
@@ -157,6 +158,49 @@ impl Export {
             }
         }
         Err(Errno::EAGAIN)
+    }
+
+    /// Finishes and opens a file that a process may have created just before it died: one that was
+    /// created `since` this time since the epoch. Errors: EEXIST if the file is older.
+    pub fn create_again(
+        &self,
+        directory: Located<'_>,
+        name: &Name,
+        flags: OFlag,
+        mode: u32,
+        owner: Owner,
+        since: Duration,
+    ) -> Result<(OwnedFd, Node, Stat), Errno> {
+        let (node, stat) = created_since(directory.node, name, since)?;
+        if node.kind() != FileKind::Regular {
+            return Err(Errno::EEXIST);
+        }
+        match &self.model {
+            Model::Host(_) => Ok((host::open_created(&node, flags)?, node, stat)),
+            Model::Mapped(mapped) => {
+                let stat = mapped.create_again(&self.tree, directory, name, mode, owner, &node)?;
+                Ok((node.reopen(flags)?, node, stat))
+            }
+        }
+    }
+
+    /// [`Export::create_again`] for a file that is not opened.
+    pub fn make_again(
+        &self,
+        directory: Located<'_>,
+        name: &Name,
+        file: &NewFile<'_>,
+        owner: Owner,
+        since: Duration,
+    ) -> Result<Stat, Errno> {
+        let (node, stat) = created_since(directory.node, name, since)?;
+        match &self.model {
+            Model::Host(_) if host::is_alike(&node, &stat, file) => Ok(stat),
+            Model::Host(_) => Err(Errno::EEXIST),
+            Model::Mapped(mapped) => {
+                mapped.make_again(&self.tree, directory, name, file, owner, &node)
+            }
+        }
     }
 
     /// Removes a file that [`Export::create`] has created and could not pin.
@@ -333,5 +377,14 @@ impl Export {
             true => self.identity.changing_mode(user, change),
             false => change(),
         }
+    }
+}
+
+/// The file with this name. Errors: EEXIST if it is older than `since`, those of openat2(2).
+fn created_since(directory: &Node, name: &Name, since: Duration) -> Result<(Node, Stat), Errno> {
+    let (node, stat) = directory.child(name, Lookup::Local)?;
+    match stat.created_since(since) {
+        true => Ok((node, stat)),
+        false => Err(Errno::EEXIST),
     }
 }

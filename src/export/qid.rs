@@ -14,7 +14,7 @@ use super::node::{FileKind, InodeId, Stat};
 /// The bits of `qid.path` that hold an inode number; the file system's index is above them.
 const INODE_BITS: u32 = 48;
 /// How many file systems can have an index. Over time more may be mounted.
-const FILE_SYSTEMS: usize = 1 << (63 - INODE_BITS);
+pub const FILE_SYSTEMS: usize = 1 << (63 - INODE_BITS);
 /// Marks a path that is a hash, because inode number and index do not fit.
 const HASHED: u64 = 1 << 63;
 
@@ -38,12 +38,15 @@ pub enum Multidevs {
 /// the index of its file system and its number, and is unique if the number has at most 48 bits, as
 /// on local disks. Otherwise, and on file systems that found no free index, it is a 63-bit hash of
 /// both.
-#[derive(Debug)]
 pub struct QidMap {
     policy: Multidevs,
     root: (u32, u32),
     devices: HashMap<(u32, u32), u64, RandomState>,
+    record: Box<Record>,
 }
+
+/// Gets the index and the device of a file system.
+type Record = dyn Fn(u64, (u32, u32));
 
 impl QidMap {
     /// Paths for an export whose root is `root`.
@@ -52,7 +55,22 @@ impl QidMap {
             policy,
             root: root.device,
             devices: HashMap::from_iter([(root.device, 0)]),
+            record: Box::new(|_, _| {}),
         }
+    }
+
+    /// The same paths, with these file systems behind the share's own. `record` is called for each file
+    /// system that gets an index from now on.
+    pub fn recorded(
+        mut self,
+        known: impl IntoIterator<Item = (u32, u32)>,
+        record: impl Fn(u64, (u32, u32)) + 'static,
+    ) -> QidMap {
+        for device in known {
+            self.is_first_of(device);
+        }
+        self.record = Box::new(record);
+        self
     }
 
     /// Whether the guest may reach a file. Errors: ENODEV for one of another file system if that
@@ -107,6 +125,7 @@ impl QidMap {
         match self.devices.entry(device) {
             Entry::Vacant(entry) if index < FILE_SYSTEMS => {
                 entry.insert(index as u64);
+                (self.record)(index as u64, device);
                 true
             }
             _ => false,
@@ -212,6 +231,7 @@ mod tests {
             policy: _,
             root: _,
             devices,
+            record: _,
         } = qids;
         assert_eq!(devices.len(), 2);
     }

@@ -4,8 +4,10 @@
 
 use std::ffi::CStr;
 use std::fmt::Write as _;
+use std::fs::ReadDir;
+use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
@@ -22,6 +24,30 @@ static IN_PROC: AtomicBool = AtomicBool::new(false);
 /// From now on [`ProcPath`] is relative to the working directory, which must stay `/proc/self/fd`.
 pub fn find_descriptors_from_working_directory() {
     IN_PROC.store(true, Ordering::Relaxed);
+}
+
+/// The directory `/proc/self/fd`, also where `/proc` is the root. Errors: it cannot be read.
+pub fn descriptors_directory() -> io::Result<ReadDir> {
+    match IN_PROC.load(Ordering::Relaxed) {
+        true => std::fs::read_dir("."),
+        false => read_own("fd"),
+    }
+}
+
+/// How many threads this process has. Errors: `/proc` cannot be read.
+pub fn count_threads() -> io::Result<usize> {
+    read_own("task").map(Iterator::count)
+}
+
+fn read_own(name: &str) -> io::Result<ReadDir> {
+    std::fs::read_dir(format!("/proc/self/{name}"))
+        .or_else(|_| std::fs::read_dir(format!("/self/{name}")))
+}
+
+/// Whether a descriptor with this number is open.
+pub fn is_open(fd: RawFd) -> bool {
+    // SAFETY: the call takes no pointer, and changes nothing.
+    unsafe { libc::fcntl(fd, libc::F_GETFD) >= 0 }
 }
 
 /// `/proc/self/fd/N`: the magic link by which calls that refuse an `O_PATH` descriptor reach a
@@ -82,6 +108,12 @@ pub fn statx(fd: BorrowedFd<'_>, into: &mut libc::statx) -> Result<(), Errno> {
         }
     }
     statx_with(fd, Some(c""), libc::AT_EMPTY_PATH, into)
+}
+
+/// [`statx`] of what the kernel remembers, without asking a server.
+pub fn statx_cached(fd: BorrowedFd<'_>, into: &mut libc::statx) -> Result<(), Errno> {
+    let flags = libc::AT_EMPTY_PATH | libc::AT_STATX_DONT_SYNC;
+    statx_with(fd, Some(c""), flags, into)
 }
 
 /// `statx` of `name` in a directory, without following a symbolic link. Takes no descriptor.
@@ -211,6 +243,22 @@ struct RawHandle {
 pub struct FileHandle {
     kind: i32,
     handle: Box<[u8]>,
+}
+
+impl FileHandle {
+    /// The handle as bytes.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        [&self.kind.to_ne_bytes(), &*self.handle].concat()
+    }
+
+    /// The handle that [`FileHandle::to_bytes`] has returned as `bytes`. None for anything else.
+    pub fn from_bytes(bytes: &[u8]) -> Option<FileHandle> {
+        let (kind, handle) = bytes.split_first_chunk()?;
+        (handle.len() <= MAX_HANDLE).then(|| FileHandle {
+            kind: i32::from_ne_bytes(*kind),
+            handle: handle.into(),
+        })
+    }
 }
 
 /// `name_to_handle_at(fd, "", AT_EMPTY_PATH)`. Errors: EOPNOTSUPP where the file system has no

@@ -8,24 +8,21 @@ use landlock::{
     RulesetError, RulesetStatus, Scope,
 };
 use nix::errno::Errno;
-use nix::sched::CloneFlags;
 
-use super::child::{self, Step, at};
-use super::{Error, Inside, Role};
+use super::Inside;
+use super::child::{Entered, Step, at};
 use crate::export::errno_of;
 
 /// The newest rules that are used. An older kernel enforces those of them that it knows.
 const NEWEST: ABI = ABI::V6;
 
-/// Forks the daemon. Errors: the kernel has no such rules; nothing has changed then.
-pub fn enter(share: &OwnedFd) -> Result<Role, Error> {
-    child::fork(CloneFlags::empty(), "none", || {
-        at(Step::Landlock, restrict(share.as_fd()))?;
-        let share = at(Step::Root, share.try_clone().map_err(errno_of))?;
-        Ok(Inside {
-            share,
-            landlock: true,
-        })
+/// Restricts this process. Errors: the kernel has no such rules.
+pub fn enter(share: &OwnedFd) -> Entered<Inside> {
+    at(Step::Landlock, restrict(share.as_fd()))?;
+    let share = at(Step::Root, share.try_clone().map_err(errno_of))?;
+    Ok(Inside {
+        share,
+        landlock: true,
     })
 }
 

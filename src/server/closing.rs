@@ -263,6 +263,9 @@ impl Server {
     /// request has ended.
     #[inline]
     pub(super) fn close_pending(&self) {
+        if self.session.fids.are_ending() {
+            self.release(self.session.fids.ending());
+        }
         if self.session.inodes.close_queue().len() > 0 {
             self.close_unused();
         }

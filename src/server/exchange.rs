@@ -5,6 +5,7 @@ use protocol::{DecodeError, HEADER_LEN, Header, NOTAG, Rlerror, Rmessage, Twrite
 use vhost_user::{Readable, Request, Writable};
 
 use super::limits::MAX_MSIZE;
+use super::redo::Redo;
 
 /// The longest frame that is copied out of guest memory. Only a Twrite may be longer; its payload
 /// is not copied. The longest that makes sense, a Twalk with sixteen names, is 4 KiB.
@@ -78,6 +79,16 @@ impl Exchange {
             self.readable().read_at(copied, &mut head[copied..]);
         }
         Ok((header, &head[HEADER_LEN..]))
+    }
+
+    /// Whether another process has begun the request.
+    pub fn is_redo(&self) -> bool {
+        self.pending().resumed().is_some()
+    }
+
+    /// What follows if another process has begun the request.
+    pub fn redo(&self) -> Redo {
+        Redo::new(self.pending().resumed().copied())
     }
 
     /// What the guest sent. After the answer there is nothing to read.

@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::os::fd::{AsFd, AsRawFd};
 use std::rc::Rc;
 
 use foldhash::fast::RandomState;
@@ -12,22 +13,29 @@ use super::closing::Closing;
 use super::handle::Handle;
 use super::inodes::Inode;
 use super::limits::Share;
+use super::redo::Redo;
 use crate::export::acl;
 use crate::export::xattr::XattrName;
+use crate::state::{self, FidRecord, Heap, Record, Row, Table, Text};
 
 /// A guest's handle for a file. A request keeps the fid that it works on, so a clunk meanwhile only
 /// takes the guest's number away; the descriptor is closed after the last request.
 #[derive(Debug)]
 pub struct Fid {
+    /// Its record.
+    row: Row<FidRecord>,
     /// The user who attached, by the host's id: the owner of what is made through the fid.
     pub user: u32,
     /// Where `..` stops.
     pub root: Rc<Inode>,
     state: RefCell<State>,
+    /// Where the walk onto itself that made it began: kept, so that it can be done again.
+    previous: Option<Rc<Inode>>,
 }
 
+/// What a fid stands for.
 #[derive(Clone, Debug)]
-enum State {
+pub enum State {
     /// From attach or walk.
     Walked(Rc<Inode>),
     /// From lopen or lcreate.
@@ -45,6 +53,8 @@ pub struct OpenFile {
     pub inode: Rc<Inode>,
     /// Whether something was locked through this file. Such locks end with it.
     pub locked: Cell<bool>,
+    /// The row of the fid; 0 before it has one.
+    pub fid_row: Cell<u32>,
     /// What I/O goes through.
     pub handle: Closing<Handle>,
 }
@@ -56,6 +66,7 @@ impl OpenFile {
             handle: handle.of(inode.clone()),
             inode,
             locked: Cell::new(false),
+            fid_row: Cell::new(0),
         }
     }
 }
@@ -73,6 +84,8 @@ impl Drop for OpenFile {
 pub struct XattrValue {
     /// As it was when the guest asked.
     pub value: Vec<u8>,
+    /// The same in the state.
+    pub recorded: Text,
     /// Its bytes.
     pub _counted: Share,
 }
@@ -90,11 +103,82 @@ pub struct XattrDraft {
     pub size: usize,
     /// The bytes so far.
     pub value: RefCell<Vec<u8>>,
+    /// All this in the state.
+    pub recorded: Text,
     /// The bytes that were announced.
     pub _counted: Share,
 }
 
 impl XattrDraft {
+    /// Where the number of the bytes so far is in the record.
+    const LENGTH: usize = 12;
+    /// The record's length before the name.
+    const HEADER: usize = 18;
+
+    /// A draft without content.
+    pub fn new(
+        heap: &Rc<Heap>,
+        inode: Rc<Inode>,
+        name: XattrName,
+        flags: u32,
+        size: usize,
+        counted: Share,
+    ) -> XattrDraft {
+        let bytes = name.as_bytes();
+        let recorded = heap.reserve(XattrDraft::HEADER + bytes.len() + size);
+        let words = [inode.row(), flags, size as u32, 0];
+        recorded.write(0, words.map(u32::to_ne_bytes).as_flattened());
+        recorded.write(16, &(bytes.len() as u16).to_ne_bytes());
+        recorded.write(XattrDraft::HEADER, bytes);
+        XattrDraft {
+            inode,
+            name,
+            flags,
+            size,
+            value: RefCell::default(),
+            recorded,
+            _counted: counted,
+        }
+    }
+
+    /// Records bytes that were written to the value from `start` on.
+    pub fn record(&self, start: usize, bytes: &[u8], length: usize) {
+        let value = XattrDraft::HEADER + self.name.as_bytes().len();
+        self.recorded.write(value + start, bytes);
+        self.recorded
+            .write(XattrDraft::LENGTH, &(length as u32).to_ne_bytes());
+    }
+
+    /// The draft that another process has recorded; `inode` finds that of a row. None for anything
+    /// else.
+    pub fn adopt(
+        recorded: Text,
+        inode: impl FnOnce(u32) -> Option<Rc<Inode>>,
+        count: impl FnOnce(usize) -> Option<Share>,
+    ) -> Option<XattrDraft> {
+        let bytes = recorded.bytes();
+        let (words, rest) = bytes.split_first_chunk::<16>()?;
+        let (words, _) = words.as_chunks();
+        let [row, flags, size, length] = *words else {
+            return None;
+        };
+        let [row, flags, size, length] = [row, flags, size, length].map(u32::from_ne_bytes);
+        let (name_length, rest) = rest.split_first_chunk()?;
+        let (name, value) = rest.split_at_checked(u16::from_ne_bytes(*name_length).into())?;
+        if value.len() != size as usize {
+            return None;
+        }
+        Some(XattrDraft {
+            inode: inode(row)?,
+            name: XattrName::new(name).ok()?,
+            flags,
+            size: value.len(),
+            value: RefCell::new(value.get(..length as usize)?.to_vec()),
+            recorded,
+            _counted: count(value.len())?,
+        })
+    }
+
     /// Whether the attribute is to be removed. 9P has no message for that. Linux's client sends an
     /// empty value with `XATTR_REPLACE` for removexattr(2), and one without flags to remove an ACL;
     /// on the host, too, an empty ACL is none.
@@ -134,22 +218,38 @@ pub enum Content {
 }
 
 impl Fid {
-    /// A fid for a file that was walked to.
-    pub fn walked(user: u32, root: Rc<Inode>, inode: Rc<Inode>) -> Fid {
-        Fid {
-            user,
-            root,
-            state: RefCell::new(State::Walked(inode)),
+    /// The row of its record.
+    pub fn row(&self) -> u32 {
+        self.row.index()
+    }
+
+    /// A walk from the fid to itself begins. Returns where, if the process before has made it.
+    pub fn walks_onto_itself(&self, redo: Redo) -> Option<Rc<Inode>> {
+        match redo.is_possible() {
+            true => self.previous.clone(),
+            false => {
+                self.row.set_previous(0);
+                None
+            }
         }
     }
 
-    /// A fid for the value of an attribute.
-    pub fn xattr_value(user: u32, root: Rc<Inode>, value: XattrValue) -> Fid {
-        Fid {
-            user,
-            root,
-            state: RefCell::new(State::XattrValue(Rc::new(value))),
-        }
+    /// Removes its record: the guest has given it back.
+    pub fn forget(&self) {
+        self.row.clear();
+    }
+
+    fn record(&self) {
+        self.row.set_target(match &*self.state.borrow() {
+            State::Walked(inode) => state::Target::Walked(inode.row()),
+            State::Open(open) => {
+                open.fid_row.set(self.row());
+                let fd = open.handle.as_fd().as_raw_fd();
+                state::Target::Open(open.inode.row(), fd)
+            }
+            State::XattrValue(value) => state::Target::Value(value.recorded.reference()),
+            State::XattrDraft(draft) => state::Target::Draft(draft.recorded.reference()),
+        });
     }
 
     /// The file, open or not. Errors: EBADF for an attribute's fid.
@@ -199,14 +299,18 @@ impl Fid {
     /// first.
     pub fn open(&self, open: OpenFile) -> Result<(), Errno> {
         self.unopened()?;
-        self.state.replace(State::Open(Rc::new(open)));
+        let walked = self.state.replace(State::Open(Rc::new(open)));
+        self.record();
+        drop(walked);
         Ok(())
     }
 
     /// Turns the fid into a draft (xattrcreate). Errors: EINVAL if another request was first.
     pub fn begin_draft(&self, draft: XattrDraft) -> Result<(), Errno> {
         self.unopened()?;
-        self.state.replace(State::XattrDraft(Rc::new(draft)));
+        let walked = self.state.replace(State::XattrDraft(Rc::new(draft)));
+        self.record();
+        drop(walked);
         Ok(())
     }
 }
@@ -215,14 +319,19 @@ impl Fid {
 #[derive(Debug)]
 pub struct Fids {
     table: RefCell<HashMap<u32, Rc<Fid>, RandomState>>,
+    /// Those whose end is recorded when its reply has been made.
+    ending: RefCell<Vec<Rc<Fid>>>,
+    rows: Rc<Table<FidRecord>>,
     limit: usize,
 }
 
 impl Fids {
-    /// An empty table that holds up to `limit` fids.
-    pub fn new(limit: usize) -> Fids {
+    /// An empty table that holds up to `limit` fids and records them in `rows`.
+    pub fn new(limit: usize, rows: Rc<Table<FidRecord>>) -> Fids {
         Fids {
             table: RefCell::default(),
+            ending: RefCell::default(),
+            rows,
             limit,
         }
     }
@@ -245,29 +354,94 @@ impl Fids {
         Ok(())
     }
 
-    /// Adds a fid. Errors: those of [`Fids::check_free`].
-    pub fn insert(&self, number: u32, fid: Fid) -> Result<(), Errno> {
+    /// Adds a fid of `user`, whose `..` stops at `root`. Errors: those of [`Fids::check_free`].
+    pub fn insert(
+        &self,
+        number: u32,
+        user: u32,
+        root: Rc<Inode>,
+        state: State,
+    ) -> Result<(), Errno> {
         self.check_free(number)?;
+        let row = self.rows.take();
+        row.describe(number, user, root.row());
+        let fid = Fid {
+            row,
+            user,
+            root,
+            state: RefCell::new(state),
+            previous: None,
+        };
+        fid.record();
         self.table.borrow_mut().insert(number, Rc::new(fid));
         Ok(())
     }
 
-    /// Replaces `old` by `new` under the same number (a walk from a fid to itself). Errors: EBADF
-    /// if it was clunked meanwhile, EINVAL if it was opened.
-    pub fn replace(&self, number: u32, old: &Rc<Fid>, new: Fid) -> Result<(), Errno> {
-        old.unopened()?;
+    /// Adds a fid that another process has recorded. Errors: those of [`Fids::check_free`].
+    pub fn adopt(
+        &self,
+        row: Row<FidRecord>,
+        root: Rc<Inode>,
+        state: State,
+        previous: Option<Rc<Inode>>,
+    ) -> Result<(), Errno> {
+        let number = row.number();
+        self.check_free(number)?;
+        if let State::Open(open) = &state {
+            open.fid_row.set(row.index());
+        }
+        let fid = Fid {
+            user: row.user(),
+            row,
+            root,
+            state: RefCell::new(state),
+            previous,
+        };
+        self.table.borrow_mut().insert(number, Rc::new(fid));
+        Ok(())
+    }
+
+    /// Lets `old` stand for another file, under the same number (a walk from a fid to itself). Errors:
+    /// EBADF if it was clunked meanwhile, EINVAL if it was opened.
+    pub fn replace(&self, number: u32, old: &Rc<Fid>, inode: Rc<Inode>) -> Result<(), Errno> {
+        let previous = old.unopened()?;
         match self.table.borrow_mut().get_mut(&number) {
             Some(current) if Rc::ptr_eq(current, old) => {
-                *current = Rc::new(new);
+                old.row.set_previous(previous.row());
+                let fid = Fid {
+                    row: old.row.hand_over(),
+                    user: old.user,
+                    root: old.root.clone(),
+                    state: RefCell::new(State::Walked(inode)),
+                    previous: Some(previous),
+                };
+                fid.record();
+                *current = Rc::new(fid);
                 Ok(())
             }
             _ => Err(Errno::EBADF),
         }
     }
 
-    /// Removes a fid. Errors: EBADF for an unknown number.
+    /// Removes a fid; its record stays until [`Fid::forget`]. Errors: EBADF for an unknown number.
     pub fn remove(&self, number: u32) -> Result<Rc<Fid>, Errno> {
         self.table.borrow_mut().remove(&number).ok_or(Errno::EBADF)
+    }
+
+    /// Keeps a fid that was removed by a request that failed. If the process dies before the reply is
+    /// made, the request finds the fid again, and fails again.
+    pub fn forget_later(&self, fid: Rc<Fid>) {
+        self.ending.borrow_mut().push(fid);
+    }
+
+    /// Takes the fids that [`Fids::forget_later`] has kept.
+    pub fn ending(&self) -> Vec<Rc<Fid>> {
+        self.ending.take()
+    }
+
+    /// Whether there are such fids.
+    pub fn are_ending(&self) -> bool {
+        !self.ending.borrow().is_empty()
     }
 
     /// Removes all fids.

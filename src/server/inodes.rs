@@ -8,6 +8,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
+use std::os::fd::{AsFd, AsRawFd};
 use std::rc::{Rc, Weak};
 
 use coroutine::WaitQueue;
@@ -18,10 +19,13 @@ use super::closing::{CloseQueue, is_large};
 use super::placement::Device;
 use crate::export::handle::InodeLocator;
 use crate::export::{DEEPEST, InodeKey, Node};
+use crate::state::{InodeEntry, State};
 
 /// A file of the share that the guest has reached.
 #[derive(Debug)]
 pub struct Inode {
+    /// Removed before the descriptor is closed.
+    entry: InodeEntry,
     key: InodeKey,
     pin: RefCell<Pin>,
     /// Where it was last seen. An inode keeps the directory of its dentry alive, that directory the
@@ -38,9 +42,12 @@ pub struct Inode {
     inodes: Weak<Inodes>,
 }
 
+/// How the file is reached.
 #[derive(Debug)]
-enum Pin {
+pub enum Pin {
+    /// By a descriptor.
     Pinned(Rc<Node>),
+    /// By a locator.
     Evicted(Rc<InodeLocator>),
 }
 
@@ -51,6 +58,12 @@ pub struct Dentry {
     pub directory: Rc<Inode>,
     /// The name there.
     pub name: Box<[u8]>,
+}
+
+impl PartialEq for Dentry {
+    fn eq(&self, other: &Dentry) -> bool {
+        Rc::ptr_eq(&self.directory, &other.directory) && self.name == other.name
+    }
 }
 
 impl Dentry {
@@ -77,6 +90,7 @@ impl Dentry {
 /// All inodes of a session, by key. Fids keep them alive.
 pub struct Inodes {
     this: Weak<Inodes>,
+    state: Rc<State>,
     table: RefCell<HashMap<InodeKey, Weak<Inode>, RandomState>>,
     /// The pinned inodes, the one that was looked at longest ago first; some have been freed.
     held: RefCell<VecDeque<Weak<Inode>>>,
@@ -111,6 +125,11 @@ impl Inode {
     /// The inode's identity.
     pub fn key(&self) -> &InodeKey {
         &self.key
+    }
+
+    /// The row of its record.
+    pub fn row(&self) -> u32 {
+        self.entry.index()
     }
 
     /// The pinned file, unless it is evicted.
@@ -159,6 +178,14 @@ impl Inode {
     /// Notes where it is now. Notes nothing if that would make a cycle, or if too many dentries are
     /// known.
     pub fn moved_to(&self, place: Dentry) {
+        if self
+            .place
+            .borrow()
+            .as_ref()
+            .is_some_and(|known| *known == place)
+        {
+            return;
+        }
         let kept = self.has_room() && self.ends_above(&place.directory);
         let place = kept.then_some(place);
         if let Some(place) = &place {
@@ -166,7 +193,17 @@ impl Inode {
         }
         // The old dentry may be the last owner of a directory: it is not dropped while the cell is
         // borrowed.
-        let _old = self.place.replace(place).map(Dentry::left);
+        let old = self.place.replace(place).map(Dentry::left);
+        self.record_place();
+        drop(old);
+    }
+
+    fn record_place(&self) {
+        let place = self.place.borrow();
+        let place = place
+            .as_ref()
+            .map(|place| (place.directory.row(), &*place.name));
+        self.entry.moved(place);
     }
 
     fn has_room(&self) -> bool {
@@ -198,6 +235,7 @@ impl Inode {
             };
             if std::ptr::eq(&raw const *above, self) {
                 let _this = below.place.take().map(Dentry::left);
+                below.record_place();
                 return true;
             }
             below = above;
@@ -227,10 +265,11 @@ impl Drop for Inode {
 
 impl Inodes {
     /// An empty table. `budget` is the most descriptors to keep open, `max_dentries` the most
-    /// dentries to remember.
-    pub fn new(budget: usize, max_dentries: usize) -> Rc<Inodes> {
+    /// dentries to remember. The inodes are recorded in `state`.
+    pub fn new(budget: usize, max_dentries: usize, state: Rc<State>) -> Rc<Inodes> {
         Rc::new_cyclic(|this| Inodes {
             this: this.clone(),
+            state,
             table: RefCell::default(),
             held: RefCell::default(),
             pinned_count: Cell::new(0),
@@ -258,22 +297,33 @@ impl Inodes {
                 inode
             }
             None => {
-                let inode = Rc::new(Inode {
-                    key,
-                    pin: RefCell::new(Pin::Pinned(Rc::new(node))),
-                    place: RefCell::default(),
-                    children: Cell::new(0),
-                    used: Cell::new(true),
-                    large: Cell::new(false),
-                    inodes: self.this.clone(),
-                });
-                self.table.borrow_mut().insert(key, Rc::downgrade(&inode));
-                self.count_held(&inode);
-                inode
+                let fd = node.as_fd().as_raw_fd();
+                let entry = InodeEntry::new(&self.state, &key, node.kind(), fd);
+                self.add(entry, key, Pin::Pinned(Rc::new(node)))
             }
         };
         if let Some(place) = place {
             inode.moved_to(place);
+        }
+        inode
+    }
+
+    /// Adds an inode with its record.
+    pub fn add(&self, entry: InodeEntry, key: InodeKey, pin: Pin) -> Rc<Inode> {
+        let inode = Rc::new(Inode {
+            entry,
+            key,
+            pin: RefCell::new(pin),
+            place: RefCell::default(),
+            children: Cell::new(0),
+            used: Cell::new(true),
+            large: Cell::new(false),
+            inodes: self.this.clone(),
+        });
+        self.table.borrow_mut().insert(key, Rc::downgrade(&inode));
+        match inode.is_pinned() {
+            true => self.count_held(&inode),
+            false => self.evicted_count.set(self.evicted_count.get() + 1),
         }
         inode
     }
@@ -295,6 +345,12 @@ impl Inodes {
         Ok(OpenDescriptor(self.open.clone()))
     }
 
+    /// Counts an open file of another process, whose limit may have been another.
+    pub fn count_adopted(&self) -> OpenDescriptor {
+        self.open.set(self.open.get() + 1);
+        OpenDescriptor(self.open.clone())
+    }
+
     /// The queue of descriptors to close: open files, lock descriptions, inodes of large files.
     pub fn close_queue(&self) -> &Rc<CloseQueue> {
         &self.close_queue
@@ -311,6 +367,7 @@ impl Inodes {
             return node;
         }
         let node = Rc::new(node);
+        inode.entry.pinned(node.as_fd().as_raw_fd());
         inode.pin.replace(Pin::Pinned(node.clone()));
         self.evicted_count.set(self.evicted_count.get() - 1);
         self.count_held(inode);
@@ -318,6 +375,10 @@ impl Inodes {
     }
 
     pub fn evict(&self, inode: &Inode, locator: InodeLocator) {
+        match &locator {
+            InodeLocator::Handle(handle, _) => inode.entry.evicted(Some(&handle.to_bytes())),
+            InodeLocator::Name(_) => inode.entry.evicted(None),
+        }
         inode.pin.replace(Pin::Evicted(Rc::new(locator)));
         self.pinned_count.set(self.pinned_count.get() - 1);
         self.evicted_count.set(self.evicted_count.get() + 1);

@@ -10,6 +10,8 @@ use std::rc::Rc;
 
 use nix::errno::Errno;
 
+use crate::state::Capacity;
+
 /// The largest message size that is agreed to, header included. QEMU has the same limit; Linux's
 /// virtio transport asks for at most 512000.
 pub const MAX_MSIZE: u32 = 4_186_112;
@@ -25,6 +27,18 @@ pub struct Limits {
     pub xattr_bytes: usize,
     /// Locked ranges, and processes of the guest that hold locks: ENOLCK.
     pub locks: usize,
+}
+
+impl Limits {
+    /// How much the state of such a guest must hold.
+    pub fn capacity(&self) -> Capacity {
+        Capacity {
+            fids: self.fids,
+            locks: self.locks,
+            xattr_bytes: self.xattr_bytes,
+            device: vhost_user::State::SIZE,
+        }
+    }
 }
 
 /// A counter with a limit.

@@ -11,7 +11,8 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::os::fd::{AsFd, OwnedFd};
+use std::collections::hash_map::Entry;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::rc::{Rc, Weak};
 
 use coroutine::{Mutex, MutexGuard};
@@ -24,16 +25,24 @@ use super::fid::OpenFile;
 use super::limits::{Bound, Share};
 use super::ranges::{Change, Kind, Range, Union};
 use crate::export::{InodeId, Node};
+use crate::state::{Heap, LockEntry, LockRecord, Row, State, Table, Text};
 
 /// How many ranges of one inode a session may have. One request may take as many calls to the host,
 /// each of which looks through all of them.
 const MAX_RANGES: usize = 4096;
+
+/// The kinds of locks in the state.
+const READ: u32 = 1;
+const WRITE: u32 = 2;
 
 /// Everything that a session has locked.
 pub struct Locks {
     inodes: RefCell<HashMap<InodeId, Rc<Mutex<Holder>>, RandomState>>,
     /// Counts processes and ranges.
     bound: Bound,
+    /// Where the ranges are recorded, and the names of the guests.
+    rows: Rc<Table<LockRecord>>,
+    heap: Rc<Heap>,
 }
 
 /// A process of the guest.
@@ -58,16 +67,79 @@ pub struct Holder {
     union: Union,
 }
 
+/// A range that another process has recorded.
+pub struct HeldBefore {
+    /// The record.
+    pub row: Row<LockRecord>,
+    /// The name of the guest's process.
+    pub client: Rc<Text>,
+    /// The bytes.
+    pub range: Range,
+    /// The open file through which they were locked.
+    pub through: Rc<OpenFile>,
+}
+
+/// The range of a record. None for one that means nothing.
+pub fn range_of(entry: &LockEntry) -> Option<Range> {
+    let kind = match entry.kind {
+        READ => Kind::Read,
+        WRITE => Kind::Write,
+        _ => return None,
+    };
+    let start = i64::try_from(entry.start).ok()?;
+    let end = i64::try_from(entry.end).ok()?;
+    (start <= end).then_some(Range { kind, start, end })
+}
+
 /// What one process holds on one inode.
 struct Record {
     held: Vec<Held>,
+    /// The guest's name in the state.
+    client: Rc<Text>,
     /// Counts the process and its ranges.
     share: Share,
 }
 
 struct Held {
+    /// Not used before the host has agreed.
+    row: Row<LockRecord>,
     range: Range,
-    through: Weak<OpenFile>,
+    through: Through,
+}
+
+/// The open file through which something was locked, and the row of its fid.
+#[derive(Clone)]
+struct Through(Weak<OpenFile>, u32);
+
+impl Through {
+    fn new(open: &Rc<OpenFile>) -> Through {
+        Through(Rc::downgrade(open), open.fid_row.get())
+    }
+
+    fn is(&self, other: &Through) -> bool {
+        self.0.ptr_eq(&other.0)
+    }
+
+    fn is_closed(&self) -> bool {
+        self.0.strong_count() == 0
+    }
+}
+
+impl Held {
+    fn record(&self, process: &Process, client: &Text, description: RawFd) {
+        self.row.describe(&LockEntry {
+            fid: self.through.1,
+            description,
+            client: client.reference(),
+            process: process.number,
+            kind: match self.range.kind {
+                Kind::Write => WRITE,
+                Kind::Read | Kind::Free => READ,
+            },
+            start: self.range.start as u64,
+            end: self.range.end as u64,
+        });
+    }
 }
 
 /// A lock or an unlock that is recorded and that the host is still to be asked for.
@@ -91,11 +163,13 @@ pub struct InUse<'a> {
 }
 
 impl Locks {
-    /// An empty table, for up to `limit` processes and ranges.
-    pub fn new(limit: usize) -> Locks {
+    /// An empty table, for up to `limit` processes and ranges, which are recorded in `state`.
+    pub fn new(limit: usize, state: &State) -> Locks {
         Locks {
             inodes: RefCell::default(),
             bound: Bound::new(limit, Errno::ENOLCK),
+            rows: state.locks().clone(),
+            heap: state.heap().clone(),
         }
     }
 
@@ -118,6 +192,61 @@ impl Locks {
             inode,
             holder,
         })
+    }
+
+    /// Takes over what another process has recorded of an inode, with the description that holds the
+    /// locks. What the host knows may differ by a request that
+    /// was under way. Errors:
+    /// ENOLCK for more than there may be.
+    pub fn adopt(
+        &self,
+        inode: InodeId,
+        description: Closing<OwnedFd>,
+        ranges: Vec<HeldBefore>,
+    ) -> Result<(), Errno> {
+        let mut holder = Holder::default();
+        let mut change = Change::default();
+        for HeldBefore {
+            row,
+            client,
+            range,
+            through,
+        } in ranges
+        {
+            change.add(&range);
+            through.locked.set(true);
+            let process = Process {
+                client: client.bytes().into(),
+                number: row.entry().process,
+            };
+            let record = match holder.processes.entry(process) {
+                Entry::Occupied(entry) => entry.into_mut(),
+                Entry::Vacant(entry) => entry.insert(Record {
+                    held: Vec::new(),
+                    client,
+                    share: self.bound.take(1)?,
+                }),
+            };
+            let through = Through::new(&through);
+            record.held.push(Held {
+                row,
+                range,
+                through,
+            });
+            record.share.set(1 + record.held.len());
+            holder.ranges += 1;
+        }
+        holder.union.apply(&change);
+        holder.describe(description);
+        self.inodes
+            .borrow_mut()
+            .insert(inode, Rc::new(Mutex::new(holder)));
+        Ok(())
+    }
+
+    /// The inodes with locks.
+    pub fn locked(&self) -> Vec<InodeId> {
+        self.inodes.borrow().keys().copied().collect()
     }
 
     /// The session has ended: the locks end with their descriptions, not range by range.
@@ -155,12 +284,36 @@ impl Holder {
 
     /// Sets the description that holds the locks.
     pub fn describe(&mut self, description: Closing<OwnedFd>) {
+        for held in self.processes.values().flat_map(|record| &record.held) {
+            held.row.set_description(description.as_raw_fd());
+        }
         self.description = Some(description);
+    }
+
+    fn raw_description(&self) -> RawFd {
+        self.description.as_ref().map_or(-1, |fd| fd.as_raw_fd())
     }
 
     /// The ranges that the host knows.
     pub fn ranges(&self) -> Vec<Range> {
         self.union.ranges()
+    }
+
+    /// All bytes: the ranges that the host knows, and free ones in between.
+    pub fn all(&self) -> Vec<Range> {
+        let mut all = Vec::new();
+        let mut next = Some(0);
+        for range in self.union.ranges() {
+            if let Some(start) = next.filter(|start| *start < range.start) {
+                let (kind, end) = (Kind::Free, range.start - 1);
+                all.push(Range { kind, start, end });
+            }
+            all.push(range);
+            next = range.end.checked_add(1);
+        }
+        let (kind, end) = (Kind::Free, i64::MAX);
+        all.extend(next.map(|start| Range { kind, start, end }));
+        all
     }
 
     /// Whether the process holds a lock.
@@ -182,24 +335,26 @@ impl Holder {
         through: &Rc<OpenFile>,
         range: &Range,
     ) -> Result<Noted, Errno> {
-        let through = Rc::downgrade(through);
+        let through = Through::new(through);
         let mut record = match self.processes.remove(&process) {
             Some(record) => record,
             None => Record {
                 held: Vec::new(),
+                client: Rc::new(locks.heap.keep(&process.client)),
                 share: locks.bound.take(0)?,
             },
         };
         self.ranges -= record.held.len();
         let is_meant = |held: &mut Held| {
             let elsewhere = range.is_whole() && held.range.is_whole();
-            held.range.overlaps(range) && (!elsewhere || held.through.ptr_eq(&through))
+            held.range.overlaps(range) && (!elsewhere || held.through.is(&through))
         };
         let taken: Vec<Held> = record.held.extract_if(.., is_meant).collect();
         let left = |held: &Held| {
             let through = held.through.clone();
             let left = held.range.without(range);
             left.map(move |range| Held {
+                row: locks.rows.take(),
                 range,
                 through: through.clone(),
             })
@@ -207,7 +362,12 @@ impl Holder {
         let mut given: Vec<Held> = taken.iter().flat_map(left).collect();
         if range.kind != Kind::Free {
             let range = *range;
-            given.push(Held { range, through });
+            let row = locks.rows.take();
+            given.push(Held {
+                row,
+                range,
+                through,
+            });
         }
         let count = record.held.len() + given.len();
         let allowed = match given.len() > taken.len() && self.ranges + count > MAX_RANGES {
@@ -237,7 +397,20 @@ impl Holder {
 
     /// The host has agreed.
     pub fn keep(&mut self, noted: Noted) {
-        self.put(noted.process, noted.record);
+        let Noted {
+            process,
+            record,
+            taken,
+            given,
+            ..
+        } = noted;
+        let description = self.raw_description();
+        for held in record.held.iter().rev().take(given) {
+            held.record(&process, &record.client, description);
+        }
+        // Only now, so that a crash in between leaves no gap.
+        drop(taken);
+        self.put(process, record);
     }
 
     /// The host has refused, at least in part. Returns what it must be told to undo it.
@@ -271,7 +444,7 @@ impl Holder {
         let mut change = Change::default();
         self.ranges = 0;
         self.processes.retain(|_, record| {
-            let is_closed = |held: &mut Held| held.through.strong_count() == 0;
+            let is_closed = |held: &mut Held| held.through.is_closed();
             for held in record.held.extract_if(.., is_closed) {
                 change.remove(&held.range);
             }

@@ -18,7 +18,9 @@ pub mod limits;
 mod locks;
 mod placement;
 mod ranges;
+mod redo;
 mod requests;
+mod resume;
 pub mod throttle;
 
 use std::cell::{Cell, RefCell};
@@ -33,6 +35,7 @@ use protocol::{Qid, Tmessage};
 use vhost_user::{Handler, Request};
 
 use crate::export::{Export, Multidevs, Node, Owner, QidMap, Stat};
+use crate::state::State;
 use exchange::{Exchange, refusal};
 use fid::{Fid, Fids};
 use held::Held;
@@ -49,6 +52,7 @@ pub struct Server {
     export: Export,
     placement: Placement,
     throttle: Throttle,
+    multidevs: Multidevs,
     session: Session,
     /// Requests between pop and push.
     in_flight: Cell<usize>,
@@ -73,6 +77,8 @@ impl Scratch {
 /// Everything that the guest has built up by its messages. A Tversion, a reset and a disconnect
 /// discard it.
 struct Session {
+    /// What the next process needs, if this one dies.
+    state: Rc<State>,
     /// The agreed size of a message; 0 before Tversion.
     msize: Cell<u32>,
     fids: Fids,
@@ -88,23 +94,31 @@ struct Session {
 
 impl Server {
     /// A server without a session, which blocks only on `workers` and keeps at most `descriptors`
-    /// open as long as the guest's open files allow that.
+    /// open as long as the guest's open files allow that. `state` has no content, and the capacity for
+    /// the limits.
     pub fn new(
         export: Export,
         workers: Workers,
         multidevs: Multidevs,
         descriptors: usize,
         (limits, rates): (Limits, Rates),
+        state: State,
     ) -> Rc<Server> {
+        let state = Rc::new(state);
+        let devices = state.devices().clone();
+        let new_qids = QidMap::new(export.root().id(), multidevs);
         let session = Session {
             msize: Cell::new(0),
-            fids: Fids::new(limits.fids),
-            inodes: Inodes::new(descriptors, limits.fids),
+            fids: Fids::new(limits.fids, state.fids().clone()),
+            inodes: Inodes::new(descriptors, limits.fids, state.clone()),
             requests: Requests::new(),
             gate: RwLock::new(()),
-            qids: RefCell::new(QidMap::new(export.root().id(), multidevs)),
+            qids: RefCell::new(new_qids.recorded([], move |index, device| {
+                devices.set(index, device);
+            })),
             xattr_bytes: Bound::new(limits.xattr_bytes, Errno::ENOMEM),
-            locks: Locks::new(limits.locks),
+            locks: Locks::new(limits.locks, &state),
+            state,
         };
         let root = export.root();
         let placement = Placement::new(workers, root.id().device, Medium::of(root));
@@ -112,6 +126,7 @@ impl Server {
             this: this.clone(),
             placement,
             throttle: Throttle::new(rates),
+            multidevs,
             export,
             session,
             in_flight: Cell::new(0),
@@ -127,6 +142,16 @@ impl Server {
     /// Until when no requests are taken, if they are held back.
     pub fn held_until(&self) -> Option<Instant> {
         self.throttle.held_until()
+    }
+
+    /// Paths for a session that begins.
+    fn new_qids(&self) -> QidMap {
+        QidMap::new(self.export.root().id(), self.multidevs)
+    }
+
+    fn set_msize(&self, msize: u32) {
+        self.session.msize.set(msize);
+        self.session.state.set_msize(msize);
     }
 
     /// The qid of the file that `stat` describes.
@@ -213,6 +238,10 @@ impl Server {
         match session.requests.begin(tag) {
             // The tag is free only after the reply is in the ring, so that a flush that waits for
             // it is answered later.
+            Ok(_) if exchange.is_redo() && exchange.redo().is_dangerous() => {
+                log::error!("two crashes had this request under way: it gets EIO: {message:?}");
+                exchange.answer(Err(Errno::EIO), reply);
+            }
             Ok(running) => {
                 self.dispatch(exchange, message, &running, reply);
                 drop(running);
@@ -261,7 +290,7 @@ impl Handler for Server {
     }
 
     fn reset(&self) {
-        self.session.msize.set(0);
+        self.set_msize(0);
         self.session.locks.clear();
         self.session.fids.clear().for_each(|fid| self.release(fid));
         self.close_pending();

@@ -2,9 +2,11 @@
 //!
 //! `hand_over`: what was taken is answered and done, what was not is still available, and after the
 //! answer nothing is written into the guest's memory. `gone`: nothing of it is left in the daemon.
+//! `crash`: another process takes it over.
 
 #[path = "../common/mod.rs"]
 mod common;
+mod crash;
 mod gone;
 mod hand_over;
 
@@ -140,6 +142,12 @@ impl Guest {
             "answered in spite of one before that was not: {used:?}"
         );
         count
+    }
+
+    /// How many of the requests have come back, in any order.
+    fn answered_before(&mut self, posted: &[Posted]) -> usize {
+        let used = |request: &&Posted| self.client.is_used(request.tag).unwrap();
+        posted.iter().filter(used).count()
     }
 
     /// The message that stops the ring.

@@ -54,8 +54,8 @@ impl Chain {
         self.head
     }
 
-    pub(crate) fn resumed(&self) -> Option<Resumed> {
-        self.resumed
+    pub(crate) fn resumed(&self) -> Option<&Resumed> {
+        self.resumed.as_ref()
     }
 
     pub(crate) fn set_resumed(&mut self, resumed: Resumed) {

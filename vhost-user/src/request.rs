@@ -56,7 +56,7 @@ impl Request {
 
     /// What is known of the request if an earlier process has taken it and died, or left, before it
     /// answered it. None for a request that is taken for the first time.
-    pub fn resumed(&self) -> Option<Resumed> {
+    pub fn resumed(&self) -> Option<&Resumed> {
         self.chain().resumed()
     }
 

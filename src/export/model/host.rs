@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStringExt;
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, readlinkat, renameat};
-use nix::sys::stat::{FchmodatFlags, SFlag, fchmodat, mkdirat, mknodat};
+use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmodat, makedev, mkdirat, mknodat};
 use nix::unistd::{UnlinkatFlags, linkat, symlinkat, unlinkat};
 
 use super::attributes::has_set_id;
@@ -177,4 +177,36 @@ pub(in crate::export) fn unlink(
     flag: UnlinkatFlags,
 ) -> Result<(), Errno> {
     unlinkat(directory, name.as_c_str(), flag)
+}
+
+/// Opens a file that was just created. As for creat(2), its mode need not permit that. Errors: those of
+/// open(2).
+pub(in crate::export) fn open_created(node: &Node, flags: OFlag) -> Result<OwnedFd, Errno> {
+    match node.reopen(flags) {
+        Err(Errno::EACCES) => {
+            let mode = permissions(node.stat()?.0.stx_mode.into());
+            let change = |mode| {
+                let (path, follow) = (node.proc_path(), FchmodatFlags::FollowSymlink);
+                fchmodat(AT_FDCWD, path.as_c_str(), mode, follow)
+            };
+            change(mode | Mode::S_IRUSR | Mode::S_IWUSR)?;
+            let opened = node.reopen(flags);
+            change(mode)?;
+            opened
+        }
+        result => result,
+    }
+}
+
+/// Whether a file is what creating `file` makes.
+pub(in crate::export) fn is_alike(node: &Node, stat: &Stat, file: &NewFile<'_>) -> bool {
+    match file {
+        NewFile::Directory { .. } => node.kind() == FileKind::Directory,
+        NewFile::Node { kind, device, .. } => {
+            let found = makedev(stat.0.stx_rdev_major.into(), stat.0.stx_rdev_minor.into());
+            let is_device = matches!(*kind, libc::S_IFCHR | libc::S_IFBLK);
+            u32::from(stat.0.stx_mode) & libc::S_IFMT == *kind && (!is_device || found == *device)
+        }
+        NewFile::Symlink { target } => readlink(node).is_ok_and(|found| found == target.to_bytes()),
+    }
 }

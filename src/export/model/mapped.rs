@@ -291,17 +291,72 @@ impl Mapped {
         self.visible(name)?;
         let names = self.names_of(directory.node.id().device);
         let _changing = changing(&names);
-        let attributes = |mode| self.new_attributes(tree, directory, mode, owner);
-        let make_file = |attributes, content| {
-            let flags = OFlag::O_WRONLY;
-            let (_, _, stat) = self.make_file(directory.node, name, flags, attributes, content)?;
-            Ok(stat)
-        };
-        match *file {
-            NewFile::Directory { mode } => {
-                let attributes = attributes(libc::S_IFDIR | mode & 0o7777)?;
-                self.make_directory(directory.node, name, attributes)
+        let (attributes, content) = self.stored(tree, directory, file, owner)?;
+        if let NewFile::Directory { .. } = file {
+            return self.make_directory(directory.node, name, attributes);
+        }
+        let flags = OFlag::O_WRONLY;
+        let (_, _, stat) = self.make_file(directory.node, name, flags, attributes, content)?;
+        Ok(stat)
+    }
+
+    /// Finishes what [`Mapped::create`] has begun in a process that died.
+    pub(in crate::export) fn create_again(
+        &self,
+        tree: &Tree,
+        directory: Located<'_>,
+        name: &Name,
+        mode: u32,
+        owner: Owner,
+        made: &Node,
+    ) -> Result<Stat, Errno> {
+        let kind = libc::S_IFREG;
+        let device = 0;
+        let file = NewFile::Node { kind, mode, device };
+        self.make_again(tree, directory, name, &file, owner, made)
+    }
+
+    /// Finishes what [`Mapped::make`] has begun in a process that died.
+    pub(in crate::export) fn make_again(
+        &self,
+        tree: &Tree,
+        directory: Located<'_>,
+        name: &Name,
+        file: &NewFile<'_>,
+        owner: Owner,
+        made: &Node,
+    ) -> Result<Stat, Errno> {
+        self.visible(name)?;
+        let names = self.names_of(directory.node.id().device);
+        let _changing = changing(&names);
+        let (attributes, content) = self.stored(tree, directory, file, owner)?;
+        let is_directory = matches!(file, NewFile::Directory { .. });
+        match (is_directory, made.kind()) {
+            (true, FileKind::Directory) => {}
+            (false, FileKind::Regular) if content.is_empty() => {}
+            (false, FileKind::Regular) => {
+                let mut file = File::from(made.reopen(OFlag::O_WRONLY | OFlag::O_TRUNC)?);
+                file.write_all(content).map_err(errno_of)?;
             }
+            _ => return Err(Errno::EEXIST),
+        }
+        self.prepare(directory.node)?;
+        let directory = directory.node;
+        self.keep(made, Place { directory, name }, attributes)
+    }
+
+    /// What is stored of a new file: its attributes, and the content of the file that stands for a
+    /// symbolic link.
+    fn stored<'a>(
+        &self,
+        tree: &Tree,
+        directory: Located<'_>,
+        file: &NewFile<'a>,
+        owner: Owner,
+    ) -> Result<(Attributes, &'a [u8]), Errno> {
+        let attributes = |mode| self.new_attributes(tree, directory, mode, owner);
+        match *file {
+            NewFile::Directory { mode } => Ok((attributes(libc::S_IFDIR | mode & 0o7777)?, b"")),
             NewFile::Node { kind, mode, device } => {
                 let mut attributes = attributes(kind | mode & 0o7777)?;
                 if matches!(kind, libc::S_IFCHR | libc::S_IFBLK) {
@@ -309,7 +364,7 @@ impl Mapped {
                     u32::try_from(device).map_err(|_| Errno::EINVAL)?;
                     attributes.rdev = Some(device);
                 }
-                make_file(attributes, b"")
+                Ok((attributes, b""))
             }
             NewFile::Symlink { target } => {
                 // As symlink(2).
@@ -318,7 +373,7 @@ impl Mapped {
                     1..=TARGET_MAX => {}
                     _ => return Err(Errno::ENAMETOOLONG),
                 }
-                make_file(attributes(libc::S_IFLNK | 0o777)?, target.to_bytes())
+                Ok((attributes(libc::S_IFLNK | 0o777)?, target.to_bytes()))
             }
         }
     }

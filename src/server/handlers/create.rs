@@ -10,18 +10,19 @@ use crate::export::{Name, NewFile};
 use crate::server::Server;
 use crate::server::call::Actor;
 use crate::server::placement::Cost;
+use crate::server::redo::Redo;
 
 impl Server {
     /// Tmkdir creates a directory. Errors: EEXIST, EROFS, those of mkdir(2).
-    pub(super) fn mkdir(&self, m: Tmkdir<'_>) -> Result<Rmkdir, Errno> {
+    pub(super) fn mkdir(&self, m: Tmkdir<'_>, redo: Redo) -> Result<Rmkdir, Errno> {
         let directory = NewFile::Directory { mode: m.mode };
-        let qid = self.make(m.dfid, m.name, m.gid, &directory)?;
+        let qid = self.make(m.dfid, m.name, m.gid, &directory, redo)?;
         Ok(Rmkdir { qid })
     }
 
     /// Tmknod creates a device, a fifo, a socket or an empty regular file. Errors: EINVAL for
     /// another type, EROFS, those of mknod(2): EPERM where the daemon may not create devices.
-    pub(super) fn mknod(&self, m: Tmknod<'_>) -> Result<Rmknod, Errno> {
+    pub(super) fn mknod(&self, m: Tmknod<'_>, redo: Redo) -> Result<Rmknod, Errno> {
         let kind = match m.mode & libc::S_IFMT {
             // Some clients omit the type of a regular file.
             0 => libc::S_IFREG,
@@ -37,16 +38,16 @@ impl Server {
             mode: m.mode,
             device: makedev(m.major.into(), m.minor.into()),
         };
-        let qid = self.make(m.dfid, m.name, m.gid, &file)?;
+        let qid = self.make(m.dfid, m.name, m.gid, &file, redo)?;
         Ok(Rmknod { qid })
     }
 
     /// Tsymlink creates a symbolic link. Its target is the guest's text and means nothing here.
     /// Errors: ENOENT for an empty target or one with a NUL, EROFS, those of symlink(2).
-    pub(super) fn symlink(&self, m: Tsymlink<'_>) -> Result<Rsymlink, Errno> {
+    pub(super) fn symlink(&self, m: Tsymlink<'_>, redo: Redo) -> Result<Rsymlink, Errno> {
         let target = CString::new(m.target).map_err(|_| Errno::ENOENT)?;
         let link = NewFile::Symlink { target: &target };
-        let qid = self.make(m.dfid, m.name, m.gid, &link)?;
+        let qid = self.make(m.dfid, m.name, m.gid, &link, redo)?;
         Ok(Rsymlink { qid })
     }
 
@@ -67,7 +68,14 @@ impl Server {
 
     /// Creates one file in the directory `dfid`, owned by the fid's user and `gid`, and returns its
     /// qid.
-    fn make(&self, dfid: u32, name: &[u8], gid: u32, file: &NewFile<'_>) -> Result<Qid, Errno> {
+    fn make(
+        &self,
+        dfid: u32,
+        name: &[u8],
+        gid: u32,
+        file: &NewFile<'_>,
+        redo: Redo,
+    ) -> Result<Qid, Errno> {
         let fid = self.session.fids.get(dfid)?;
         let directory = self.held(&fid)?;
         directory.directory()?;
@@ -79,7 +87,12 @@ impl Server {
         // Without a free descriptor nothing is created, or it is removed again.
         let stat = self.with_descriptors(|| {
             self.call(device, Cost::Change, Actor::For(owner), || {
-                export.make(directory, &name, file, owner)
+                match (export.make(directory, &name, file, owner), redo.since()) {
+                    (Err(Errno::EEXIST), Some(since)) => {
+                        export.make_again(directory, &name, file, owner, since)
+                    }
+                    (result, _) => result,
+                }
             })
         })?;
         Ok(self.qid(&stat))

@@ -3,6 +3,8 @@
 use std::os::fd::AsFd;
 
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::uio::pread;
 use nix::unistd::{fdatasync, fsync};
 use protocol::{Rfsync, Rread, Rwrite, Tfsync, Tread, Twrite};
 use vhost_user::{Readable, Writable};
@@ -14,6 +16,7 @@ use crate::server::exchange::Exchange;
 use crate::server::fid::{Content, Fid, OpenFile, XattrDraft};
 use crate::server::handle::{File, Handle};
 use crate::server::placement::{Cost, Transfer};
+use crate::server::redo::Redo;
 
 /// A copy of this size takes so long, as long as several hops, that others should not wait for it.
 const LARGE: usize = 128 * 1024;
@@ -58,6 +61,12 @@ impl Server {
         let count = m.count as usize;
         let done = match content {
             Content::File(open) => match &*open.handle {
+                Handle::File(_)
+                    if exchange.is_redo()
+                        && self.was_appended(&open, &m, from, exchange.redo())? =>
+                {
+                    count
+                }
                 Handle::File(file) => {
                     let write = write_call(file, m.offset, from, count);
                     match self.drop_set_id(&fid, file)? {
@@ -71,6 +80,47 @@ impl Server {
             Content::XattrValue(_) => return Err(Errno::EBADF),
         };
         Ok(Rwrite { count: done as u32 })
+    }
+
+    /// Whether the process before has appended the bytes already. They are looked for from the offset
+    /// on that the guest takes for the end of the file.
+    fn was_appended(
+        &self,
+        open: &OpenFile,
+        m: &Twrite,
+        from: &Readable,
+        redo: Redo,
+    ) -> Result<bool, Errno> {
+        /// How much more others may have appended meanwhile.
+        const MOST: usize = 1 << 20;
+        let fd = open.handle.as_fd();
+        let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
+        let count = m.count as usize;
+        if !flags.contains(OFlag::O_APPEND) || count == 0 {
+            return Ok(false);
+        }
+        let mut bytes = vec![0; count];
+        let length = from.read_at(Twrite::PAYLOAD, &mut bytes);
+        let Ok(offset) = i64::try_from(m.offset) else {
+            return Ok(false);
+        };
+        // By another descriptor: this one may be for writing only.
+        let node = &*self.hold_open(open)?;
+        let device = node.id().device;
+        self.call(device, Cost::Wait, Actor::Daemon, || {
+            if length != count || !redo.has_changed(&node.stat()?) {
+                return Ok(false);
+            }
+            let file = node.reopen(OFlag::O_RDONLY)?;
+            let mut appended = vec![0; count + MOST];
+            let mut done = 0;
+            while let read @ 1.. = pread(&file, &mut appended[done..], offset + done as i64)? {
+                done += read;
+            }
+            Ok(appended[..done]
+                .windows(count)
+                .any(|window| window == bytes))
+        })
     }
 
     /// Tfsync: what was written is on disk when the reply comes; with `datasync` only what is
@@ -252,5 +302,7 @@ fn write_draft(
     if end > value.len() {
         value.resize(end, 0);
     }
-    Ok(from.read_at(Twrite::PAYLOAD, &mut value[start..end]))
+    let done = from.read_at(Twrite::PAYLOAD, &mut value[start..end]);
+    draft.record(start, &value[start..end], value.len());
+    Ok(done)
 }

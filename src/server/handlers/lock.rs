@@ -9,7 +9,6 @@ use nix::errno::Errno;
 use protocol::{Rgetlock, Rlock, Tgetlock, Tlock, lock};
 
 use crate::export::InodeId;
-use crate::server::Server;
 use crate::server::call::Actor;
 use crate::server::closing::Closing;
 use crate::server::fid::OpenFile;
@@ -17,6 +16,7 @@ use crate::server::locks::{self, Holder, InUse, Process, open_for_locks};
 use crate::server::placement::{Cost, Device};
 use crate::server::ranges::{Kind, Range};
 use crate::server::requests::{Failure, Running, Wake};
+use crate::server::{InFlight, Server};
 
 /// How long a lock that is waited for rests before it is tried again: the host does not notify of a
 /// release.
@@ -190,6 +190,29 @@ impl Server {
     fn tell_again(&self, holder: &Holder, device: Device, pieces: &[Range]) {
         if let Err(Refused { error, .. }) = self.tell(holder, device, pieces) {
             log::warn!("the host keeps a lock that the guest has released: {error}");
+        }
+    }
+
+    /// Tells the host again what the session has locked, after it was taken over from another process,
+    /// which may have died between the host's answer and its record. Requests for the same file come
+    /// later.
+    pub(in crate::server) fn tell_adopted_locks(&self) {
+        for inode in self.session.locks.locked() {
+            let Some(server) = InFlight::of(self) else {
+                return;
+            };
+            let spawned = coroutine::spawn(move || {
+                if let Some(in_use) = server.session.locks.existing(inode) {
+                    let holder = in_use.lock();
+                    let all = holder.all();
+                    if let Err(Refused { error, .. }) = server.tell(&holder, inode.device, &all) {
+                        log::warn!("a lock of the guest is lost: {error}");
+                    }
+                }
+            });
+            if let Err(failed) = spawned {
+                log::warn!("no coroutine to restore locks: {failed}");
+            }
         }
     }
 

@@ -15,11 +15,12 @@ use crate::server::call::Actor;
 use crate::server::fid::Fid;
 use crate::server::inodes::{Dentry, Inode};
 use crate::server::placement::Cost;
+use crate::server::redo::Redo;
 
 impl Server {
     /// Tlink gives the fid's file another name. Errors: EPERM for a directory, EEXIST, EXDEV,
     /// EROFS, ENOENT for a file that has lost its last name, those of link(2).
-    pub(super) fn link(&self, m: Tlink<'_>) -> Result<Rlink, Errno> {
+    pub(super) fn link(&self, m: Tlink<'_>, redo: Redo) -> Result<Rlink, Errno> {
         let fid = self.session.fids.get(m.dfid)?;
         let directory = self.directory(m.dfid)?;
         let file = self.held(&*self.session.fids.get(m.fid)?)?;
@@ -31,7 +32,14 @@ impl Server {
             directory.id().device,
             Cost::Change,
             Actor::User(fid.user),
-            || export.link(file, directory, &name),
+            || match export.link(file, directory, &name) {
+                Err(Errno::EEXIST) if redo.is_possible() => is_own(
+                    Errno::EEXIST,
+                    directory.child_key(&name).as_ref() == Ok(file.node.key())
+                        && redo.has_changed(&file.node.stat()?),
+                ),
+                result => result,
+            },
         )?;
         Ok(Rlink {})
     }
@@ -49,11 +57,15 @@ impl Server {
     }
 
     /// Trenameat moves a name to another. Errors: those of rename(2), EROFS.
-    pub(super) fn renameat(&self, m: Trenameat<'_>) -> Result<Rrenameat, Errno> {
+    pub(super) fn renameat(&self, m: Trenameat<'_>, redo: Redo) -> Result<Rrenameat, Errno> {
         let fid = self.session.fids.get(m.olddirfid)?;
         let (export, from) = (&self.export, &*self.directory(m.olddirfid)?);
         let old = Name::for_rename(m.oldname)?;
         self.move_to(&fid, from, m.newdirfid, m.newname, |directory, new| {
+            if redo.is_possible() && !is_there(from, &old, redo)? {
+                let moved = directory.child_stat(new)?;
+                return is_own(Errno::ENOENT, redo.has_changed(&moved));
+            }
             export.rename(from, &old, directory, new)
         })?;
         Ok(Rrenameat {})
@@ -88,7 +100,7 @@ impl Server {
 
     /// Tunlinkat removes a name; with REMOVEDIR that of an empty directory. Errors: those of
     /// unlink(2) and rmdir(2), EINVAL for any other flag, EROFS.
-    pub(super) fn unlinkat(&self, m: Tunlinkat<'_>) -> Result<Runlinkat, Errno> {
+    pub(super) fn unlinkat(&self, m: Tunlinkat<'_>, redo: Redo) -> Result<Runlinkat, Errno> {
         let fid = self.session.fids.get(m.dirfid)?;
         let directory = self.directory(m.dirfid)?;
         let name = Name::for_removal(m.name)?;
@@ -105,6 +117,10 @@ impl Server {
             Cost::Change,
             Actor::User(fid.user),
             || {
+                if redo.is_possible() && !is_there(directory, &name, redo)? {
+                    let changed = redo.has_changed(&directory.stat()?);
+                    return is_own(Errno::ENOENT, changed).map(|()| None);
+                }
                 let removed = before(directory, &name);
                 export.unlink(directory, &name, flag)?;
                 Ok(removed)
@@ -117,14 +133,20 @@ impl Server {
     /// Tremove removes the fid's file, wherever it is now, and gives the fid back, also when it
     /// answers with an error. Errors: those of unlink(2) and rmdir(2), ENOENT if the file has no
     /// name any more, EBUSY for the share's root, EROFS.
-    pub(super) fn remove(&self, m: Tremove) -> Result<Rremove, Errno> {
-        let fid = self.session.fids.remove(m.fid)?;
-        let removed = self.remove_file(&fid);
+    pub(super) fn remove(&self, m: Tremove, redo: Redo) -> Result<Rremove, Errno> {
+        let Some(fid) = self.take_fid(m.fid, redo)? else {
+            return Ok(Rremove {});
+        };
+        if let Err(error) = self.remove_file(&fid, redo) {
+            self.session.fids.forget_later(fid);
+            return Err(error);
+        }
+        fid.forget();
         self.release(fid);
-        removed.map(|()| Rremove {})
+        Ok(Rremove {})
     }
 
-    fn remove_file(&self, fid: &Fid) -> Result<(), Errno> {
+    fn remove_file(&self, fid: &Fid, redo: Redo) -> Result<(), Errno> {
         self.export.writable()?;
         let node = self.node_of(fid)?;
         let node = &*node;
@@ -138,7 +160,14 @@ impl Server {
             Cost::Change,
             Actor::User(fid.user),
             || {
-                let (directory, name) = export.locate(node)?;
+                let located = match export.locate(node) {
+                    // Without a name: the process before may have removed it.
+                    Err(Errno::ENOENT) if redo.is_possible() => {
+                        return is_own(Errno::ENOENT, redo.has_changed(&node.stat()?));
+                    }
+                    located => located,
+                };
+                let (directory, name) = located?;
                 export.unlink(&directory, &name, flag)
             },
         )
@@ -181,5 +210,22 @@ impl Server {
                 name: name.as_bytes().into(),
             });
         }
+    }
+}
+
+/// Whether a name is what it was when the request came: it exists, and its file was not created later. Errors: those of statx(2), except ENOENT.
+fn is_there(directory: &Node, name: &Name, redo: Redo) -> Result<bool, Errno> {
+    match directory.child_stat(name) {
+        Ok(stat) => Ok(!redo.is_older_than(&stat)),
+        Err(Errno::ENOENT) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// The result of a request that cannot be carried out because of `error`, unless it was already.
+fn is_own(error: Errno, own: bool) -> Result<(), Errno> {
+    match own {
+        true => Ok(()),
+        false => Err(error),
     }
 }

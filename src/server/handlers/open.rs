@@ -2,16 +2,17 @@
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
-use protocol::{Rlcreate, Rlopen, Tlcreate, Tlopen, open};
+use protocol::{Qid, Rlcreate, Rlopen, Tlcreate, Tlopen, open};
 
 use crate::export::directory::DirectoryStream;
 use crate::export::{FileKind, Name, Node, Stat, has_set_id};
 use crate::server::Server;
 use crate::server::call::Actor;
-use crate::server::fid::OpenFile;
+use crate::server::fid::{Fid, OpenFile};
 use crate::server::handle::{File, Handle};
 use crate::server::inodes::Dentry;
 use crate::server::placement::Cost;
+use crate::server::redo::Redo;
 use std::os::fd::OwnedFd;
 
 /// The guest chooses the size of its reads and writes by msize alone.
@@ -20,8 +21,12 @@ const NO_IOUNIT: u32 = 0;
 impl Server {
     /// Tlopen opens the fid's file. Errors: EINVAL if the fid is open, ENXIO for a device, fifo or
     /// socket (they belong to the guest's kernel), EROFS, those of open(2).
-    pub(super) fn lopen(&self, m: Tlopen) -> Result<Rlopen, Errno> {
+    pub(super) fn lopen(&self, m: Tlopen, redo: Redo) -> Result<Rlopen, Errno> {
         let fid = self.session.fids.get(m.fid)?;
+        if let Some(qid) = self.opened_before(&fid, redo)? {
+            let iounit = NO_IOUNIT;
+            return Ok(Rlopen { qid, iounit });
+        }
         let inode = fid.unopened()?;
         let flags = host_flags(m.flags)?;
         if writes(flags) {
@@ -55,8 +60,12 @@ impl Server {
 
     /// Tlcreate creates a regular file in the fid's directory and opens it; the fid then stands for
     /// the file. Without EXCL a file that exists is opened. Errors: those of open(2), EROFS.
-    pub(super) fn lcreate(&self, m: Tlcreate<'_>) -> Result<Rlcreate, Errno> {
+    pub(super) fn lcreate(&self, m: Tlcreate<'_>, redo: Redo) -> Result<Rlcreate, Errno> {
         let fid = self.session.fids.get(m.fid)?;
+        if let Some(qid) = self.opened_before(&fid, redo)? {
+            let iounit = NO_IOUNIT;
+            return Ok(Rlcreate { qid, iounit });
+        }
         let parent = fid.unopened()?;
         let directory = self.held(&fid)?;
         directory.directory()?;
@@ -76,7 +85,16 @@ impl Server {
             let made = &mut made;
             self.call_open(device, Cost::Change, Actor::For(owner), |more| {
                 let flags = flags | more;
-                export.create(directory, &name, flags, exclusive, m.mode, owner, made)
+                let new = export.create(directory, &name, flags, exclusive, m.mode, owner, made);
+                match (new, redo.since()) {
+                    // With the daemon's rights, as the guest's user has created it.
+                    (Err(error @ (Errno::EEXIST | Errno::EACCES)), Some(since)) => {
+                        let made =
+                            export.create_again(directory, &name, flags, m.mode, owner, since);
+                        made.map_err(|made| if made == Errno::EEXIST { error } else { made })
+                    }
+                    (result, _) => result,
+                }
             })
         });
         if let Some(made) = made {
@@ -101,6 +119,16 @@ impl Server {
             qid: self.qid(&stat),
             iounit: NO_IOUNIT,
         })
+    }
+
+    /// The qid of the file that the process before has opened for the request, if it has.
+    fn opened_before(&self, fid: &Fid, redo: Redo) -> Result<Option<Qid>, Errno> {
+        if !redo.is_possible() || fid.open_file().is_err() {
+            return Ok(None);
+        }
+        let mut stat = Stat::default();
+        self.stat(&self.held(fid)?, &mut stat)?;
+        Ok(Some(self.qid(&stat)))
     }
 
     /// The handle of an opened file. `stat` was taken when

@@ -1,5 +1,7 @@
 //! The messages that begin and end something: version, auth, attach, flush, clunk.
 
+use std::rc::Rc;
+
 use nix::errno::Errno;
 use protocol::{
     Rattach, Rauth, Rclunk, Rflush, Rversion, Tattach, Tauth, Tclunk, Tflush, Tversion,
@@ -8,9 +10,10 @@ use protocol::{
 use crate::export::{Lookup, acl};
 use crate::server::Server;
 use crate::server::call::Actor;
-use crate::server::fid::{Fid, XattrDraft};
+use crate::server::fid::{Fid, State, XattrDraft};
 use crate::server::limits::{MAX_MSIZE, MIN_MSIZE};
 use crate::server::placement::{Cost, Site};
+use crate::server::redo::Redo;
 
 const DIALECT: &[u8] = b"9P2000.L";
 
@@ -31,7 +34,7 @@ impl Server {
         if msize < MIN_MSIZE {
             return Err(Errno::EMSGSIZE);
         }
-        self.session.msize.set(msize);
+        self.set_msize(msize);
         log::debug!("a session begins, msize {msize}");
         Ok(Rversion {
             msize,
@@ -46,13 +49,14 @@ impl Server {
     }
 
     /// Tattach gives a fid for the share, or for the directory below it that `aname` names.
-    pub(super) fn attach(&self, m: Tattach<'_>) -> Result<Rattach, Errno> {
+    pub(super) fn attach(&self, m: Tattach<'_>, redo: Redo) -> Result<Rattach, Errno> {
         if self.session.msize.get() == 0 {
             return Err(Errno::EPROTO);
         }
         if m.afid != protocol::NOFID {
             return Err(Errno::EBADF);
         }
+        self.undo_fid(m.fid, redo);
         self.session.fids.check_free(m.fid)?;
         self.room()?;
         let export = &self.export;
@@ -74,7 +78,7 @@ impl Server {
         let root = self.admit(root, None, top)?;
         self.session
             .fids
-            .insert(m.fid, Fid::walked(user, root.clone(), root))?;
+            .insert(m.fid, user, root.clone(), State::Walked(root))?;
         self.evict_if_needed();
         Ok(Rattach {
             qid: self.qid(&stat),
@@ -92,16 +96,41 @@ impl Server {
 
     /// Tclunk releases a fid, even if it answers with an error. For a fid from xattrcreate the
     /// attribute is set now.
-    pub(super) fn clunk(&self, m: Tclunk) -> Result<Rclunk, Errno> {
-        let fid = self.session.fids.remove(m.fid)?;
-        if let Some(draft) = fid.draft() {
-            self.set_xattr(&fid, &draft)?;
+    pub(super) fn clunk(&self, m: Tclunk, redo: Redo) -> Result<Rclunk, Errno> {
+        let Some(fid) = self.take_fid(m.fid, redo)? else {
+            return Ok(Rclunk {});
+        };
+        if let Some(draft) = fid.draft()
+            && let Err(error) = self.set_xattr(&fid, &draft, redo)
+        {
+            self.session.fids.forget_later(fid);
+            return Err(error);
         }
+        fid.forget();
         self.release(fid);
         Ok(Rclunk {})
     }
 
-    fn set_xattr(&self, fid: &Fid, draft: &XattrDraft) -> Result<(), Errno> {
+    /// Removes a fid that the guest gives back; None if the process before has done that. Errors: EBADF
+    /// for an unknown number.
+    pub(super) fn take_fid(&self, fid: u32, redo: Redo) -> Result<Option<Rc<Fid>>, Errno> {
+        match self.session.fids.remove(fid) {
+            Err(Errno::EBADF) if redo.is_possible() => Ok(None),
+            result => result.map(Some),
+        }
+    }
+
+    /// Removes the fid that the process before may have made for the request.
+    pub(super) fn undo_fid(&self, fid: u32, redo: Redo) {
+        if redo.is_possible()
+            && let Ok(fid) = self.session.fids.remove(fid)
+        {
+            fid.forget();
+            self.release(fid);
+        }
+    }
+
+    fn set_xattr(&self, fid: &Fid, draft: &XattrDraft, redo: Redo) -> Result<(), Errno> {
         let XattrDraft {
             inode,
             name,
@@ -110,7 +139,7 @@ impl Server {
             value,
             ..
         } = draft;
-        let mut value = value.take();
+        let mut value = value.borrow().clone();
         if value.len() != *size {
             return Err(Errno::EINVAL);
         }
@@ -123,8 +152,22 @@ impl Server {
             Cost::Change,
             Actor::User(user),
             || match removal {
-                true => export.remove_xattr(node, name, user),
-                false => export.set_xattr(node, name, &value, *flags, user),
+                true => match export.remove_xattr(node, name, user) {
+                    Err(Errno::ENODATA)
+                        if redo.is_possible() && redo.has_changed(&node.stat()?) =>
+                    {
+                        Ok(())
+                    }
+                    result => result,
+                },
+                false => match export.set_xattr(node, name, &value, *flags, user) {
+                    Err(Errno::EEXIST)
+                        if redo.is_possible() && export.xattr(node, name)? == value =>
+                    {
+                        Ok(())
+                    }
+                    result => result,
+                },
             },
         )
     }

@@ -5,9 +5,10 @@ use protocol::{Qids, Rwalk, Twalk};
 
 use crate::export::{Component, Export, Lookup, Node, Stat, WayUp};
 use crate::server::Server;
-use crate::server::fid::Fid;
+use crate::server::fid::{Fid, State};
 use crate::server::inodes::Dentry;
 use crate::server::placement::{Medium, Site};
+use crate::server::redo::Redo;
 
 /// How far a walk came.
 #[derive(Default)]
@@ -22,11 +23,13 @@ impl Server {
     /// Twalk: without names, newfid stands for the same file. With names, each is looked up below
     /// the one before; symbolic links are reached, not followed. Errors: that of the first name. If
     /// a later name fails, the walk ends with the qids before it, and newfid is not made.
-    pub(super) fn walk(&self, m: Twalk<'_>) -> Result<Rwalk, Errno> {
+    pub(super) fn walk(&self, m: Twalk<'_>, redo: Redo) -> Result<Rwalk, Errno> {
         let fid = self.session.fids.get(m.fid)?;
         let start = if m.newfid == m.fid {
-            fid.unopened()?
+            let start = fid.unopened()?;
+            fid.walks_onto_itself(redo).unwrap_or(start)
         } else {
+            self.undo_fid(m.newfid, redo);
             self.session.fids.check_free(m.newfid)?;
             fid.target()?.inode().clone()
         };
@@ -34,7 +37,10 @@ impl Server {
         let mut end = start;
         if !m.names.is_empty() {
             self.room()?;
-            let node = self.node_of(&fid)?;
+            let node = match m.newfid == m.fid {
+                true => self.hold(&end)?,
+                false => self.node_of(&fid)?,
+            };
             let walked = self.resolve(&fid, &node, &m.names)?;
             let mut error = walked.error;
             for ((node, stat), name) in walked.files.into_iter().zip(m.names.iter()) {
@@ -61,11 +67,12 @@ impl Server {
                 None => {}
             }
         }
-        let walked = Fid::walked(fid.user, fid.root.clone(), end);
         if m.newfid == m.fid {
-            self.session.fids.replace(m.fid, &fid, walked)?;
+            self.session.fids.replace(m.fid, &fid, end)?;
         } else {
-            self.session.fids.insert(m.newfid, walked)?;
+            let (user, root) = (fid.user, fid.root.clone());
+            let walked = State::Walked(end);
+            self.session.fids.insert(m.newfid, user, root, walked)?;
         }
         self.evict_if_needed();
         Ok(Rwalk { qids })

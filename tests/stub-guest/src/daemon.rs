@@ -176,6 +176,8 @@ impl Launch {
         Ok(Daemon {
             child,
             ended: false,
+            depth: None,
+            killed: None,
             socket,
             share,
             log,
@@ -211,6 +213,10 @@ fn prepare_child(inherited: Option<(i32, i32)>) -> io::Result<()> {
 pub struct Daemon {
     child: Child,
     ended: bool,
+    /// How many processes there are, from the one that was started to the one that serves.
+    depth: Option<usize>,
+    /// The process that was killed last.
+    killed: Option<u32>,
     socket: PathBuf,
     share: PathBuf,
     log: PathBuf,
@@ -259,15 +265,43 @@ impl Daemon {
         self.directory.path()
     }
 
-    /// The number of the process that serves: in its sandbox it is the only child of the one that
-    /// was started.
+    /// The number of the process that serves: each of the others waits for its only child.
     pub fn pid(&self) -> u32 {
-        let started = self.child.id();
-        let children = fs::read_to_string(format!("/proc/{started}/task/{started}/children"));
-        children
-            .ok()
-            .and_then(|text| text.split_whitespace().next()?.parse().ok())
-            .unwrap_or(started)
+        let processes = self.processes();
+        processes.last().copied().unwrap_or(self.child.id())
+    }
+
+    /// The process that was started, its child, and so on.
+    fn processes(&self) -> Vec<u32> {
+        std::iter::successors(Some(self.child.id()), |pid| child_of(*pid)).collect()
+    }
+
+    /// Kills the process that serves (SIGKILL), or the next one if it is dead already. The first one must
+    /// have served a request before the first call.
+    pub fn kill_server(&mut self) -> Result<()> {
+        self.end_server(Signal::SIGKILL)
+    }
+
+    /// Lets the process that serves die as if by its own fault, otherwise as [`Daemon::kill_server`].
+    pub fn crash_server(&mut self) -> Result<()> {
+        self.end_server(Signal::SIGABRT)
+    }
+
+    fn end_server(&mut self, signal: Signal) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            let processes = self.processes();
+            let depth = *self.depth.get_or_insert(processes.len());
+            if let Some(&server) = processes.get(depth - 1)
+                && self.killed != Some(server)
+            {
+                self.killed = Some(server);
+                let server = Pid::from_raw(server as i32);
+                return kill(server, signal).map_err(Error::io("kill"));
+            }
+            std::thread::yield_now();
+        }
+        Err(Error::Timeout("another process that serves"))
     }
 
     /// What the daemon has written to stderr so far.
@@ -376,6 +410,11 @@ impl Drop for Daemon {
             ),
         }
     }
+}
+
+fn child_of(pid: u32) -> Option<u32> {
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+    children.ok()?.split_whitespace().next()?.parse().ok()
 }
 
 /// Waits until a child has ended, without reaping it.

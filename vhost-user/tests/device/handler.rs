@@ -42,7 +42,7 @@ impl Echo {
 impl Handler for Echo {
     fn handle(&self, request: Request) {
         self.handled.set(self.handled.get() + 1);
-        self.resumed.borrow_mut().push(request.resumed());
+        self.resumed.borrow_mut().push(request.resumed().copied());
         if self.keep.get() {
             self.kept.borrow_mut().push(request);
         } else {

@@ -1,0 +1,19 @@
+//! The process that serves is killed, and another one takes over: each request is answered once, and
+//! done once.
+
+use super::{Guest, REQUESTS, rounds};
+
+#[test]
+fn a_kill_in_a_full_ring_is_a_pause_and_nothing_else() {
+    let mut guest = Guest::new(20);
+    let mut again = 0;
+    for round in 0..rounds("CRASH_ROUNDS", 25) {
+        let posted = guest.post_around(|guest| guest.daemon.kill_server().unwrap());
+        again += REQUESTS - guest.answered_before(&posted);
+        guest.load.let_go();
+        guest.check(&posted, &posted);
+        guest.load.end(Some(&mut guest.client));
+        assert_eq!(guest.client.outstanding(), 0, "round {round}");
+    }
+    assert!(again > 0, "every request was answered before the kill");
+}

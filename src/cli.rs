@@ -1,11 +1,14 @@
 //! The command line: its options, and how a mistake is reported.
 
 use std::ffi::OsString;
+use std::fmt::Display;
+use std::ops::{Bound, RangeBounds};
 use std::os::fd::RawFd;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
-use clap::error::{ContextKind, ErrorKind};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgGroup, CommandFactory, FromArgMatches, Parser};
 use log::LevelFilter;
 
@@ -47,7 +50,7 @@ pub struct Options {
 
     /// Use this inherited socket instead: one that listens, or one that is already connected to a
     /// front-end. A socket passed by systemd needs no option
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(RawFd).range(0..))]
+    #[arg(long, value_name = "N", value_parser = number(0..=RawFd::MAX))]
     pub fd: Option<RawFd>,
 
     /// The directory to share
@@ -87,19 +90,19 @@ pub struct Options {
     /// never waits for a network file system or FUSE, so that a hung one cannot starve the local
     /// disks
     #[arg(long, value_name = "N", default_value_t = 64,
-          value_parser = clap::value_parser!(u16).range(1..=1024))]
+          value_parser = number(1..=1024u16))]
     pub threads: u16,
 
     /// How many microseconds the daemon polls for the next request before it sleeps, if polling has
     /// paid off lately; 0 never polls
     #[arg(long, value_name = "N", default_value_t = 50,
-          value_parser = clap::value_parser!(u16).range(0..=1000))]
+          value_parser = number(0..=1000u16))]
     pub poll_us: u16,
 
     /// How many descriptors the daemon may have open. An eighth (40 to 256) is reserved for the
     /// daemon; a guest whose files need more than the rest gets ENFILE [default: as many as the
     /// host allows]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(64..))]
+    #[arg(long, value_name = "N", value_parser = number(64u64..))]
     pub rlimit_nofile: Option<u64>,
 
     /// What to do if there is more than one file system below the directory, so that inode numbers
@@ -153,19 +156,19 @@ pub struct Options {
     /// How many fids the guest may have: files and directories that its kernel remembers or has
     /// open. One more gets ENFILE
     #[arg(long, value_name = "N", default_value_t = 1 << 20,
-          value_parser = clap::value_parser!(u32).range(16..))]
+          value_parser = number(16u32..))]
     pub limit_fids: u32,
 
     /// How many bytes of extended attributes the guest may read and write at the same time. More
     /// get ENOMEM
     #[arg(long, value_name = "N", default_value_t = 16 << 20,
-          value_parser = clap::value_parser!(u32).range(65536..))]
+          value_parser = number(65536u32..))]
     pub limit_xattr_bytes: u32,
 
     /// How many locked ranges of files, and processes that lock, the guest may have; of one file at
     /// most 4096 ranges. One more gets ENOLCK
     #[arg(long, value_name = "N", default_value_t = 1 << 16,
-          value_parser = clap::value_parser!(u32).range(16..))]
+          value_parser = number(16u32..))]
     pub limit_locks: u32,
 
     /// Serve at most this many requests per second, BURST of them at once (default: a tenth of
@@ -339,10 +342,26 @@ pub fn command_line(words: impl IntoIterator<Item = OsString>) -> Result<Command
 }
 
 /// The socket that systemd has passed to this process, if any (sd_listen_fds(3)).
-fn systemd_socket() -> Option<RawFd> {
+pub fn systemd_socket() -> Option<RawFd> {
     let number = |name| std::env::var(name).ok()?.parse::<u32>().ok();
     let ours = number("LISTEN_PID")? == std::process::id() && number("LISTEN_FDS")? >= 1;
     ours.then_some(LISTEN_FDS_START)
+}
+
+/// Reads a number in a range, which includes its ends.
+fn number<T: FromStr + PartialOrd + Display>(
+    range: impl RangeBounds<T> + Clone,
+) -> impl Fn(&str) -> Result<T, String> + Clone {
+    move |text| match text.parse() {
+        Ok(number) if range.contains(&number) => Ok(number),
+        _ => Err(match (range.start_bound(), range.end_bound()) {
+            (Bound::Included(least), Bound::Included(most)) => {
+                format!("a number from {least} to {most} is expected")
+            }
+            (Bound::Included(least), _) => format!("a number from {least} on is expected"),
+            _ => "a number is expected".into(),
+        }),
+    }
 }
 
 fn log_level(text: &str) -> Result<LevelFilter, String> {
@@ -378,6 +397,11 @@ fn one_line(error: &clap::Error) -> String {
             "missing {}",
             missing.map(ToString::to_string).unwrap_or_default()
         );
+    }
+    if let Some(ContextValue::Strings(values)) = error.get(ContextKind::ValidValue)
+        && !values.is_empty()
+    {
+        line.push_str(&format!(": {} are possible", values.join(", ")));
     }
     if let Some(similar) = error.get(ContextKind::SuggestedArg) {
         line.push_str(&format!("; did you mean '{similar}'?"));
@@ -442,6 +466,21 @@ mod tests {
         assert_eq!((modes.file, modes.directory), (0o640, 0o750));
         for words in ["x --help", "x --version", "x --print-capabilities"] {
             assert!(matches!(parse(words), Ok(Command::Print(_))), "{words}");
+        }
+    }
+
+    #[test]
+    fn a_mistake_names_what_is_possible() {
+        for (option, says) in [
+            ("--sandbox tight", "namespace, chroot, landlock, none"),
+            ("--multidevs any", "remap, forbid, warn"),
+            ("--rlimit-nofile 0", "a number from 64 on"),
+            ("--limit-fids x", "a number from 16 on"),
+            ("--threads 0", "a number from 1 to 1024"),
+            ("--poll-us 5000", "a number from 0 to 1000"),
+        ] {
+            let line = usage(&format!("x --socket /s --shared-dir /d {option}"));
+            assert!(line.contains(says), "{line}");
         }
     }
 

@@ -1,5 +1,7 @@
 //! The command `vhost-user-9p`.
 
+use std::fmt::Display;
+use std::io::{self, ErrorKind, Write};
 use std::process::ExitCode;
 
 use vhost_user_9p::cli::{Command, Options, command_line};
@@ -10,16 +12,32 @@ const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
     match command_line(std::env::args_os()) {
-        Ok(Command::Print(text)) => {
-            print!("{text}");
-            ExitCode::SUCCESS
-        }
+        Ok(Command::Print(text)) => print(&text),
         Ok(Command::Serve(options)) => serve(&options),
         Err(mistake) => {
-            eprintln!("vhost-user-9p: {mistake}");
+            complain(mistake);
             ExitCode::from(USAGE)
         }
     }
+}
+
+fn print(text: &str) -> ExitCode {
+    let mut out = io::stdout();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Whoever closes a pipe early, as head(1) does, knows.
+            if error.kind() != ErrorKind::BrokenPipe {
+                complain(format_args!("cannot write to standard output: {error}"));
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Writes one line to standard error. If that is impossible, nobody can be told.
+fn complain(error: impl Display) {
+    let _ = writeln!(io::stderr(), "vhost-user-9p: {error}");
 }
 
 fn serve(options: &Options) -> ExitCode {
@@ -29,7 +47,7 @@ fn serve(options: &Options) -> ExitCode {
         // It has said what went wrong.
         Err(daemon::Error::Daemon(status)) => ExitCode::from(status),
         Err(error) => {
-            eprintln!("vhost-user-9p: {error}");
+            complain(error);
             ExitCode::FAILURE
         }
     }

@@ -197,7 +197,7 @@ fn a_socket_that_cannot_be_had_is_one_line_and_code_1() {
     mistake(
         &["--socket", &path(&"x".repeat(200)), "--shared-dir", share],
         1,
-        &["--socket"],
+        &["at most 107 bytes", "--socket"],
     );
     mistake(&["--fd", "777", "--shared-dir", share], 1, &["777", "--fd"]);
     // Standard input, which is no socket.
@@ -378,6 +378,32 @@ fn version_and_help_go_to_standard_output() {
 }
 
 #[test]
+fn output_that_cannot_be_written_is_one_line_and_code_1() {
+    let full = || {
+        fs::OpenOptions::new()
+            .write(true)
+            .open("/dev/full")
+            .unwrap()
+    };
+    for arg in ["--help", "--version", "--print-capabilities"] {
+        let mut command = Command::new(BINARY);
+        let output = command.arg(arg).stdout(full()).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.starts_with("vhost-user-9p: cannot write"), "{said}");
+        assert_eq!(said.lines().count(), 1, "{said}");
+        // A reader that has seen enough needs no explanation.
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = command.stdout(writer).output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        assert_eq!(String::from_utf8(output.stderr).unwrap(), "");
+    }
+    let status = Command::new(BINARY).stderr(full()).status().unwrap();
+    assert_eq!(status.code(), Some(2));
+}
+
+#[test]
 fn a_stale_socket_is_replaced() {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("socket");
@@ -499,6 +525,18 @@ fn a_socket_passed_by_systemd_is_served() {
     let mut daemon = Launch::new(BINARY).by_systemd().start().unwrap();
     daemon.mount().unwrap();
     daemon.mount().unwrap();
+}
+
+#[test]
+fn a_socket_passed_by_systemd_that_is_not_served_is_told_of() {
+    let told = |prelude: &str| {
+        let mut guest = Guest::on(Launch::new(BINARY).by_path().prelude(prelude));
+        guest.client.read_dir(guest.root, "").unwrap();
+        guest.daemon.stderr().contains("(LISTEN_FDS) is not served")
+    };
+    assert!(told("export LISTEN_PID=$$ LISTEN_FDS=1"));
+    // Those of another process.
+    assert!(!told("export LISTEN_PID=1 LISTEN_FDS=1"));
 }
 
 #[test]

@@ -21,7 +21,7 @@ use nix::sys::statvfs::{FsFlags, fstatvfs};
 use nix::unistd::{Pid, geteuid};
 use vhost_user::{Connection, DeviceConfig, Poller, Source, Status};
 
-use crate::cli::Options;
+use crate::cli::{self, Options};
 use crate::export::users::Users;
 use crate::export::{Export, FileHandles, Identity, Ids, Permissions, open_share};
 use crate::sandbox::capabilities::{self, Rights};
@@ -259,6 +259,13 @@ impl Outside {
             Permissions::Guest => None,
             Permissions::Host => Some(Users::of_host().map_err(host("the list of its users"))?),
         };
+        let systemd = cli::systemd_socket();
+        if systemd.is_some() && systemd != options.fd {
+            log::warn!(
+                "the socket that systemd has passed (LISTEN_FDS) is not served, because another \
+                 one is given: leave out --socket and --fd to serve it"
+            );
+        }
         let (socket, file) = match (&options.socket, options.fd) {
             // SAFETY: this process has opened no socket yet: one with this number comes from its
             // parent, which means it for this.

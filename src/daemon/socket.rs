@@ -14,6 +14,9 @@ use nix::unistd::{Gid, Group, fchownat};
 
 use crate::export::sys::ProcPath;
 
+/// How long the path of a socket may be: `sockaddr_un` has a byte more, for the NUL (unix(7)).
+const PATH_MAX: usize = 107;
+
 /// Why there is no socket to serve.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -30,6 +33,16 @@ pub enum Error {
         path: PathBuf,
         /// Why.
         error: io::Error,
+    },
+    /// The path is too long for a socket.
+    #[error(
+        "cannot listen on {path}: a socket's path has at most {PATH_MAX} bytes, and this one {}; \
+         choose another --socket",
+        path.as_os_str().len()
+    )]
+    TooLong {
+        /// Where.
+        path: PathBuf,
     },
     /// There is no such group.
     #[error("there is no group {0}: give --socket-group a name or a number of this host")]
@@ -85,6 +98,9 @@ impl Socket {
             path: path.into(),
             error,
         };
+        if path.as_os_str().len() > PATH_MAX {
+            return Err(Error::TooLong { path: path.into() });
+        }
         let group = match group {
             Some(name) => Some((name, gid_of(name)?)),
             None => None,

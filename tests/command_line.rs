@@ -4,7 +4,7 @@ mod common;
 
 use std::fs;
 use std::io::Read;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
@@ -314,25 +314,67 @@ fn capabilities_that_cannot_be_kept_are_one_line_and_code_1() {
         ("--reuid=65534", "for root"),
         ("--bounding-set=-sys_admin", "CAP_SYS_ADMIN"),
     ] {
-        // Where any user can run it.
-        let program = directory.path().join("daemon");
-        std::fs::copy(BINARY, &program).unwrap();
-        let open_to_all = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-        std::fs::set_permissions(directory.path(), open_to_all).unwrap();
-        let output = Command::new("setpriv")
-            .args(["--clear-groups", user, "--"])
-            .arg(&program)
-            .args(&args)
-            .output()
-            .unwrap();
-        let said = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(1), "{said}");
+        let (code, said) = run_as(user, &args);
+        assert_eq!(code, Some(1), "{said}");
         let mistakes: Vec<&str> = said
             .lines()
             .filter(|line| line.contains("--modcaps"))
             .collect();
         assert_eq!(mistakes.len(), 1, "{said}");
         assert!(mistakes[0].contains(says), "{said}");
+    }
+}
+
+/// The exit code and what was said, in the end, of a daemon that setpriv(1) has started so. Call it
+/// as root.
+fn run_as(user: &str, args: &[&str]) -> (Option<i32>, String) {
+    // Where any user can run it.
+    let directory = tempfile::tempdir().unwrap();
+    let program = directory.path().join("daemon");
+    fs::copy(BINARY, &program).unwrap();
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let output = Command::new("setpriv")
+        .args(["--clear-groups", user, "--"])
+        .arg(&program)
+        .args(args)
+        .output()
+        .unwrap();
+    (
+        output.status.code(),
+        String::from_utf8(output.stderr).unwrap(),
+    )
+}
+
+#[test]
+fn ids_that_a_user_cannot_have_are_refused_or_told_of() {
+    if !is_root() {
+        return;
+    }
+    // A socket that is connected and closed at its other end: the daemon serves it, and exits.
+    let told = |option: &str, value: &str| {
+        let directory = tempfile::tempdir().unwrap();
+        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o777)).unwrap();
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        drop(ours);
+        let inherited = nix::unistd::dup(&theirs).unwrap();
+        let fd = inherited.as_raw_fd().to_string();
+        let share = directory.path().to_str().unwrap();
+        let args = ["--fd", &fd, "--shared-dir", share, option, value];
+        run_as("--reuid=65534", &args)
+    };
+    let (code, said) = told("--permissions", "host");
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("--permissions host is for root"), "{said}");
+    for (option, value, warned) in [
+        ("--translate-uid", "map:0:100000:65536", true),
+        ("--translate-uid", "squash-guest:0:65534:65536", false),
+        ("--translate-gid", "squash-guest:0:65534:65536", true),
+        ("--translate-gid", "forbid-guest:0:1", false),
+    ] {
+        let (code, said) = told(option, value);
+        assert_eq!(code, Some(0), "{said}");
+        let line = format!("{option} names ids of the host that this daemon cannot give");
+        assert_eq!(said.contains(&line), warned, "{value}: {said}");
     }
 }
 

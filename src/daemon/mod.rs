@@ -79,6 +79,12 @@ pub enum Error {
     /// An ordinary user has no capabilities to change.
     #[error("--modcaps is for root: the daemon of an ordinary user has no capabilities")]
     Modcaps,
+    /// The host cannot decide, because the daemon cannot act as its users.
+    #[error(
+        "--permissions host is for root with CAP_SETUID, CAP_SETGID and CAP_CHOWN: this daemon \
+         cannot act as other users"
+    )]
+    Permissions,
     /// The requested capabilities are not available.
     #[error(transparent)]
     Capabilities(#[from] capabilities::Error),
@@ -375,6 +381,7 @@ impl Outside {
         })?;
         let identity =
             Identity::of_process(self.ids, self.users).map_err(host("its capabilities"))?;
+        check_identity(options, &identity)?;
         Ok(Some(Confined {
             share,
             socket: ManuallyDrop::into_inner(self.socket),
@@ -445,6 +452,32 @@ impl Confined {
         daemon.server.begin_state();
         Ok(daemon)
     }
+}
+
+/// Refuses permissions, and warns of translations, that need rights which the daemon lacks. A
+/// mapped model needs none for ids.
+fn check_identity(options: &Options, identity: &Identity) -> Result<(), Error> {
+    if options.permissions == Permissions::Host && !identity.acts_for_others() {
+        return Err(Error::Permissions);
+    }
+    if options.security_model.is_mapped() || identity.acts_for_others() {
+        return Ok(());
+    }
+    let (users, groups) = identity.own_ids();
+    let ids = identity.ids();
+    for (option, leads_elsewhere) in [
+        ("--translate-uid", ids.uids.leads_beyond(&users)),
+        ("--translate-gid", ids.gids.leads_beyond(&groups)),
+    ] {
+        if leads_elsewhere {
+            log::warn!(
+                "{option} names ids of the host that this daemon cannot give a file: what the \
+                 guest creates belongs to the daemon's user; run it as root, or give \
+                 --security-model mapped-xattr"
+            );
+        }
+    }
+    Ok(())
 }
 
 /// The share, as the options describe it.

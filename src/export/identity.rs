@@ -88,6 +88,18 @@ impl Identity {
         &self.ids
     }
 
+    /// Whether the daemon may act for other users than its own.
+    pub fn acts_for_others(&self) -> bool {
+        self.privileged.is_some()
+    }
+
+    /// The users and the groups that a daemon which acts only for itself can give a file to.
+    pub fn own_ids(&self) -> (Vec<u32>, Vec<u32>) {
+        let groups = self.groups.iter().copied();
+        let groups = groups.chain([self.gid.as_raw()]).collect();
+        (vec![self.uid.as_raw()], groups)
+    }
+
     /// Whether [`Identity::acting`] makes a difference for this user.
     pub fn is_other(&self, uid: u32) -> bool {
         self.privileged.is_some()

@@ -147,6 +147,17 @@ impl IdMap {
         translate(&self.to_host, id).ok_or(Errno::EPERM)
     }
 
+    /// Whether a rule makes an id of the guest one of the host that is not among these.
+    pub fn leads_beyond(&self, ids: &[u32]) -> bool {
+        self.to_host.iter().any(|(range, image)| match *image {
+            Image::Forbidden => false,
+            Image::One(to) => !ids.contains(&to),
+            // The first that is none of them comes soon: they are few.
+            Image::From(to) => (0..range.end - range.start)
+                .any(|at| !ids.contains(&(u64::from(to) + at).try_into().unwrap_or(NONE))),
+        })
+    }
+
     /// The guest's id for a host's id.
     pub fn to_guest(&self, id: u32) -> u32 {
         // No id is forbidden in this direction.
@@ -219,6 +230,25 @@ mod tests {
         assert_eq!(squash.to_host(4_294_967_294), Ok(1));
         let map = map(&["map:0:0:4294967295"]).unwrap();
         assert_eq!(map.to_host(4_294_967_294), Ok(4_294_967_294));
+    }
+
+    #[test]
+    fn rules_may_lead_beyond_the_ids_that_the_daemon_has() {
+        let own = [1000, 4];
+        for (rule, beyond) in [
+            ("map:0:1000:1", false),
+            ("squash-guest:0:1000:65536", false),
+            ("forbid-guest:0:10", false),
+            ("host:0:5:1", false),
+            ("squash-host:0:5:1000", false),
+            ("map:0:1000:2", true),
+            ("guest:0:0:1", true),
+            ("squash-guest:0:65534:1", true),
+            ("map:0:0:4294967295", true),
+        ] {
+            assert_eq!(map(&[rule]).unwrap().leads_beyond(&own), beyond, "{rule}");
+        }
+        assert!(!IdMap::default().leads_beyond(&[]));
     }
 
     #[test]

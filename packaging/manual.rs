@@ -51,11 +51,11 @@ mount \-t 9p \-o trans=virtio,version=9p2000.L,msize=512000 host /mnt
 "#;
 
 const REST: &str = r#".SH "EXIT STATUS"
-0 after SIGTERM, SIGINT or SIGHUP, or with
+0 after SIGTERM, SIGINT or SIGQUIT, or with
 .B \-\-once
 when the front\-end has left; 2 for a mistake on the command line; 1 for any other failure. Each failure is told by one line on standard error.
 .SH SIGNALS
-SIGTERM, SIGINT and SIGHUP let the requests under way end, remove the socket, and end the daemon. SIGHUP does not if it was ignored at the start, as nohup(1) does.
+SIGTERM, SIGINT and SIGQUIT let the requests under way end, remove the socket, and end the daemon. SIGUSR1 writes one line to the log: whether a front\-end is connected, and how many fids, requests under way, open files and locks the guest has. SIGHUP is ignored.
 .SH FILES
 .TP
 .I /usr/share/qemu/vhost\-user/50\-vhost\-user\-9p.json

@@ -10,8 +10,9 @@ use std::path::Path;
 
 use common::{BINARY, Guest, NO_ID};
 use nix::sys::signal::Signal;
-use protocol::open;
+use protocol::{lock, open};
 use stub_guest::daemon::Launch;
+use stub_guest::messages::Lock;
 
 /// Whether the daemon starts with this sandbox here; else it says why not.
 fn start(mode: &str, handles: &str) -> Option<Guest> {
@@ -156,7 +157,7 @@ fn socket_goes(mode: &str) {
     if start(mode, "never").is_none() {
         return;
     }
-    let ends = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].map(End::Signal);
+    let ends = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT].map(End::Signal);
     for end in ends.into_iter().chain([End::FrontEnd]) {
         let mut launch = Launch::new(BINARY)
             .by_path()
@@ -196,20 +197,29 @@ fn foreign_socket_stays(mode: &str) {
     assert!(!daemon.stderr().contains("warn"), "{}", daemon.stderr());
 }
 
-/// What is ignored when the daemon is started stays ignored.
+/// SIGHUP changes nothing, and SIGUSR1 is answered in the log.
 #[test]
-fn nohup_is_respected() {
+fn some_signals_do_not_end_the_daemon() {
     for mode in ["none", "namespace", "chroot", "landlock"] {
         if start(mode, "never").is_none() {
             continue;
         }
-        let launch = Launch::new(BINARY).prelude("trap '' HUP");
-        let mut daemon = launch.arg(format!("--sandbox={mode}")).start().unwrap();
-        let (mut client, root) = daemon.mount().unwrap();
-        daemon.signal(Signal::SIGHUP).unwrap();
-        client.read_dir(root, "").unwrap();
-        drop(client);
-        daemon.mount().unwrap();
+        let launch = Launch::new(BINARY).arg(format!("--sandbox={mode}"));
+        let mut guest = Guest::on(launch);
+        guest.file("file", "content");
+        let file = guest.open("file", open::RDWR);
+        let whole = Lock::whole(lock::WRLCK);
+        guest.client.lock(file, 0, &whole).unwrap();
+        guest.daemon.signal(Signal::SIGHUP).unwrap();
+        guest.daemon.signal(Signal::SIGUSR1).unwrap();
+        let said = guest
+            .daemon
+            .said("status: a front-end is connected, ")
+            .unwrap();
+        let numbers = "fids: 2, requests under way: 0, descriptors of open files and locks: 2, \
+                       locked ranges and their processes: 2, on files: 1";
+        assert!(said.contains(numbers), "{mode}: {said}");
+        guest.client.read_dir(guest.root, "").unwrap();
     }
 }
 

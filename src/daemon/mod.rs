@@ -191,20 +191,21 @@ impl Poller for Reactor {
     }
 }
 
-/// Serves front-ends, one after the other, until SIGTERM, SIGINT or SIGHUP, or with `--once` until
+/// Serves front-ends, one after the other, until SIGTERM, SIGINT or SIGQUIT, or with `--once` until
 /// the first has left.
 pub fn run(options: &Options) -> Result<(), Error> {
-    let stop = stop_signals()?;
+    let handled = handled_signals()?;
     let outside = Outside::open(options)?;
-    let Some(confined) = outside.confine(options, &stop)? else {
+    let Some(confined) = outside.confine(options, &handled)? else {
         return Ok(());
     };
     let filter = Filter {
         policy: options.seccomp,
         file_handles: confined.handles != FileHandles::Never,
     };
-    let signals = SignalFd::with_flags(&stop, SfdFlags::SFD_CLOEXEC).map_err(host("signals"))?;
-    let mut daemon = confined.daemon(options, filter, &signals)?;
+    let signals = SignalFd::with_flags(&handled, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+        .map_err(host("signals"))?;
+    let mut daemon = confined.daemon(options, filter, signals)?;
     let path = options.shared_dir.as_deref().unwrap_or(Path::new(""));
     log::info!("sharing {} as \"{}\"", path.display(), options.tag);
     // Everything that takes more system calls than serving is done. The workers inherit the filter
@@ -298,7 +299,7 @@ impl Outside {
     /// Enters the sandbox and drops the rights that serving does not need. None in a process that has
     /// waited for another one, which has ended in order. Errors: what failed, or the exit status of that
     /// process.
-    fn confine(mut self, options: &Options, stop: &SigSet) -> Result<Option<Confined>, Error> {
+    fn confine(mut self, options: &Options, handled: &SigSet) -> Result<Option<Confined>, Error> {
         let handles = options.file_handles();
         let capacity = options.limits().0.capacity();
         let mut memory = match options.restart {
@@ -339,14 +340,14 @@ impl Outside {
                     );
                 }
                 // The file is removed when it is dropped.
-                Role::Parent(child) => return waited_for(child, stop).map(|()| None),
+                Role::Parent(child) => return waited_for(child, handled).map(|()| None),
                 Role::Supervisor(server, entrance) => {
                     if !entrance.is_outside() {
                         // The first server has closed it for both.
                         std::mem::forget(self.file.take());
                     }
                     let end =
-                        sandbox::wait(server, *stop).map_err(host("to wait for the server"))?;
+                        sandbox::wait(server, *handled).map_err(host("to wait for the server"))?;
                     if end == End::Exited(BEGIN_ANEW.into()) {
                         memory = Some(capacity.memory()?);
                     }
@@ -397,12 +398,7 @@ impl Outside {
 
 impl Confined {
     /// The daemon, which does not listen yet.
-    fn daemon(
-        self,
-        options: &Options,
-        filter: Filter,
-        signals: &SignalFd,
-    ) -> Result<Daemon, Error> {
+    fn daemon(self, options: &Options, filter: Filter, signals: SignalFd) -> Result<Daemon, Error> {
         let export = export(options, self.share, self.handles, self.identity)?;
         let workers = seccomp::workers(filter, options.threads.into())?;
         let capacity = options.limits().0.capacity();
@@ -422,7 +418,7 @@ impl Confined {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(host("epoll"))?;
         let reactor = Rc::new(Reactor(epoll));
         reactor
-            .watch(signals, Token::Signal)
+            .watch(&signals, Token::Signal)
             .map_err(host("epoll"))?;
         reactor
             .watch(server.workers(), Token::Workers)
@@ -435,6 +431,7 @@ impl Confined {
                 max_queue_size: MAX_QUEUE_SIZE,
             },
             once: options.once,
+            signals,
             server,
             socket: self.socket,
             _file: self.file,
@@ -523,6 +520,7 @@ struct Daemon {
     /// Where the connection is recorded.
     state: vhost_user::State,
     once: bool,
+    signals: SignalFd,
     /// Polls for requests before the loop sleeps.
     search: Spin,
     /// When the descriptors were last polled.
@@ -654,12 +652,27 @@ impl Daemon {
 
     fn on_event(&mut self, token: Token) -> Result<(), Error> {
         match token {
-            Token::Signal => self.stopping = true,
+            Token::Signal => self.on_signal()?,
             // Served at every turn.
             Token::Workers => {}
             Token::Listener => self.accept()?,
             Token::Control => self.on_front_end(Source::Control)?,
             Token::Kick => self.on_front_end(Source::Kick)?,
+        }
+        Ok(())
+    }
+
+    fn on_signal(&mut self) -> Result<(), Error> {
+        match self.signals.read_signal().map_err(host("signals"))? {
+            Some(signal) if signal.ssi_signo == Signal::SIGUSR1 as u32 => {
+                let front_end = match self.connection {
+                    Some(_) => "a front-end is connected",
+                    None => "no front-end is connected",
+                };
+                log::info!("status: {front_end}, {}", self.server.status());
+            }
+            Some(_) => self.stopping = true,
+            None => {}
         }
         Ok(())
     }
@@ -781,40 +794,41 @@ fn config_space(tag: &str) -> Vec<u8> {
     space
 }
 
-/// Blocks the signals that end the daemon, in this thread and all that it starts, so that they
-/// arrive as events.
-fn stop_signals() -> Result<SigSet, Error> {
+/// Blocks the signals that end the daemon, and SIGUSR1, which asks for its status, in this thread
+/// and all that it starts, so that they arrive as events.
+fn handled_signals() -> Result<SigSet, Error> {
     // A write beyond RLIMIT_FSIZE must fail with EFBIG, as the guest expects, instead of killing
     // the daemon.
     set_ignored(Signal::SIGXFSZ, true)?;
     // Whoever starts the daemon may ignore it; then the end of the daemon in its sandbox would not
     // be reported.
     set_ignored(Signal::SIGCHLD, false)?;
-    let mut stop = SigSet::empty();
-    stop.add(Signal::SIGTERM);
-    stop.add(Signal::SIGINT);
-    // nohup ignores it, and then it stays ignored. A blocked signal would arrive all the same.
-    if !set_ignored(Signal::SIGHUP, true)? {
-        stop.add(Signal::SIGHUP);
-    }
-    stop.thread_block().map_err(host("signals"))?;
-    Ok(stop)
+    // The end of a terminal or of a login is not the end of the guests.
+    set_ignored(Signal::SIGHUP, true)?;
+    let handled = SigSet::from_iter([
+        Signal::SIGTERM,
+        Signal::SIGINT,
+        Signal::SIGQUIT,
+        Signal::SIGUSR1,
+    ]);
+    handled.thread_block().map_err(host("signals"))?;
+    Ok(handled)
 }
 
-/// Ignores a signal, or restores its default action. Returns whether it was ignored before.
-fn set_ignored(number: Signal, ignored: bool) -> Result<bool, Error> {
+/// Ignores a signal, or restores its default action.
+fn set_ignored(number: Signal, ignored: bool) -> Result<(), Error> {
     let action = match ignored {
         true => SigHandler::SigIgn,
         false => SigHandler::SigDfl,
     };
     // SAFETY: neither of them installs a handler.
-    let before = unsafe { signal(number, action) }.map_err(host("signals"))?;
-    Ok(matches!(before, SigHandler::SigIgn))
+    unsafe { signal(number, action) }.map_err(host("signals"))?;
+    Ok(())
 }
 
 /// Waits for a child, and reports how it ended. Errors: its exit status, if that is not 0.
-fn waited_for(child: Pid, stop: &SigSet) -> Result<(), Error> {
-    let end = sandbox::wait(child, *stop).map_err(host("to wait for the daemon"))?;
+fn waited_for(child: Pid, handled: &SigSet) -> Result<(), Error> {
+    let end = sandbox::wait(child, *handled).map_err(host("to wait for the daemon"))?;
     match Deaths::default().next(end, Restart::Never, Instant::now()) {
         Next::Exit(0) | Next::Restart { .. } => Ok(()),
         Next::Exit(status) => Err(Error::Daemon(status)),

@@ -444,6 +444,11 @@ impl Fids {
         !self.ending.borrow().is_empty()
     }
 
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.table.borrow().len()
+    }
+
     /// Removes all fids.
     pub fn clear(&self) -> impl Iterator<Item = Rc<Fid>> + use<> {
         self.table.take().into_values()

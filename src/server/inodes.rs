@@ -351,6 +351,11 @@ impl Inodes {
         OpenDescriptor(self.open.clone())
     }
 
+    /// How many descriptors of open files and locks there are.
+    pub fn open_files(&self) -> usize {
+        self.open.get()
+    }
+
     /// The queue of descriptors to close: open files, lock descriptions, inodes of large files.
     pub fn close_queue(&self) -> &Rc<CloseQueue> {
         &self.close_queue

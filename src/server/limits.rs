@@ -66,6 +66,11 @@ impl Bound {
         }
     }
 
+    /// How much is taken.
+    pub fn used(&self) -> usize {
+        self.used.get()
+    }
+
     /// Takes `amount`.
     pub fn take(&self, amount: usize) -> Result<Share, Errno> {
         let used = self.used.get().checked_add(amount);

@@ -249,6 +249,16 @@ impl Locks {
         self.inodes.borrow().keys().copied().collect()
     }
 
+    /// How many processes and ranges there are.
+    pub fn used(&self) -> usize {
+        self.bound.used()
+    }
+
+    /// How many inodes are locked, or are about to be.
+    pub fn files(&self) -> usize {
+        self.inodes.borrow().len()
+    }
+
     /// The session has ended: the locks end with their descriptions, not range by range.
     pub fn clear(&self) {
         self.inodes.take();

@@ -21,6 +21,7 @@ mod ranges;
 mod redo;
 mod requests;
 mod resume;
+mod status;
 pub mod throttle;
 
 use std::cell::{Cell, RefCell};

@@ -309,6 +309,27 @@ impl Daemon {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
+    /// The line of stderr that contains this text, as soon as it is there.
+    pub fn said(&self, text: &str) -> Result<String> {
+        let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)
+            .map_err(Error::io("inotify"))?;
+        inotify
+            .add_watch(&self.log, AddWatchFlags::IN_MODIFY)
+            .map_err(Error::io("inotify"))?;
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(line) = self.stderr().lines().find(|line| line.contains(text)) {
+                return Ok(line.to_owned());
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            let modified = &mut [PollFd::new(inotify.as_fd(), PollFlags::POLLIN)];
+            if poll_for(modified, left)? == 0 {
+                return Err(Error::Timeout("line of the daemon's log"));
+            }
+            let _ = inotify.read_events();
+        }
+    }
+
     /// A connection to the daemon, as soon as it listens.
     pub fn stream(&mut self) -> Result<UnixStream> {
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)

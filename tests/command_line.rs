@@ -446,6 +446,21 @@ fn output_that_cannot_be_written_is_one_line_and_code_1() {
 }
 
 #[test]
+fn the_guest_s_mount_line_is_told_at_the_start() {
+    for (tag, line, size) in [
+        ("host", "msize=512000 host /mnt", 6),
+        ("a b's", r"msize=512000 -- 'a b'\''s' /mnt", 7),
+    ] {
+        let daemon = Launch::new(BINARY).arg("--tag").arg(tag).start().unwrap();
+        let said = daemon
+            .said("the guest mounts it with: mount -t 9p")
+            .unwrap();
+        assert!(said.contains(line), "{said}");
+        assert!(said.ends_with(&format!("config_size={size}")), "{said}");
+    }
+}
+
+#[test]
 fn a_stale_socket_is_replaced() {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("socket");

@@ -654,8 +654,9 @@ fn mappings_are_not_left_over() {
 fn the_next_front_end_waits_for_its_turn() {
     let mut daemon = daemon();
     let (mut first, root) = daemon.mount().unwrap();
-    // Connected, but not served while the first one is there.
+    // Connected, but not served while the first one is there, which the log says.
     let second = daemon.stream().unwrap();
+    daemon.said("another front-end waits").unwrap();
     first.write_file(root, "file", b"first").unwrap();
     drop(first);
     let mut client = Client::new(FrontEnd::new(second, Options::default()).unwrap());
@@ -757,6 +758,54 @@ fn malformed_control_messages_cost_the_connection_at_most() {
     }
     let mut client = daemon.client().unwrap();
     exercise(&daemon, &mut client);
+}
+
+#[test]
+fn a_configuration_space_of_the_wrong_size_is_told_of() {
+    let mut daemon = daemon();
+    // The tag is "host". Some front-ends ask for its length first, and then for all.
+    let mut front_end = daemon.front_end(Options::default()).unwrap();
+    front_end.config(0, 2).unwrap();
+    front_end.config(0, 6).unwrap();
+    assert!(!daemon.stderr().contains("to the guest"));
+    let less = "passes only 4 of the 6 bytes";
+    for _ in 0..3 {
+        front_end.config(0, 4).unwrap();
+    }
+    assert!(daemon.said(less).unwrap().contains("config_size=6"));
+    assert_eq!(daemon.stderr().matches(less).count(), 1);
+    drop(front_end);
+    let mut front_end = daemon.front_end(Options::default()).unwrap();
+    front_end.config(0, 64).unwrap();
+    let more = daemon.said("passes more than the 6 bytes").unwrap();
+    assert!(more.contains("config_size=6"), "{more}");
+    drop(front_end);
+    // As QEMU without config_size.
+    let without = Options {
+        protocol_features: !protocol_feature::CONFIG,
+        ..Options::default()
+    };
+    let _front_end = daemon.front_end(without).unwrap();
+    let none = daemon.said("passes no configuration").unwrap();
+    assert!(none.contains("config_size=6"), "{none}");
+}
+
+#[test]
+fn memory_that_is_not_shared_is_told_of() {
+    // None of it is, as in QEMU without a memory back-end.
+    let mut daemon = daemon();
+    let mut front_end = FrontEnd::negotiate(daemon.stream().unwrap(), Options::default()).unwrap();
+    front_end.unplug_memory(0).unwrap();
+    assert!(front_end.start(0).is_err());
+    let said = daemon.said("is not in the memory that the front-end shares");
+    assert!(said.unwrap().contains("share=on"));
+    drop(front_end);
+    // Or a private copy of its file, as with share=off.
+    let mut front_end = FrontEnd::negotiate(daemon.stream().unwrap(), Options::default()).unwrap();
+    front_end.memory().empty().unwrap();
+    front_end.start(0).unwrap();
+    let said = daemon.said("nothing was ever written to the memory");
+    assert!(said.unwrap().contains("share=on"));
 }
 
 #[test]

@@ -90,6 +90,7 @@ impl Session {
         let config = DeviceConfig {
             features: 1,
             config_space: b"\x04\x00host".to_vec(),
+            config_head: 2,
             max_queue_size: RING_SIZE,
         };
         let mut machine = Machine::new(&config, server.clone());

@@ -41,6 +41,7 @@ pub fn control(bytes: &[u8]) {
     let config = DeviceConfig {
         features: 1,
         config_space: b"\x04\x00host".to_vec(),
+        config_head: 2,
         max_queue_size: 1024,
     };
     let mut machine = Machine::new(&config, Rc::new(Keeper::default()));

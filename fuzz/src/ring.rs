@@ -57,6 +57,7 @@ pub fn ring(bytes: &[u8]) {
     let config = DeviceConfig {
         features: 1,
         config_space: Vec::new(),
+        config_head: 2,
         max_queue_size: RING_SIZE,
     };
     let handler = Rc::new(Echo::default());

@@ -171,6 +171,12 @@ impl Reactor {
             .add(fd, EpollEvent::new(EpollFlags::EPOLLIN, token as u64))?)
     }
 
+    /// Watches for one event.
+    fn watch_once(&self, fd: impl AsFd, token: Token) -> io::Result<()> {
+        let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLONESHOT;
+        Ok(self.0.add(fd, EpollEvent::new(flags, token as u64))?)
+    }
+
     fn unwatch(&self, fd: impl AsFd) {
         // Fails only for a descriptor that is not watched.
         let _ = self.0.delete(fd);
@@ -208,6 +214,11 @@ pub fn run(options: &Options) -> Result<(), Error> {
     let mut daemon = confined.daemon(options, filter, signals)?;
     let path = options.shared_dir.as_deref().unwrap_or(Path::new(""));
     log::info!("sharing {} as \"{}\"", path.display(), options.tag);
+    log::info!(
+        "the guest mounts it with: {}; QEMU's device takes config_size={}",
+        mount_line(&options.tag),
+        config_space(&options.tag).len()
+    );
     // Everything that takes more system calls than serving is done. The workers inherit the filter
     // and add their own.
     seccomp::install(filter)?;
@@ -428,6 +439,7 @@ impl Confined {
             device: DeviceConfig {
                 features: VIRTIO_9P_MOUNT_TAG,
                 config_space: config_space(&options.tag),
+                config_head: size_of::<u16>(),
                 max_queue_size: MAX_QUEUE_SIZE,
             },
             once: options.once,
@@ -716,6 +728,7 @@ impl Daemon {
 
     fn listen(&self) -> Result<(), Error> {
         if let Socket::Listening(listener) = &self.socket {
+            self.reactor.unwatch(listener);
             let watched = self.reactor.watch(listener, Token::Listener);
             watched.map_err(host("epoll"))?;
         }
@@ -726,11 +739,21 @@ impl Daemon {
         let Socket::Listening(listener) = &self.socket else {
             return Ok(());
         };
+        if self.connection.is_some() {
+            log::warn!(
+                "another front-end waits until this one has left: start a daemon with a socket of \
+                 its own for each virtual machine"
+            );
+            return Ok(());
+        }
         match socket::accept(listener) {
             Ok(None) => Ok(()),
             Ok(Some(stream)) => {
-                // One front-end at a time; the next one waits in the socket's queue.
+                // One front-end at a time; the next one waits in the socket's queue, and the log
+                // says so.
                 self.reactor.unwatch(listener);
+                let watched = self.reactor.watch_once(listener, Token::Listener);
+                watched.map_err(host("epoll"))?;
                 self.connect(stream)
             }
             Err(error) if is_lasting(&error) => Err(host("a connection")(error)),
@@ -792,6 +815,16 @@ fn config_space(tag: &str) -> Vec<u8> {
     let mut space = length.to_le_bytes().to_vec();
     space.extend_from_slice(&tag.as_bytes()[..length.into()]);
     space
+}
+
+/// How the guest mounts the share, as a line for its shell.
+fn mount_line(tag: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "_-./:@%+,=".contains(c);
+    let tag = match tag.starts_with('-') || !tag.chars().all(is_plain) {
+        false => tag.to_owned(),
+        true => format!("-- '{}'", tag.replace('\'', r"'\''")),
+    };
+    format!("mount -t 9p -o trans=virtio,version=9p2000.L,msize=512000 {tag} /mnt")
 }
 
 /// Blocks the signals that end the daemon, and SIGUSR1, which asks for its status, in this thread

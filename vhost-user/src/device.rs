@@ -24,7 +24,7 @@ use virtio_bindings::bindings::virtio_ring::{
 use virtio_queue::{Queue, QueueT};
 
 use crate::chain::Chains;
-use crate::error::{Error as Failure, RingError};
+use crate::error::{Error as Failure, RingError, SHARED};
 use crate::interface::{DeviceConfig, Handler, Poller, Source};
 use crate::memory::{MAX_SLOTS, Memory};
 use crate::request::Request;
@@ -59,6 +59,8 @@ pub(crate) struct Device {
     enabled: bool,
     /// Whether the ring was started and not stopped since. It may have failed meanwhile.
     started: bool,
+    /// Whether the log says that the front-end's configuration space has another size.
+    size_told: bool,
 }
 
 /// A refusal that the front-end can be told; the connection stays open.
@@ -126,6 +128,7 @@ impl Device {
             watched: false,
             enabled: false,
             started: false,
+            size_told: false,
         })
     }
 
@@ -154,6 +157,13 @@ impl Device {
         };
         if !self.queue.ready() || !self.enabled || self.started {
             return Ok(());
+        }
+        if self.memory.is_unwritten() {
+            log::warn!(
+                "nothing was ever written to the memory that the front-end shares: the guest \
+                 probably runs on a private copy of it; start its monitor with shared memory \
+                 ({SHARED})"
+            );
         }
         let inflight = self.state.inflight(self.queue.size()).map_err(failed)?;
         // What is in the ring has not been taken, whatever happened before.
@@ -337,6 +347,30 @@ impl Device {
         self.addresses = None;
     }
 
+    /// Tells once if the front-end's configuration space, of which it reads these bytes, has another
+    /// size than the device's.
+    fn check_config_size(&mut self, start: usize, size: usize) {
+        let own = self.config.config_space.len();
+        let less = start == 0 && size > self.config.config_head && size < own;
+        let more = start.saturating_add(size) > own;
+        if self.size_told || !(less || more) {
+            return;
+        }
+        self.size_told = true;
+        if less {
+            log::warn!(
+                "the front-end passes only {size} of the {own} bytes of configuration to the \
+                 guest: give QEMU's device config_size={own}"
+            );
+        } else {
+            log::info!(
+                "the front-end passes more than the {own} bytes of configuration to the guest, \
+                 the rest as zeros, which does no harm; config_size={own} is enough for QEMU's \
+                 device"
+            );
+        }
+    }
+
     fn has_protocol_features(&self) -> bool {
         self.features & VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() != 0
     }
@@ -402,6 +436,15 @@ impl VhostUserBackendReqHandlerMut for Device {
             return Err(refuse("protocol features that were not offered"));
         }
         self.protocol_features = features;
+        let own = self.config.config_space.len();
+        let reads_config = features & VhostUserProtocolFeatures::CONFIG.bits() != 0;
+        if own > 0 && !reads_config && !self.size_told {
+            self.size_told = true;
+            log::warn!(
+                "the front-end passes no configuration to the guest, which cannot find the device \
+                 then: give QEMU's device config_size={own}"
+            );
+        }
         Ok(())
     }
 
@@ -549,6 +592,7 @@ impl VhostUserBackendReqHandlerMut for Device {
         _flags: VhostUserConfigFlags,
     ) -> Result<Vec<u8>> {
         let (start, size) = (offset as usize, size as usize);
+        self.check_config_size(start, size);
         let mut space = self.config.config_space.clone();
         space.resize(MIN_CONFIG.max(space.len()), 0);
         let range = start..start.saturating_add(size);

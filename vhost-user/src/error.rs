@@ -2,6 +2,10 @@
 
 use std::io;
 
+/// How monitors are told to share the guest's memory.
+pub(crate) const SHARED: &str = "QEMU: -object memory-backend-memfd,id=mem,size=SIZE,share=on \
+     -numa node,memdev=mem; Cloud Hypervisor: --memory size=SIZE,shared=on";
+
 /// Why a connection cannot go on.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -46,7 +50,10 @@ pub enum RingError {
     #[error(transparent)]
     Chain(#[from] ChainError),
     /// A part of the ring is not in the guest's memory, in one region.
-    #[error("a part of the ring, at {0:#x}, is not in the guest's memory")]
+    #[error(
+        "a part of the ring, at {0:#x}, is not in the memory that the front-end shares: start it \
+         with shared memory ({SHARED})"
+    )]
     Address(u64),
     /// A part of the ring is aligned in the guest, but not in this process.
     #[error("a part of the ring, at {0:#x}, is not aligned in its memory region")]

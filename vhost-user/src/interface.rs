@@ -13,6 +13,9 @@ pub struct DeviceConfig {
     pub features: u64,
     /// The configuration space. The driver reads zeroes beyond its end.
     pub config_space: Vec<u8>,
+    /// How many of its bytes drivers read at first: a front-end that passes their reads on asks for
+    /// no more then, and later for the rest.
+    pub config_head: usize,
     /// The largest ring that is accepted; a power of two, at most 32768.
     pub max_queue_size: u16,
 }

@@ -12,7 +12,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -132,6 +132,12 @@ impl Memory {
         })
     }
 
+    /// Whether there are regions, and nobody has written to any of their files. So it is if the
+    /// front-end maps them as private copies; it is not once this process has read them.
+    pub(crate) fn is_unwritten(&self) -> bool {
+        !self.regions.is_empty() && self.regions.iter().all(Region::is_unwritten)
+    }
+
     /// Translates a user address of the front-end into a physical address of the guest.
     pub(crate) fn guest_address(&self, user: u64) -> Option<u64> {
         self.regions
@@ -180,6 +186,15 @@ impl Memory {
     /// Copies an object out of the guest's memory. Errors: not all of it is memory.
     pub(crate) fn read<T: ByteValued>(&self, address: u64) -> Result<T, guest_memory::Error> {
         self.mapped.read_obj(GuestAddress(address))
+    }
+}
+
+impl Region {
+    /// Whether the whole file is a hole.
+    fn is_unwritten(&self) -> bool {
+        let file = self.mapping.file_offset().map(FileOffset::file);
+        file.and_then(|file| file.metadata().ok())
+            .is_some_and(|metadata| metadata.is_file() && metadata.blocks() == 0)
     }
 }
 

@@ -15,6 +15,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU16, Ordering};
 
+use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
@@ -245,6 +246,16 @@ impl GuestMemory {
             Ok((info.guest_address, bytes))
         });
         regions.collect()
+    }
+
+    /// Empties all regions, so that their files are as if nothing had ever been written to them.
+    pub fn empty(&self) -> Result<()> {
+        let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        for Region { file, info, .. } in &self.regions {
+            let end = (info.mmap_offset + info.size) as i64;
+            fallocate(file, flags, 0, end).map_err(Error::io("fallocate of guest memory"))?;
+        }
+        Ok(())
     }
 
     /// Puts every region into another file and another place of our address space. For the guest

@@ -46,6 +46,7 @@ pub fn config() -> DeviceConfig {
     DeviceConfig {
         features: DEVICE_FEATURE,
         config_space: CONFIG_SPACE.to_vec(),
+        config_head: 2,
         max_queue_size: MAX_QUEUE_SIZE,
     }
 }

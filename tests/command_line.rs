@@ -621,12 +621,32 @@ fn a_share_that_nobody_can_change_is_told_of() {
         let launch = Launch::new(BINARY).prelude(readonly);
         let mut guest = Guest::on(args.iter().fold(launch, |launch, arg| launch.arg(arg)));
         let root = guest.root;
-        assert!(guest.client.write_file(root, "file", b"content").is_err());
+        for _ in 0..3 {
+            assert!(guest.client.write_file(root, "file", b"content").is_err());
+        }
         let said = guest.daemon.stderr();
-        assert_eq!(said.contains("is mounted read-only"), told, "{said}");
+        assert_eq!(said.contains("is mounted read-only here"), told, "{said}");
+        // Of the refusals one is told of, with the reason.
+        assert_eq!(said.matches("the guest tried to change").count(), 1);
+        assert_eq!(said.contains("is served with --readonly"), !told, "{said}");
     }
     let guest = Guest::new();
     assert!(!guest.daemon.stderr().contains("read-only"));
+}
+
+#[test]
+fn debug_names_the_request_that_fails_and_its_file() {
+    let mut guest = Guest::on(Launch::new(BINARY).arg("--log-level=debug"));
+    guest.dir("directory");
+    let directory = guest.walk("directory");
+    assert!(guest.client.walk(directory, 77, &["missing"]).is_err());
+    let said = guest.daemon.said("ENOENT").unwrap();
+    for part in [
+        &format!("Twalk {{ fid: {directory}, newfid: 77, names: [\"missing\"] }}"),
+        "directory\": ENOENT",
+    ] {
+        assert!(said.contains(part), "{said}");
+    }
 }
 
 #[test]

@@ -9,8 +9,10 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 
 use common::{BINARY, Guest, NO_ID};
+use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use protocol::{lock, open};
+use stub_guest::Attach;
 use stub_guest::daemon::Launch;
 use stub_guest::messages::Lock;
 
@@ -220,6 +222,30 @@ fn some_signals_do_not_end_the_daemon() {
                        locked ranges and their processes: 2, on files: 1";
         assert!(said.contains(numbers), "{mode}: {said}");
         guest.client.read_dir(guest.root, "").unwrap();
+    }
+}
+
+/// A guest of a directory that is no longer there learns nothing; the log does.
+#[test]
+fn a_share_that_is_removed_is_told_of() {
+    for mode in ["none", "namespace", "chroot", "landlock"] {
+        if start(mode, "never").is_none() {
+            continue;
+        }
+        let mut guest = Guest::on(Launch::new(BINARY).arg(format!("--sandbox={mode}")));
+        let told = |guest: &Guest| guest.daemon.stderr().matches("has been removed").count();
+        assert!(guest.client.walk_path(guest.root, "missing").is_err());
+        std::fs::remove_dir(guest.path("")).unwrap();
+        std::fs::create_dir(guest.path("")).unwrap();
+        assert_eq!(told(&guest), 0);
+        for _ in 0..2 {
+            let made = guest.client.mkdir(guest.root, "new", 0o755, NO_ID);
+            common::refused(made, Errno::ENOENT);
+        }
+        assert_eq!(told(&guest), 1, "{mode}: {}", guest.daemon.stderr());
+        // Once more to whoever mounts it anew.
+        guest.client.mount(&Attach::default()).unwrap();
+        assert_eq!(told(&guest), 2, "{mode}");
     }
 }
 

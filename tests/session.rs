@@ -36,6 +36,9 @@ fn an_unknown_dialect_is_answered_with_unknown() {
     for dialect in ["9P1776", "", "9P2000.X", "9p2000.l", "9P2000.Lx"] {
         let agreed = guest.client.version(8192, dialect).unwrap();
         assert_eq!(agreed.version, b"unknown", "{dialect}");
+        let told = format!("the guest asks for \"{dialect}\"");
+        let said = guest.daemon.said(&told).unwrap();
+        assert!(said.contains("version=9p2000.L"), "{said}");
     }
     // The session of before is over all the same.
     refused(guest.client.getattr(guest.root, getattr::ALL), Errno::EBADF);

@@ -169,6 +169,14 @@ macro_rules! messages {
                 }
             }
 
+            /// The fid that the message begins with, if it does: the file that a request is about.
+            #[allow(unused_variables, reason = "some messages have no field")]
+            pub fn fid(&self) -> Option<u32> {
+                match self {
+                    $($enum::$variant(message) => messages!(@fid message $($field)*),)+
+                }
+            }
+
             /// How many bytes of payload follow the fields.
             #[inline]
             #[allow(unused_variables, reason = "few messages have a payload")]
@@ -191,6 +199,11 @@ macro_rules! messages {
             return Err(DecodeError::Count { count, payload: $behind });
         }
     };
+    (@fid $message:ident fid $($rest:ident)*) => { Some($message.fid) };
+    (@fid $message:ident dfid $($rest:ident)*) => { Some($message.dfid) };
+    (@fid $message:ident dirfid $($rest:ident)*) => { Some($message.dirfid) };
+    (@fid $message:ident olddirfid $($rest:ident)*) => { Some($message.olddirfid) };
+    (@fid $message:ident $($rest:ident)*) => { None };
     (@payload $message:ident) => { 0 };
     (@payload $message:ident $count:ident) => { $message.payload() };
 }

@@ -91,6 +91,11 @@ impl Exchange {
         Redo::new(self.pending().resumed().copied())
     }
 
+    /// The request's tag, once it is received.
+    pub fn tag(&self) -> u16 {
+        self.tag
+    }
+
     /// What the guest sent. After the answer there is nothing to read.
     pub fn readable(&self) -> &Readable {
         self.pending().readable()
@@ -140,14 +145,15 @@ impl Exchange {
         let encoded = match reply {
             Ok(message) => {
                 log::trace!("tag {}: {message:?}", self.tag);
-                encode(message, self.tag, room, scratch)
+                encode(message, self.tag, room, scratch).inspect_err(|errno| {
+                    log::debug!("tag {}: no room for the reply: {errno}", self.tag);
+                })
             }
             // The guest's program would take EMFILE for a limit of its own.
             Err(Errno::EMFILE) => Err(Errno::ENFILE),
             Err(errno) => Err(errno),
         };
         let size = encoded.or_else(|errno| {
-            log::debug!("tag {}: {errno}", self.tag);
             let ecode = match errno {
                 // An errno without a meaning, which a file system of the host may return. Clients
                 // would take 0 for success.

@@ -9,6 +9,7 @@ mod call;
 mod closing;
 mod eviction;
 mod exchange;
+mod explain;
 mod fid;
 mod handle;
 mod handlers;
@@ -38,6 +39,7 @@ use vhost_user::{Handler, Request};
 use crate::export::{Export, Multidevs, Node, Owner, QidMap, Stat};
 use crate::state::State;
 use exchange::{Exchange, refusal};
+use explain::Explained;
 use fid::{Fid, Fids};
 use held::Held;
 use inodes::{Dentry, Inode, Inodes};
@@ -91,6 +93,7 @@ struct Session {
     /// Bytes of attributes that fids read or write.
     xattr_bytes: Bound,
     locks: Locks,
+    explained: Explained,
 }
 
 impl Server {
@@ -120,6 +123,7 @@ impl Server {
             xattr_bytes: Bound::new(limits.xattr_bytes, Errno::ENOMEM),
             locks: Locks::new(limits.locks, &state),
             state,
+            explained: Explained::default(),
         };
         let root = export.root();
         let placement = Placement::new(workers, root.id().device, Medium::of(root));
@@ -213,7 +217,10 @@ impl Server {
                     exchange.answer(Err(refusal(&error)), reply);
                 }
             },
-            Err(errno) => exchange.answer(Err(errno), reply),
+            Err(errno) => {
+                log::debug!("tag {}: no message: {errno}", exchange.tag());
+                exchange.answer(Err(errno), reply);
+            }
         }
         if scratch.is_small() {
             self.scratch.borrow_mut().push(scratch);
@@ -248,7 +255,10 @@ impl Server {
                 drop(running);
                 self.close_pending();
             }
-            Err(errno) => exchange.answer(Err(errno), reply),
+            Err(errno) => {
+                self.explain(tag, message, errno);
+                exchange.answer(Err(errno), reply);
+            }
         }
     }
 }
@@ -292,6 +302,7 @@ impl Handler for Server {
 
     fn reset(&self) {
         self.set_msize(0);
+        self.session.explained.forget();
         self.session.locks.clear();
         self.session.fids.clear().for_each(|fid| self.release(fid));
         self.close_pending();

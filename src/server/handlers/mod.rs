@@ -33,7 +33,10 @@ impl Server {
         let mut text = Vec::new();
         match self.reply(&exchange, message, running, &mut text) {
             Ok(ref reply) => exchange.answer(Ok(reply), scratch),
-            Err(Failure::Errno(errno)) => exchange.answer(Err(errno), scratch),
+            Err(Failure::Errno(errno)) => {
+                self.explain(running.tag(), message, errno);
+                exchange.answer(Err(errno), scratch);
+            }
             Err(Failure::Flushed) => exchange.cancel(),
         }
     }

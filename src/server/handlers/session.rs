@@ -26,6 +26,12 @@ impl Server {
         self.reset();
         let msize = m.msize.min(MAX_MSIZE);
         if m.version != DIALECT {
+            log::warn!(
+                "the guest asks for \"{}\", and there is only 9P2000.L: mount with \
+                 version=9p2000.L",
+                // A dialect's name is short.
+                m.version[..m.version.len().min(32)].escape_ascii()
+            );
             return Ok(Rversion {
                 msize,
                 version: b"unknown",
@@ -80,6 +86,7 @@ impl Server {
             .fids
             .insert(m.fid, user, root.clone(), State::Walked(root))?;
         self.evict_if_needed();
+        self.explain_removed();
         Ok(Rattach {
             qid: self.qid(&stat),
         })

@@ -1,6 +1,8 @@
 //! Writes what is made from the definition of the options: the manual page and the completions of
 //! the shells. `manual DIR` puts them into that directory.
 
+mod coming_from;
+
 use std::error::Error;
 use std::fs::{self, File};
 use std::io::Write;
@@ -81,7 +83,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
         generate_to(shell, &mut command, "vhost-user-9p", &directory)?;
     }
-    let manual = Man::new(command);
+    let manual = Man::new(command.clone());
     let mut page = File::create(directory.join("vhost-user-9p.1"))?;
     manual.render_title(&mut page)?;
     manual.render_name_section(&mut page)?;
@@ -89,6 +91,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     manual.render_description_section(&mut page)?;
     manual.render_options_section(&mut page)?;
     page.write_all(EXAMPLES.as_bytes())?;
+    coming_from::write(&mut page, &command)?;
     page.write_all(REST.as_bytes())?;
     Ok(())
 }

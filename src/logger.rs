@@ -1,14 +1,18 @@
-//! The messages of the `log` facade, a line each on standard error.
+//! The messages of the `log` facade, a line each on standard error. If that is systemd's journal,
+//! the line begins with the message's priority instead of the program's name, which the journal
+//! knows.
 //!
 //! Messages of level info and above are limited to a number of lines per second, so that a guest or
 //! a front-end that causes one again and again does not fill the host's log. Debug and trace
 //! messages are not limited.
 
+use std::fmt::Display;
 use std::io::Write;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
+use nix::sys::stat::fstat;
 
 /// Lines per second in the long run.
 const EACH_SECOND: u32 = 5;
@@ -99,12 +103,50 @@ impl Log for Stderr {
     fn flush(&self) {}
 }
 
+/// Writes the reason why the program ends, whatever the level and however many lines there were.
+pub fn complain(reason: impl Display) {
+    write_line(match is_journal() {
+        true => format!("<3>{reason}\n"),
+        false => format!("vhost-user-9p: {reason}\n"),
+    });
+}
+
 fn write(level: Level, text: std::fmt::Arguments<'_>) {
-    let level = level.as_str().to_ascii_lowercase();
-    // One write per line, so that lines of two threads do not mix. If there is no standard error,
-    // nobody can be told.
-    let line = format!("vhost-user-9p: {level}: {text}\n");
+    write_line(match is_journal() {
+        true => format!("<{}>{text}\n", priority(level)),
+        false => {
+            let level = level.as_str().to_ascii_lowercase();
+            format!("vhost-user-9p: {level}: {text}\n")
+        }
+    });
+}
+
+/// One write per line, so that lines of two threads do not mix.
+fn write_line(line: String) {
+    // If there is no standard error, nobody can be told.
     let _ = std::io::stderr().write_all(line.as_bytes());
+}
+
+/// The priority as syslog(3) and sd-daemon(3) number it.
+fn priority(level: Level) -> u8 {
+    match level {
+        Level::Error => 3,
+        Level::Warn => 4,
+        Level::Info => 6,
+        Level::Debug | Level::Trace => 7,
+    }
+}
+
+/// Whether standard error is the stream that systemd has connected to its journal: then
+/// JOURNAL_STREAM names its device and inode (systemd.exec(5)).
+fn is_journal() -> bool {
+    static IS_JOURNAL: OnceLock<bool> = OnceLock::new();
+    *IS_JOURNAL.get_or_init(|| {
+        let stream = std::env::var("JOURNAL_STREAM").ok();
+        let own = fstat(std::io::stderr()).ok();
+        let own = own.map(|stat| format!("{}:{}", stat.st_dev, stat.st_ino));
+        stream.is_some() && stream == own
+    })
 }
 
 #[cfg(test)]

@@ -1,6 +1,5 @@
 //! The command `vhost-user-9p`.
 
-use std::fmt::Display;
 use std::io::{self, ErrorKind, Write};
 use std::process::ExitCode;
 
@@ -15,7 +14,7 @@ fn main() -> ExitCode {
         Ok(Command::Print(text)) => print(&text),
         Ok(Command::Serve(options)) => serve(&options),
         Err(mistake) => {
-            complain(mistake);
+            logger::complain(mistake);
             ExitCode::from(USAGE)
         }
     }
@@ -28,16 +27,11 @@ fn print(text: &str) -> ExitCode {
         Err(error) => {
             // Whoever closes a pipe early, as head(1) does, knows.
             if error.kind() != ErrorKind::BrokenPipe {
-                complain(format_args!("cannot write to standard output: {error}"));
+                logger::complain(format_args!("cannot write to standard output: {error}"));
             }
             ExitCode::FAILURE
         }
     }
-}
-
-/// Writes one line to standard error. If that is impossible, nobody can be told.
-fn complain(error: impl Display) {
-    let _ = writeln!(io::stderr(), "vhost-user-9p: {error}");
 }
 
 fn serve(options: &Options) -> ExitCode {
@@ -47,7 +41,7 @@ fn serve(options: &Options) -> ExitCode {
         // It has said what went wrong.
         Err(daemon::Error::Daemon(status)) => ExitCode::from(status),
         Err(error) => {
-            complain(error);
+            logger::complain(error);
             ExitCode::FAILURE
         }
     }

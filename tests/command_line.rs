@@ -322,6 +322,7 @@ fn capabilities_that_cannot_be_kept_are_one_line_and_code_1() {
             .collect();
         assert_eq!(mistakes.len(), 1, "{said}");
         assert!(mistakes[0].contains(says), "{said}");
+        assert!(!socket.exists(), "a socket was left behind");
     }
 }
 
@@ -632,6 +633,31 @@ fn a_share_that_nobody_can_change_is_told_of() {
     }
     let guest = Guest::new();
     assert!(!guest.daemon.stderr().contains("read-only"));
+}
+
+#[test]
+fn the_journal_gets_priorities() {
+    let is_log = "export JOURNAL_STREAM=$(stat -Lc %d:%i /proc/self/fd/2)";
+    let mut daemon = Launch::new(BINARY).prelude(is_log).start().unwrap();
+    daemon.client().unwrap().version(8192, "9P2000.u").unwrap();
+    assert!(
+        daemon
+            .said("the guest asks for")
+            .unwrap()
+            .starts_with("<4>the")
+    );
+    assert!(daemon.said("listening").unwrap().starts_with("<6>"));
+    daemon.terminate().unwrap();
+    // And what ends it; the stream of another program, as of one that has started this one, is not.
+    for (stream, start) in [
+        (is_log, "<3>"),
+        ("export JOURNAL_STREAM=1:1", "vhost-user-9p: "),
+    ] {
+        let launch = Launch::new(BINARY).prelude(stream).arg("--fmode=600");
+        let mut daemon = launch.start().unwrap();
+        assert_eq!(daemon.wait().unwrap().code(), Some(2));
+        assert!(daemon.stderr().starts_with(start), "{}", daemon.stderr());
+    }
 }
 
 #[test]

@@ -504,7 +504,10 @@ fn run_all() {
             "signals to others",
             HANDLE,
         ] {
-            assert_eq!(run("none", "kill", probe, *user), None, "{probe}, {who}");
+            for filter in ["kill", "trap"] {
+                let code = run("none", filter, probe, *user);
+                assert_eq!(code, None, "{probe}, {who}, {filter}");
+            }
         }
     }
 }

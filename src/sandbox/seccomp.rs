@@ -17,6 +17,8 @@ use seccompiler::{
 pub enum Seccomp {
     /// The daemon is killed
     Kill,
+    /// The call is not made, and the daemon gets SIGSYS, which ends it: a debugger sees where
+    Trap,
     /// The call is made and recorded in the kernel's log
     Log,
     /// There is no filter
@@ -216,6 +218,7 @@ pub fn workers(filter: Filter, max_threads: usize) -> Result<Workers, Error> {
 fn program(filter: Filter, caller: Caller) -> Result<Option<BpfProgram>, Error> {
     let action = match filter.policy {
         Seccomp::Kill => SeccompAction::KillProcess,
+        Seccomp::Trap => SeccompAction::Trap,
         Seccomp::Log => SeccompAction::Log,
         Seccomp::None => return Ok(None),
     };

@@ -6,11 +6,12 @@ use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 
-use common::{Guest, NO_ID, impossible_names, is_root, mode_of, pattern, refused};
+use common::{BINARY, Guest, NO_ID, impossible_names, is_root, mode_of, pattern, refused};
 use nix::errno::Errno;
 use nix::sys::stat::Mode;
 use protocol::{NONUNAME, Rmessage, Tmessage, Tread, getattr, open};
 use stub_guest::client::twrite;
+use stub_guest::daemon::Launch;
 use stub_guest::{Attach, Shape};
 
 #[test]
@@ -607,4 +608,28 @@ fn a_readonly_share_is_read_only() {
     refused(guest.client.attach(fid, "x", "", NONUNAME), Errno::EINVAL);
     assert_eq!(fs::read(share.path().join("file")).unwrap(), b"content");
     assert_eq!(fs::read_dir(share.path()).unwrap().count(), 1);
+}
+
+/// A truncation changes the file even if it is opened for reading.
+#[test]
+fn a_readonly_share_is_not_truncated() {
+    for model in ["passthrough", "none", "mapped-xattr", "mapped-file"] {
+        let share = tempfile::tempdir().unwrap();
+        let path = share.path().join("file");
+        fs::write(&path, "content").unwrap();
+        if model == "mapped-xattr" && !common::host_set(&path, "user.test", b"") {
+            continue;
+        }
+        let launch = Launch::new(BINARY).share(share.path()).arg("--readonly");
+        let mut guest = Guest::on(launch.arg(format!("--security-model={model}")));
+        for access in [open::RDONLY, open::WRONLY, open::RDWR] {
+            let fid = guest.walk("file");
+            let flags = access | open::TRUNC;
+            refused(guest.client.lopen(fid, flags), Errno::EROFS);
+            let directory = guest.walk("");
+            let made = guest.client.lcreate(directory, "file", flags, 0o644, 0);
+            refused(made, Errno::EROFS);
+            assert_eq!(fs::read(&path).unwrap(), b"content", "{model}");
+        }
+    }
 }

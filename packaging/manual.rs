@@ -5,10 +5,10 @@ mod coming_from;
 
 use std::error::Error;
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::PathBuf;
 
-use clap::CommandFactory;
+use clap::{Command, CommandFactory};
 use clap_complete::{Shell, generate_to};
 use clap_mangen::Man;
 use vhost_user_9p::cli::Options;
@@ -76,6 +76,24 @@ sets up.
 .BR systemd.socket (5)
 "#;
 
+/// A section on what the program does instead of serving.
+fn write_command(page: &mut impl Write, command: &Command) -> io::Result<()> {
+    let roff = |text: String| text.replace('-', r"\-");
+    let about = command.get_about().map(ToString::to_string);
+    let about = roff(about.unwrap_or_default());
+    writeln!(
+        page,
+        ".SH \"{}\"\n{about}.",
+        command.get_name().to_uppercase()
+    )?;
+    for argument in command.get_arguments() {
+        let help = argument.get_help().map(ToString::to_string);
+        let name = roff(argument.to_string());
+        writeln!(page, ".TP\n.B {name}\n{}", roff(help.unwrap_or_default()))?;
+    }
+    Ok(())
+}
+
 fn main() -> Result<(), Box<dyn Error>> {
     let directory = PathBuf::from(std::env::args_os().nth(1).ok_or("usage: manual DIR")?);
     fs::create_dir_all(&directory)?;
@@ -90,6 +108,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     manual.render_synopsis_section(&mut page)?;
     manual.render_description_section(&mut page)?;
     manual.render_options_section(&mut page)?;
+    for other in command.get_subcommands() {
+        write_command(&mut page, other)?;
+    }
     page.write_all(EXAMPLES.as_bytes())?;
     coming_from::write(&mut page, &command)?;
     page.write_all(REST.as_bytes())?;

@@ -9,9 +9,10 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{ArgGroup, CommandFactory, FromArgMatches, Parser};
+use clap::{ArgGroup, CommandFactory, FromArgMatches, Parser, Subcommand};
 use log::LevelFilter;
 
+use crate::doctor::Questions;
 use crate::export::idmap::{IdMap, Translation};
 use crate::export::{FileHandles, HostModes, Ids, Multidevs, Permissions, SecurityModel};
 use crate::sandbox::Sandbox;
@@ -20,12 +21,10 @@ use crate::sandbox::seccomp::Seccomp;
 use crate::sandbox::supervisor::Restart;
 use crate::server::limits::Limits;
 use crate::server::throttle::{Rate, Rates};
+use crate::tag::Tag;
 
 /// The number of systemd's first socket (sd_listen_fds(3)).
 const LISTEN_FDS_START: RawFd = 3;
-/// The longest tag that is accepted: QEMU takes 256 bytes of configuration, two of which are the
-/// length. Linux takes any tag, which users have to type.
-const TAG_MAX: usize = 254;
 
 /// Give a virtual machine a directory of this host over virtio-9p.
 ///
@@ -35,6 +34,8 @@ const TAG_MAX: usize = 254;
 #[derive(Clone, Debug, Parser)]
 #[command(name = "vhost-user-9p", version, max_term_width = 100)]
 #[command(group = ArgGroup::new("where").args(["socket", "fd"]))]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+#[command(disable_help_subcommand = true)]
 #[command(
     after_help = "The guest mounts with: mount -t 9p -o trans=virtio,version=9p2000.L,msize=512000 TAG DIR"
 )]
@@ -62,8 +63,8 @@ pub struct Options {
     pub shared_dir: Option<PathBuf>,
 
     /// The name by which the guest mounts the share, 1 to 254 bytes
-    #[arg(long, default_value = "host", value_parser = tag)]
-    pub tag: String,
+    #[arg(long, default_value = "host")]
+    pub tag: Tag,
 
     /// Refuse every change with EROFS
     #[arg(long)]
@@ -189,6 +190,17 @@ pub struct Options {
     /// Print the program's capabilities, as JSON for management software, and exit
     #[arg(long)]
     pub print_capabilities: bool,
+
+    #[command(subcommand)]
+    other: Option<Other>,
+}
+
+/// What the program does instead of serving.
+#[derive(Clone, Debug, Subcommand)]
+enum Other {
+    /// Look for what keeps a guest from the share, and say how to mend it. Exits with 1 if something
+    /// does
+    Doctor(Questions),
 }
 
 impl Options {
@@ -300,6 +312,8 @@ pub enum Command {
     Print(String),
     /// Serve until told to stop.
     Serve(Box<Options>),
+    /// Look for what is wrong.
+    Examine(Box<Questions>),
 }
 
 /// A mistake on the command line: one line says what is wrong and how to mend it.
@@ -316,6 +330,9 @@ pub fn command_line(words: impl IntoIterator<Item = OsString>) -> Result<Command
     };
     let mut options =
         Options::from_arg_matches(&matches).map_err(|error| Usage(one_line(&error)))?;
+    if let Some(Other::Doctor(questions)) = options.other {
+        return Ok(Command::Examine(Box::new(questions)));
+    }
     if options.print_capabilities {
         // As QEMU's vhost-user documentation demands of back-ends; no feature is defined for this
         // type.
@@ -376,16 +393,6 @@ fn host_mode(text: &str) -> Result<u32, String> {
     }
 }
 
-fn tag(text: &str) -> Result<String, String> {
-    match text.len() {
-        0 => Err("a tag cannot be empty: the guest mounts by it".into()),
-        1..=TAG_MAX => Ok(text.into()),
-        length => Err(format!(
-            "{length} bytes are too long for a tag, {TAG_MAX} is the most"
-        )),
-    }
-}
-
 /// Clap explains a mistake in a paragraph; one line is enough.
 fn one_line(error: &clap::Error) -> String {
     let text = error.to_string();
@@ -437,7 +444,7 @@ mod tests {
                 panic!("{command:?}")
             };
             assert_eq!(options.socket.as_deref(), Some("/s".as_ref()));
-            assert_eq!(options.tag, "host");
+            assert_eq!(options.tag.to_string(), "host");
             assert_eq!(options.file_handles(), FileHandles::Never);
             assert_eq!(options.log_level, LevelFilter::Info);
         }
@@ -453,7 +460,7 @@ mod tests {
             panic!("{words}")
         };
         assert_eq!(options.fd, Some(7));
-        assert_eq!(options.tag, "t");
+        assert_eq!(options.tag.to_string(), "t");
         assert!(options.readonly && options.once);
         assert_eq!((options.threads, options.rlimit_nofile), (2, Some(99)));
         assert_eq!(options.poll_time(), Duration::from_micros(7));

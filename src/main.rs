@@ -4,6 +4,7 @@ use std::io::{self, ErrorKind, Write};
 use std::process::ExitCode;
 
 use vhost_user_9p::cli::{Command, Options, command_line};
+use vhost_user_9p::doctor::{self, Questions, Verdict};
 use vhost_user_9p::{daemon, logger};
 
 /// A mistake on the command line.
@@ -13,6 +14,7 @@ fn main() -> ExitCode {
     match command_line(std::env::args_os()) {
         Ok(Command::Print(text)) => print(&text),
         Ok(Command::Serve(options)) => serve(&options),
+        Ok(Command::Examine(questions)) => examine(&questions),
         Err(mistake) => {
             logger::complain(mistake);
             ExitCode::from(USAGE)
@@ -31,6 +33,16 @@ fn print(text: &str) -> ExitCode {
             }
             ExitCode::FAILURE
         }
+    }
+}
+
+fn examine(questions: &Questions) -> ExitCode {
+    let findings = doctor::examine(questions);
+    let text: String = findings.iter().map(|found| format!("{found}\n")).collect();
+    let printed = print(&text);
+    match findings.iter().any(|found| found.verdict == Verdict::Bad) {
+        true => ExitCode::FAILURE,
+        false => printed,
     }
 }
 

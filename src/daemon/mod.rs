@@ -216,8 +216,8 @@ pub fn run(options: &Options) -> Result<(), Error> {
     log::info!("sharing {} as \"{}\"", path.display(), options.tag);
     log::info!(
         "the guest mounts it with: {}; QEMU's device takes config_size={}",
-        mount_line(&options.tag),
-        config_space(&options.tag).len()
+        options.tag.mount_line(),
+        options.tag.config_space().len()
     );
     // Everything that takes more system calls than serving is done. The workers inherit the filter
     // and add their own.
@@ -438,7 +438,7 @@ impl Confined {
             reactor,
             device: DeviceConfig {
                 features: VIRTIO_9P_MOUNT_TAG,
-                config_space: config_space(&options.tag),
+                config_space: options.tag.config_space(),
                 config_head: size_of::<u16>(),
                 max_queue_size: MAX_QUEUE_SIZE,
             },
@@ -806,25 +806,6 @@ fn is_lasting(error: &io::Error) -> bool {
     error
         .raw_os_error()
         .is_none_or(|code| lasting.contains(&code))
-}
-
-/// `struct virtio_9p_config`: the tag's length and its bytes, without a NUL.
-fn config_space(tag: &str) -> Vec<u8> {
-    // The command line accepts no longer tag.
-    let length = u16::try_from(tag.len()).unwrap_or(u16::MAX);
-    let mut space = length.to_le_bytes().to_vec();
-    space.extend_from_slice(&tag.as_bytes()[..length.into()]);
-    space
-}
-
-/// How the guest mounts the share, as a line for its shell.
-fn mount_line(tag: &str) -> String {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "_-./:@%+,=".contains(c);
-    let tag = match tag.starts_with('-') || !tag.chars().all(is_plain) {
-        false => tag.to_owned(),
-        true => format!("-- '{}'", tag.replace('\'', r"'\''")),
-    };
-    format!("mount -t 9p -o trans=virtio,version=9p2000.L,msize=512000 {tag} /mnt")
 }
 
 /// Blocks the signals that end the daemon, and SIGUSR1, which asks for its status, in this thread

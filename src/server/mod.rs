@@ -45,7 +45,8 @@ use held::Held;
 use inodes::{Dentry, Inode, Inodes};
 use limits::{Bound, Limits};
 use locks::Locks;
-use placement::{Device, Medium, Placement, Site};
+pub use placement::Medium;
+use placement::{Device, Placement, Site};
 use requests::Requests;
 use throttle::{Rates, Throttle};
 

@@ -34,8 +34,7 @@ pub(crate) struct Thread {
     timers: Cell<*const Timers>,
 }
 
-const SLOT_SIZE: usize = 88;
-const _: () = assert!(size_of::<Thread>() == SLOT_SIZE, "the slot has this size");
+const _: () = assert!(size_of::<Thread>() == 88, "the slot has this size");
 
 thread_slot!("coroutine_thread_0", "88");
 

@@ -21,7 +21,6 @@
 //! changes it must restore it before it yields. With branch target identification, which the
 //! distributed standard library does not use, the jump would have to be a return.
 
-use std::arch::naked_asm;
 use std::cell::Cell;
 use std::ptr;
 
@@ -125,14 +124,14 @@ macro_rules! saved_registers {
     };
 }
 
-/// Saves the state of this stack in the link and continues on the other stack, where the switch
-/// that has saved its state returns `value`. Returns when something switches back.
-///
-/// # Safety
-/// The other stack must be alive, and its state saved in this link.
-#[unsafe(naked)]
-pub(crate) unsafe extern "C-unwind" fn switch(link: *const Link, value: bool) -> bool {
-    naked_asm!(
+function! {
+    /// Saves the state of this stack in the link and continues on the other stack, where the switch
+    /// that has saved its state returns `value`. Returns when something switches back.
+    ///
+    /// # Safety
+    /// The other stack must be alive, and its state saved in this link.
+    "coroutine_switch_0"
+    pub(crate) unsafe extern "C-unwind" fn switch(link: *const Link, value: bool) -> bool {
         ".cfi_startproc",
         save!(),
         ".cfi_def_cfa_offset 160",
@@ -149,20 +148,20 @@ pub(crate) unsafe extern "C-unwind" fn switch(link: *const Link, value: bool) ->
         "mov x16, x30",
         "br x16",
         ".cfi_endproc",
-    )
+    }
 }
 
-/// As [`switch`], but first calls `hook` on the other stack, after this stack has been left.
-///
-/// # Safety
-/// As for [`switch`], and the other stack must have started.
-#[unsafe(naked)]
-pub(crate) unsafe extern "C-unwind" fn switch_then(
-    link: *const Link,
-    value: bool,
-    hook: Hook,
-) -> bool {
-    naked_asm!(
+function! {
+    /// As [`switch`], but first calls `hook` on the other stack, after this stack has been left.
+    ///
+    /// # Safety
+    /// As for [`switch`], and the other stack must have started.
+    "coroutine_switch_then_0"
+    pub(crate) unsafe extern "C-unwind" fn switch_then(
+        link: *const Link,
+        value: bool,
+        hook: Hook,
+    ) -> bool {
         ".cfi_startproc",
         save!(),
         ".cfi_def_cfa_offset 160",
@@ -182,16 +181,16 @@ pub(crate) unsafe extern "C-unwind" fn switch_then(
         "mov x16, x30",
         "br x16",
         ".cfi_endproc",
-    )
+    }
 }
 
-/// As [`switch`], for the last time: nothing is saved.
-///
-/// # Safety
-/// As for [`switch`], and nothing ever switches back.
-#[unsafe(naked)]
-pub(crate) unsafe extern "C" fn switch_for_good(link: *const Link, value: bool) -> ! {
-    naked_asm!(
+function! {
+    /// As [`switch`], for the last time: nothing is saved.
+    ///
+    /// # Safety
+    /// As for [`switch`], and nothing ever switches back.
+    "coroutine_switch_for_good_0"
+    pub(crate) unsafe extern "C" fn switch_for_good(link: *const Link, value: bool) -> ! {
         ".cfi_startproc",
         ".cfi_undefined x30",
         "ldr x9, [x0]",
@@ -201,7 +200,7 @@ pub(crate) unsafe extern "C" fn switch_for_good(link: *const Link, value: bool) 
         "mov x16, x30",
         "br x16",
         ".cfi_endproc",
-    )
+    }
 }
 
 /// As [`switch_then`], for the last time.
@@ -225,23 +224,23 @@ pub(crate) unsafe fn switch_inline(link: *const Link, value: bool) -> bool {
     unsafe { switch(link, value) }
 }
 
-/// Calls a coroutine's first function, which is in x19.
-#[unsafe(naked)]
-unsafe extern "C" fn start() {
-    naked_asm!(
+function! {
+    /// Calls a coroutine's first function, which is in x19.
+    "coroutine_start_0"
+    unsafe extern "C" fn start() {
         "hint #34", // bti c
         "mov x0, x11",
-        "adr x30, {base} + 4",
+        "adr x30, coroutine_base_0 + 4",
         "br x19",
-        base = sym base,
-    )
+    }
 }
 
-/// The return address of a coroutine's first function. Never executed: its unwind information says
-/// that the next frame is that of the code that entered the coroutine.
-#[unsafe(naked)]
-unsafe extern "C" fn base() {
-    naked_asm!(
+function! {
+    /// The return address of a coroutine's first function. Never executed: its unwind information
+    /// says that the next frame is that of the code that entered the coroutine.
+    #[allow(dead_code, reason = "`start` names it by its symbol")]
+    "coroutine_base_0"
+    unsafe extern "C" fn base() {
         ".cfi_startproc",
         // Debuggers permit a change of stacks only at a signal frame.
         ".cfi_signal_frame",
@@ -253,7 +252,7 @@ unsafe extern "C" fn base() {
         "nop",
         "brk #1",
         ".cfi_endproc",
-    )
+    }
 }
 
 /// The address of a thread-local variable of `$size` bytes, initially zero.

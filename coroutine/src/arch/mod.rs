@@ -12,6 +12,36 @@
 //!
 //! This module uses `stack` only where a sanitizer needs a stack's bounds (`watched`).
 
+/// Defines a function whose body is this assembly and nothing else. `#[unsafe(naked)]` would do the
+/// same, but only since Rust 1.88.
+#[cfg(backend = "assembly")]
+macro_rules! function {
+    (
+        $(#[$attribute:meta])*
+        $symbol:literal $visibility:vis unsafe extern $abi:literal fn
+        $name:ident($($argument:ident: $type:ty),* $(,)?) $(-> $result:ty)? { $($lines:tt)* }
+    ) => {
+        std::arch::global_asm!(
+            concat!(".pushsection .text.", $symbol, ",\"ax\",@progbits"),
+            ".p2align 4",
+            concat!(".globl ", $symbol),
+            concat!(".hidden ", $symbol),
+            concat!(".type ", $symbol, ",@function"),
+            concat!($symbol, ":"),
+            $($lines)*
+            concat!(".size ", $symbol, ", . - ", $symbol),
+            ".popsection",
+        );
+
+        // SAFETY: the assembly above defines a function with this signature.
+        unsafe extern $abi {
+            $(#[$attribute])*
+            #[link_name = $symbol]
+            $visibility fn $name($($argument: $type),*) $(-> $result)?;
+        }
+    };
+}
+
 #[cfg(all(backend = "assembly", target_arch = "aarch64"))]
 #[path = "aarch64.rs"]
 #[cfg_attr(

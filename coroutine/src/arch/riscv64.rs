@@ -20,7 +20,6 @@
 //! it predicts returns from the calls that it has seen, which belong to the other stack. A switch
 //! does not save fcsr: a coroutine that changes the rounding mode must restore it before it yields.
 
-use std::arch::naked_asm;
 use std::cell::Cell;
 use std::ptr;
 
@@ -161,14 +160,14 @@ macro_rules! saved_registers {
     };
 }
 
-/// Saves the state of this stack in the link and continues on the other stack, where the switch
-/// that has saved its state returns `value`. Returns when something switches back.
-///
-/// # Safety
-/// The other stack must be alive, and its state saved in this link.
-#[unsafe(naked)]
-pub(crate) unsafe extern "C-unwind" fn switch(link: *const Link, value: bool) -> bool {
-    naked_asm!(
+function! {
+    /// Saves the state of this stack in the link and continues on the other stack, where the switch
+    /// that has saved its state returns `value`. Returns when something switches back.
+    ///
+    /// # Safety
+    /// The other stack must be alive, and its state saved in this link.
+    "coroutine_switch_0"
+    pub(crate) unsafe extern "C-unwind" fn switch(link: *const Link, value: bool) -> bool {
         ".cfi_startproc",
         save!(),
         ".cfi_def_cfa_offset 208",
@@ -183,20 +182,20 @@ pub(crate) unsafe extern "C-unwind" fn switch(link: *const Link, value: bool) ->
         "mv t1, ra",
         "jr t1",
         ".cfi_endproc",
-    )
+    }
 }
 
-/// As [`switch`], but first calls `hook` on the other stack, after this stack has been left.
-///
-/// # Safety
-/// As for [`switch`], and the other stack must have started.
-#[unsafe(naked)]
-pub(crate) unsafe extern "C-unwind" fn switch_then(
-    link: *const Link,
-    value: bool,
-    hook: Hook,
-) -> bool {
-    naked_asm!(
+function! {
+    /// As [`switch`], but first calls `hook` on the other stack, after this stack has been left.
+    ///
+    /// # Safety
+    /// As for [`switch`], and the other stack must have started.
+    "coroutine_switch_then_0"
+    pub(crate) unsafe extern "C-unwind" fn switch_then(
+        link: *const Link,
+        value: bool,
+        hook: Hook,
+    ) -> bool {
         ".cfi_startproc",
         save!(),
         ".cfi_def_cfa_offset 208",
@@ -217,16 +216,16 @@ pub(crate) unsafe extern "C-unwind" fn switch_then(
         "mv t1, ra",
         "jr t1",
         ".cfi_endproc",
-    )
+    }
 }
 
-/// As [`switch`], for the last time: nothing is saved.
-///
-/// # Safety
-/// As for [`switch`], and nothing ever switches back.
-#[unsafe(naked)]
-pub(crate) unsafe extern "C" fn switch_for_good(link: *const Link, value: bool) -> ! {
-    naked_asm!(
+function! {
+    /// As [`switch`], for the last time: nothing is saved.
+    ///
+    /// # Safety
+    /// As for [`switch`], and nothing ever switches back.
+    "coroutine_switch_for_good_0"
+    pub(crate) unsafe extern "C" fn switch_for_good(link: *const Link, value: bool) -> ! {
         ".cfi_startproc",
         ".cfi_undefined ra",
         "ld t0, 0(a0)",
@@ -236,7 +235,7 @@ pub(crate) unsafe extern "C" fn switch_for_good(link: *const Link, value: bool) 
         "mv t1, ra",
         "jr t1",
         ".cfi_endproc",
-    )
+    }
 }
 
 /// As [`switch_then`], for the last time.
@@ -260,23 +259,23 @@ pub(crate) unsafe fn switch_inline(link: *const Link, value: bool) -> bool {
     unsafe { switch(link, value) }
 }
 
-/// Calls a coroutine's first function, which is in s1.
-#[unsafe(naked)]
-unsafe extern "C" fn start() {
-    naked_asm!(
+function! {
+    /// Calls a coroutine's first function, which is in s1.
+    "coroutine_start_0"
+    unsafe extern "C" fn start() {
         "mv a0, t2",
-        "lla ra, {base}",
+        "lla ra, coroutine_base_0",
         "addi ra, ra, 4",
         "jr s1",
-        base = sym base,
-    )
+    }
 }
 
-/// The return address of a coroutine's first function. Never executed: its unwind information says
-/// that the next frame is that of the code that entered the coroutine.
-#[unsafe(naked)]
-unsafe extern "C" fn base() {
-    naked_asm!(
+function! {
+    /// The return address of a coroutine's first function. Never executed: its unwind information
+    /// says that the next frame is that of the code that entered the coroutine.
+    #[allow(dead_code, reason = "`start` names it by its symbol")]
+    "coroutine_base_0"
+    unsafe extern "C" fn base() {
         ".cfi_startproc",
         // Debuggers permit a change of stacks only at a signal frame.
         ".cfi_signal_frame",
@@ -292,7 +291,7 @@ unsafe extern "C" fn base() {
         ".option pop",
         "unimp",
         ".cfi_endproc",
-    )
+    }
 }
 
 /// The address of a thread-local variable of `$size` bytes, initially zero.

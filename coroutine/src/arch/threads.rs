@@ -106,10 +106,10 @@ impl Link {
                 ACTS_FOR.set((*link).acts_for.get());
                 entry(link, (*link).value.get())
             }));
-            if let Err(payload) = end
-                && !payload.is::<Ended>()
-            {
-                resume_unwind(payload);
+            if let Err(payload) = end {
+                if !payload.is::<Ended>() {
+                    resume_unwind(payload);
+                }
             }
         };
         match thread::Builder::new().spawn(main) {
@@ -223,11 +223,11 @@ unsafe fn exchange(link: *const Link, value: bool, hook: Option<Hook>) -> bool {
     baton.wait(runs_inside);
     if runs_inside {
         ACTS_FOR.set(link.acts_for.get());
-    } else if link.ended.get()
-        && let Some(thread) = link.thread.take()
-    {
-        // Waits for the thread's destructors too.
-        let _ = thread.join();
+    } else if link.ended.get() {
+        if let Some(thread) = link.thread.take() {
+            // Waits for the thread's destructors too.
+            let _ = thread.join();
+        }
     }
     let value = link.value.get();
     if let Some(hook) = link.hook.take() {

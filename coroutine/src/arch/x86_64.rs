@@ -26,7 +26,7 @@
 //! coroutine that changes them must restore them before it yields. With shadow stacks enabled
 //! switching is refused (`usable`).
 
-use std::arch::{asm, naked_asm};
+use std::arch::asm;
 use std::cell::Cell;
 use std::ptr;
 
@@ -78,14 +78,14 @@ pub(crate) fn usable() -> bool {
     shadow_stack == 0
 }
 
-/// Saves the state of this stack in the link and continues on the other stack, where the switch
-/// that has saved its state returns `value`. Returns when something switches back.
-///
-/// # Safety
-/// The other stack must be alive, and its state saved in this link.
-#[unsafe(naked)]
-pub(crate) unsafe extern "C-unwind" fn switch(link: *const Link, value: bool) -> bool {
-    naked_asm!(
+function! {
+    /// Saves the state of this stack in the link and continues on the other stack, where the switch
+    /// that has saved its state returns `value`. Returns when something switches back.
+    ///
+    /// # Safety
+    /// The other stack must be alive, and its state saved in this link.
+    "coroutine_switch_0"
+    pub(crate) unsafe extern "C-unwind" fn switch(link: *const Link, value: bool) -> bool {
         ".cfi_startproc",
         "push rbp",
         "push rbx",
@@ -109,20 +109,20 @@ pub(crate) unsafe extern "C-unwind" fn switch(link: *const Link, value: bool) ->
         ".cfi_register rip, rcx",
         "jmp rcx",
         ".cfi_endproc",
-    )
+    }
 }
 
-/// As [`switch`], but first calls `hook` on the other stack, after this stack has been left.
-///
-/// # Safety
-/// As for [`switch`], and the other stack must have started.
-#[unsafe(naked)]
-pub(crate) unsafe extern "C-unwind" fn switch_then(
-    link: *const Link,
-    value: bool,
-    hook: Hook,
-) -> bool {
-    naked_asm!(
+function! {
+    /// As [`switch`], but first calls `hook` on the other stack, after this stack has been left.
+    ///
+    /// # Safety
+    /// As for [`switch`], and the other stack must have started.
+    "coroutine_switch_then_0"
+    pub(crate) unsafe extern "C-unwind" fn switch_then(
+        link: *const Link,
+        value: bool,
+        hook: Hook,
+    ) -> bool {
         ".cfi_startproc",
         "push rbp",
         "push rbx",
@@ -157,7 +157,7 @@ pub(crate) unsafe extern "C-unwind" fn switch_then(
         ".cfi_register rip, rcx",
         "jmp rcx",
         ".cfi_endproc",
-    )
+    }
 }
 
 /// As [`switch`], for the last time: nothing is saved.
@@ -277,11 +277,11 @@ pub(crate) unsafe fn start_inline(link: &Link, top: *mut u8, entry: Entry) -> bo
     result as u8 != 0
 }
 
-/// The return address of a coroutine's first function. Never executed: its unwind information says
-/// that the next frame is that of the code that entered the coroutine.
-#[unsafe(naked)]
-unsafe extern "C" fn base() {
-    naked_asm!(
+function! {
+    /// The return address of a coroutine's first function. Never executed: its unwind information
+    /// says that the next frame is that of the code that entered the coroutine.
+    "coroutine_base_0"
+    unsafe extern "C" fn base() {
         ".cfi_startproc",
         // Debuggers permit a change of stacks only at a signal frame.
         ".cfi_signal_frame",
@@ -299,7 +299,7 @@ unsafe extern "C" fn base() {
         "nop",
         "ud2",
         ".cfi_endproc",
-    )
+    }
 }
 
 /// The address of a thread-local variable of `$size` bytes, initially zero.

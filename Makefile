@@ -6,10 +6,11 @@ SHARE   ?= fixtures/share
 TARGET    := $(or $(CARGO_TARGET_DIR),target)
 BINARY    := $(TARGET)/release/vhost-user-9p
 TOOLS     := $(abspath $(TARGET))/tools
+MSRV      := $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
 DENY       = PATH="$(TOOLS)/bin:$$PATH" $(CARGO) deny
 
 .DEFAULT_GOAL := all
-.PHONY: help all build check deny audit deny-tool test unit-test model-check tsan cross-check soak bench bench-record bench-check bench-coroutine bench-coroutine-ir request-ir clean
+.PHONY: help all build check deny audit deny-tool test unit-test model-check tsan msrv-check cross-check soak bench bench-record bench-check bench-coroutine bench-coroutine-ir request-ir clean
 
 help: ## List the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | sort | awk -F'|' '{ printf "make %-16s %s\n", $$1, $$2 }'
@@ -47,6 +48,9 @@ model-check: ## Every order in which the loop and its workers can meet
 
 tsan: ## Data races: ThreadSanitizer on the coroutines, the ring and the daemon; needs a nightly with rust-src
 	CARGO_TARGET_DIR=$(abspath $(TARGET)) tests/tsan.sh --locked
+
+msrv-check: ## Everything compiles with the oldest Rust that is promised, Debian 13's; needs that toolchain
+	$(CARGO) +$(MSRV) check --workspace --all-targets --locked --target-dir $(TARGET)/msrv
 
 cross-check: ## The daemon compiles for other processors and for musl; needs a nightly with rust-src
 	for target in aarch64-unknown-linux-gnu riscv64gc-unknown-linux-gnu x86_64-unknown-linux-musl; do \

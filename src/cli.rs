@@ -405,10 +405,10 @@ fn one_line(error: &clap::Error) -> String {
             missing.map(ToString::to_string).unwrap_or_default()
         );
     }
-    if let Some(ContextValue::Strings(values)) = error.get(ContextKind::ValidValue)
-        && !values.is_empty()
-    {
-        line.push_str(&format!(": {} are possible", values.join(", ")));
+    if let Some(ContextValue::Strings(values)) = error.get(ContextKind::ValidValue) {
+        if !values.is_empty() {
+            line.push_str(&format!(": {} are possible", values.join(", ")));
+        }
     }
     if let Some(similar) = error.get(ContextKind::SuggestedArg) {
         line.push_str(&format!("; did you mean '{similar}'?"));

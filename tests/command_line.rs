@@ -436,7 +436,7 @@ fn output_that_cannot_be_written_is_one_line_and_code_1() {
         assert!(said.starts_with("vhost-user-9p: cannot write"), "{said}");
         assert_eq!(said.lines().count(), 1, "{said}");
         // A reader that has seen enough needs no explanation.
-        let (reader, writer) = std::io::pipe().unwrap();
+        let (reader, writer) = nix::unistd::pipe().unwrap();
         drop(reader);
         let output = command.stdout(writer).output().unwrap();
         assert_eq!(output.status.code(), Some(1));

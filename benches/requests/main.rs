@@ -168,7 +168,7 @@ fn place_of(slot: u16) -> u64 {
 fn run(name: &str, steps: &[Step], count: usize) {
     let mut session = Session::begin();
     let slots = BATCH * steps.len() as u16;
-    assert!(RING_SIZE.is_multiple_of(slots));
+    assert!(RING_SIZE % slots == 0);
     for slot in 0..slots {
         let step = steps[usize::from(slot / BATCH)];
         let own = FIRST_OWN + u32::from(slot % BATCH);
@@ -193,12 +193,13 @@ fn run(name: &str, steps: &[Step], count: usize) {
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    if let [name, count] = &arguments[..]
-        && let Some((name, steps)) = OPERATIONS.iter().find(|(known, _)| known == name)
-        && let Ok(count) = count.parse()
-    {
-        run(name, steps, count);
-        return ExitCode::SUCCESS;
+    if let [name, count] = &arguments[..] {
+        if let Some((name, steps)) = OPERATIONS.iter().find(|(known, _)| known == name) {
+            if let Ok(count) = count.parse() {
+                run(name, steps, count);
+                return ExitCode::SUCCESS;
+            }
+        }
     }
     for (name, _) in OPERATIONS {
         println!("{name}");

@@ -132,13 +132,13 @@ impl Report {
                     // Units may be of two words: the peer is the one that is none.
                     words[..at].iter().rev().find(|word| PEERS.contains(*word))
                 });
-            if let (Some(name), Some(peer), Some(low)) = (words.get(1), peer, after("quartiles"))
-                && let Some(ratio) = after("ratio")
-            {
-                before.insert(
-                    (name.replace("server/", ""), (*peer).to_owned()),
-                    (ratio, low),
-                );
+            if let (Some(name), Some(peer), Some(low)) = (words.get(1), peer, after("quartiles")) {
+                if let Some(ratio) = after("ratio") {
+                    before.insert(
+                        (name.replace("server/", ""), (*peer).to_owned()),
+                        (ratio, low),
+                    );
+                }
             }
         }
         let mut worse = 0;

@@ -683,9 +683,9 @@ fn nothing_to_suspend() -> ! {
 #[inline(never)]
 fn check_panic() {
     // SAFETY: the running coroutine is alive, as this code runs on its stack.
-    if let Some(core) = unsafe { thread::running().as_ref() }
-        && core.state.get() & state::IN_PANIC == 0
-    {
-        panic!("a coroutine cannot be suspended while it panics");
+    if let Some(core) = unsafe { thread::running().as_ref() } {
+        if core.state.get() & state::IN_PANIC == 0 {
+            panic!("a coroutine cannot be suspended while it panics");
+        }
     }
 }

@@ -21,7 +21,7 @@ struct Keeper(RefCell<Vec<Request>>);
 impl Handler for Keeper {
     fn handle(&self, request: Request) {
         let mut kept = self.0.borrow_mut();
-        if kept.len().is_multiple_of(2) {
+        if kept.len() % 2 == 0 {
             kept.push(request);
         }
     }

@@ -236,10 +236,10 @@ impl Machine {
                 0 => Source::Control,
                 _ => Source::Kick,
             };
-            if let Some(connection) = &mut self.connection
-                && !matches!(connection.ready(source), Ok(Status::Open))
-            {
-                self.connection = None;
+            if let Some(connection) = &mut self.connection {
+                if !matches!(connection.ready(source), Ok(Status::Open)) {
+                    self.connection = None;
+                }
             }
         }
         if let Some(connection) = &self.connection {

@@ -597,10 +597,10 @@ impl Daemon {
             self.server.workers().run_completed();
             coroutine::run_timers();
             coroutine::run_ready();
-            if let Some(connection) = &self.connection
-                && let Err(error) = connection.notify()
-            {
-                self.hang_up(Some(error))?;
+            if let Some(connection) = &self.connection {
+                if let Err(error) = connection.notify() {
+                    self.hang_up(Some(error))?;
+                }
             }
         }
         log::info!("stopping");

@@ -239,8 +239,10 @@ impl Drop for SocketFile {
             fstat(&self.file)
                 .is_ok_and(|own| (there.dev(), there.ino()) == (own.st_dev, own.st_ino))
         });
-        if ours && let Err(error) = fs::remove_file(path) {
-            log::warn!("cannot remove {}: {error}", path.display());
+        if ours {
+            if let Err(error) = fs::remove_file(path) {
+                log::warn!("cannot remove {}: {error}", path.display());
+            }
         }
     }
 }

@@ -48,7 +48,7 @@ fn translate(
     if !is_list(name) || value.first_chunk() != Some(&VERSION.to_le_bytes()) {
         return Ok(());
     }
-    for entry in value[HEADER..].as_chunks_mut::<ENTRY>().0 {
+    for entry in value[HEADER..].chunks_exact_mut(ENTRY) {
         let tag = u16::from_le_bytes([entry[0], entry[1]]);
         if let ACL_USER | ACL_GROUP = tag {
             let old = u32::from_le_bytes([entry[4], entry[5], entry[6], entry[7]]);

@@ -128,10 +128,10 @@ impl InodeLocators {
             return None;
         }
         let mount = self.mount(node, place.map(|(directory, _)| directory));
-        if let Some(mount) = mount.as_ref().filter(|mount| mount.descriptor.is_some())
-            && let Ok(handle) = sys::name_to_handle(node.as_fd())
-        {
-            return Some(InodeLocator::Handle(handle, mount.clone()));
+        if let Some(mount) = mount.as_ref().filter(|mount| mount.descriptor.is_some()) {
+            if let Ok(handle) = sys::name_to_handle(node.as_fd()) {
+                return Some(InodeLocator::Handle(handle, mount.clone()));
+            }
         }
         if self.mandatory {
             return None;

@@ -208,8 +208,10 @@ impl Export {
         // The name may belong to another file by now.
         let is_there = Node::new(made)
             .is_ok_and(|(node, _)| directory.child_key(name).as_ref() == Ok(node.key()));
-        if is_there && let Err(error) = host::unlink(directory, name, UnlinkatFlags::NoRemoveDir) {
-            log::warn!("{name:?} could not be finished and is left behind: {error}");
+        if is_there {
+            if let Err(error) = host::unlink(directory, name, UnlinkatFlags::NoRemoveDir) {
+                log::warn!("{name:?} could not be finished and is left behind: {error}");
+            }
         }
     }
 

@@ -37,27 +37,26 @@ impl Users {
         let mut ids: HashMap<&str, u32> = HashMap::new();
         for line in passwd.lines() {
             let fields: Vec<&str> = line.split(':').collect();
-            if let [name, _, uid, gid, ..] = fields[..]
-                && let (Ok(uid), Ok(primary)) = (uid.parse(), gid.parse())
-            {
-                ids.entry(name).or_insert(uid);
-                users.entry(uid).or_insert(Groups {
-                    primary,
-                    supplementary: Vec::new(),
-                });
+            if let [name, _, uid, gid, ..] = fields[..] {
+                if let (Ok(uid), Ok(primary)) = (uid.parse(), gid.parse()) {
+                    ids.entry(name).or_insert(uid);
+                    users.entry(uid).or_insert(Groups {
+                        primary,
+                        supplementary: Vec::new(),
+                    });
+                }
             }
         }
         for line in group.lines() {
             let fields: Vec<&str> = line.split(':').collect();
-            if let [_, _, gid, members] = fields[..]
-                && let Ok(gid) = gid.parse()
-            {
-                for user in members.split(',').filter_map(|name| ids.get(name.trim())) {
-                    if let Some(groups) = users.get_mut(user)
-                        && groups.primary != gid
-                        && !groups.supplementary.contains(&gid)
-                    {
-                        groups.supplementary.push(gid);
+            if let [_, _, gid, members] = fields[..] {
+                if let Ok(gid) = gid.parse() {
+                    for user in members.split(',').filter_map(|name| ids.get(name.trim())) {
+                        if let Some(groups) = users.get_mut(user) {
+                            if groups.primary != gid && !groups.supplementary.contains(&gid) {
+                                groups.supplementary.push(gid);
+                            }
+                        }
                     }
                 }
             }

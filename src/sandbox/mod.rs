@@ -302,9 +302,11 @@ impl Entrance {
         for (sandbox, name) in by_strength {
             match self.enter(sandbox, memory) {
                 Ok(entered) => {
-                    if let Entered::Child(inside) | Entered::Sharing(inside) = &entered
-                        && !refused.is_empty()
-                    {
+                    let inside = match &entered {
+                        Entered::Child(inside) | Entered::Sharing(inside) => Some(inside),
+                        Entered::Here(_) | Entered::Parent(_) | Entered::Supervisor(_) => None,
+                    };
+                    if let (Some(inside), false) = (inside, refused.is_empty()) {
                         let landlock = match (sandbox, inside.landlock) {
                             (Sandbox::Chroot, true) => " with landlock inside",
                             (Sandbox::Chroot, false) => " without landlock inside",

@@ -206,10 +206,10 @@ pub fn install(filter: Filter) -> Result<(), Error> {
 pub fn workers(filter: Filter, max_threads: usize) -> Result<Workers, Error> {
     let program = program(filter, Caller::Worker)?;
     let confine = move || {
-        if let Some(program) = &program
-            && let Err(error) = seccompiler::apply_filter(program)
-        {
-            log::warn!("a worker may still make the loop's system calls: {error}");
+        if let Some(program) = &program {
+            if let Err(error) = seccompiler::apply_filter(program) {
+                log::warn!("a worker may still make the loop's system calls: {error}");
+            }
         }
     };
     Workers::with_start(max_threads, confine).map_err(Error::Workers)

@@ -6,6 +6,7 @@
 //! ends.
 
 use std::cell::RefCell;
+use std::mem::take;
 use std::ops::Deref;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
@@ -184,8 +185,10 @@ impl CloseQueue {
         else {
             return Vec::new();
         };
-        list.extract_if(.., |left| left.device == device && left.is_unused())
-            .collect()
+        let is_meant = |left: &PendingClose| left.device == device && left.is_unused();
+        let (taken, kept) = take(&mut *list).into_iter().partition(is_meant);
+        *list = kept;
+        taken
     }
 }
 
@@ -282,11 +285,12 @@ impl Server {
 
     fn close(&self, mut list: Vec<PendingClose>) {
         while let Some(device) = list.last().map(|left| left.device) {
-            let mut now = list;
-            list = match now.iter().all(|left| left.device == device) {
-                true => Vec::new(),
-                false => now.extract_if(.., |left| left.device != device).collect(),
+            let is_there = |left: &PendingClose| left.device == device;
+            let (mut now, others) = match list.iter().all(is_there) {
+                true => (list, Vec::new()),
+                false => list.into_iter().partition(is_there),
             };
+            list = others;
             let close_queue = self.session.inodes.close_queue();
             self.close_on(device, &mut now);
             let first = close_queue.len();

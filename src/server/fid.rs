@@ -157,12 +157,13 @@ impl XattrDraft {
         count: impl FnOnce(usize) -> Option<Share>,
     ) -> Option<XattrDraft> {
         let bytes = recorded.bytes();
-        let (words, rest) = bytes.split_first_chunk::<16>()?;
-        let (words, _) = words.as_chunks();
-        let [row, flags, size, length] = *words else {
-            return None;
+        let mut rest = bytes.as_slice();
+        let mut word = || {
+            let (word, after) = rest.split_first_chunk::<4>()?;
+            rest = after;
+            Some(u32::from_ne_bytes(*word))
         };
-        let [row, flags, size, length] = [row, flags, size, length].map(u32::from_ne_bytes);
+        let (row, flags, size, length) = (word()?, word()?, word()?, word()?);
         let (name_length, rest) = rest.split_first_chunk()?;
         let (name, value) = rest.split_at_checked(u16::from_ne_bytes(*name_length).into())?;
         if value.len() != size as usize {

@@ -131,11 +131,11 @@ impl Server {
             };
             *steps = steps.checked_sub(1).ok_or(Errno::ENAMETOOLONG)?;
             let mut name = None;
-            if let InodeLocator::Name(_) = *locator
-                && let Some(place) = inode.place()
-            {
-                name = Name::for_new(&place.name).ok();
-                next = Some(place.directory);
+            if let InodeLocator::Name(_) = *locator {
+                if let Some(place) = inode.place() {
+                    name = Name::for_new(&place.name).ok();
+                    next = Some(place.directory);
+                }
             }
             chain.push((locator, *inode.key(), name));
         }

@@ -248,10 +248,10 @@ impl Drop for Inode {
     fn drop(&mut self) {
         if let Some(inodes) = self.inodes.upgrade() {
             inodes.forget(self);
-            if self.large.get()
-                && let Pin::Pinned(node) = &*self.pin.borrow()
-            {
-                inodes.close_queue.unpin(node.clone());
+            if self.large.get() {
+                if let Pin::Pinned(node) = &*self.pin.borrow() {
+                    inodes.close_queue.unpin(node.clone());
+                }
             }
         }
         // A chain of directories, each kept only by the one below, is freed in a loop: it may be

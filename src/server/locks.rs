@@ -12,6 +12,7 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::mem::take;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::rc::{Rc, Weak};
 
@@ -355,11 +356,13 @@ impl Holder {
             },
         };
         self.ranges -= record.held.len();
-        let is_meant = |held: &mut Held| {
+        let is_meant = |held: &Held| {
             let elsewhere = range.is_whole() && held.range.is_whole();
             held.range.overlaps(range) && (!elsewhere || held.through.is(&through))
         };
-        let taken: Vec<Held> = record.held.extract_if(.., is_meant).collect();
+        let (taken, kept) = take(&mut record.held).into_iter().partition(is_meant);
+        record.held = kept;
+        let taken: Vec<Held> = taken;
         let left = |held: &Held| {
             let through = held.through.clone();
             let left = held.range.without(range);
@@ -454,10 +457,13 @@ impl Holder {
         let mut change = Change::default();
         self.ranges = 0;
         self.processes.retain(|_, record| {
-            let is_closed = |held: &mut Held| held.through.is_closed();
-            for held in record.held.extract_if(.., is_closed) {
-                change.remove(&held.range);
-            }
+            record.held.retain(|held| {
+                let is_closed = held.through.is_closed();
+                if is_closed {
+                    change.remove(&held.range);
+                }
+                !is_closed
+            });
             record.share.set(1 + record.held.len());
             self.ranges += record.held.len();
             !record.held.is_empty()

@@ -61,7 +61,7 @@ impl<R: Record> Table<R> {
     /// The table of `count` rows at `offset` of the memory, with its content. Panics if it is not within
     /// the memory, or not aligned to 64 bytes.
     pub fn at(memory: &Rc<MmapRegion>, offset: usize, count: u32) -> Table<R> {
-        assert!(offset + Self::size(count) <= memory.size() && offset.is_multiple_of(64));
+        assert!(offset + Self::size(count) <= memory.size() && offset % 64 == 0);
         let start = memory.as_ptr().wrapping_add(offset);
         let not_null = "a mapping does not begin at address 0";
         Table {

@@ -435,11 +435,12 @@ impl Load {
     #[track_caller]
     pub fn end(&mut self, client: Option<&mut Client>) {
         let log = fs::read(self.share.join("log")).unwrap();
-        let (lines, rest) = log.as_chunks::<LINE>();
+        let lines = log.chunks_exact(LINE);
+        let rest = lines.remainder();
         assert!(rest.is_empty(), "half a line in the log");
         let mut missing = std::mem::take(&mut self.lines);
         for found in lines {
-            let serial = str::from_utf8(found).unwrap().trim().parse().unwrap();
+            let serial = std::str::from_utf8(found).unwrap().trim().parse().unwrap();
             assert!(missing.remove(&serial), "line {serial} of the log");
         }
         assert!(missing.is_empty(), "not in the log: {missing:?}");

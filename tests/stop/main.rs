@@ -95,11 +95,11 @@ impl Guest {
         let mut interrupt = Some(interrupt);
         let mut posted = Vec::new();
         for (n, planned) in plan.into_iter().enumerate() {
-            if n == at
-                && let Some(interrupt) = interrupt.take()
-            {
-                self.let_some_be_answered(&posted);
-                interrupt(self);
+            if n == at {
+                if let Some(interrupt) = interrupt.take() {
+                    self.let_some_be_answered(&posted);
+                    interrupt(self);
+                }
             }
             let next = self.load.post(&mut self.client, planned, &posted);
             posted.push(next);

@@ -135,14 +135,14 @@ impl Segments {
     ) -> usize {
         let len = len.min(self.len.saturating_sub(at));
         // Nearly everything copied is a message in one piece.
-        if let Some(first) = self.list.first()
-            && at + len <= first.iov_len
-        {
-            let start = first.iov_base.cast::<u8>().wrapping_add(at);
-            // SAFETY: within the first segment, which is mapped while `self` is borrowed; the slice does
-            // not leave this call.
-            copy(unsafe { VolatileSlice::new(start, len) }, 0);
-            return len;
+        if let Some(first) = self.list.first() {
+            if at + len <= first.iov_len {
+                let start = first.iov_base.cast::<u8>().wrapping_add(at);
+                // SAFETY: within the first segment, which is mapped while `self` is borrowed; the slice does
+                // not leave this call.
+                copy(unsafe { VolatileSlice::new(start, len) }, 0);
+                return len;
+            }
         }
         let mut done = 0;
         for piece in self.pieces(at, len) {

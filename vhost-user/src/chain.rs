@@ -184,10 +184,11 @@ fn scattered(memory: &Memory, table: u64, index: u16) -> Result<Descriptor, Chai
 /// Prefetches the indirect table of a chain, if it has one. A hint only: [`Chain::walk`] reads and
 /// checks the descriptor again.
 pub(crate) fn prefetch_table(memory: &Memory, table: VolatileSlice<'_>, head: u16) {
-    if let Ok(first) = Table::Mapped(table).descriptor(memory, head)
-        && first.refers_to_indirect_table()
-        && let Some(start) = memory.contiguous(first.addr().0, 1)
-    {
-        prefetch::for_reading(start.as_ptr());
+    if let Ok(first) = Table::Mapped(table).descriptor(memory, head) {
+        if first.refers_to_indirect_table() {
+            if let Some(start) = memory.contiguous(first.addr().0, 1) {
+                prefetch::for_reading(start.as_ptr());
+            }
+        }
     }
 }

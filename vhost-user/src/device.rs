@@ -142,11 +142,11 @@ impl Device {
 
     /// Clears the driver's kick. A kick descriptor whose other end is closed is no longer watched.
     pub(crate) fn clear_kick(&mut self) {
-        if let Some(kick) = &self.kick
-            && !kick.clear()
-        {
-            log::debug!("the kick's other end is closed");
-            self.unwatch();
+        if let Some(kick) = &self.kick {
+            if !kick.clear() {
+                log::debug!("the kick's other end is closed");
+                self.unwatch();
+            }
         }
     }
 
@@ -209,9 +209,7 @@ impl Device {
 
     /// Stops watching the kick. Returns whether it was watched.
     pub(crate) fn unwatch(&mut self) -> bool {
-        if let Some(kick) = &self.kick
-            && self.watched
-        {
+        if let (Some(kick), true) = (&self.kick, self.watched) {
             self.poller.unwatch(kick.as_fd());
             self.watched = false;
             return true;

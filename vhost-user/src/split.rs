@@ -65,7 +65,7 @@ impl Part {
             .contiguous(address, len)
             .ok_or(RingError::Address(address))?;
         // The region's guest address need not be aligned.
-        if !start.addr().get().is_multiple_of(align) {
+        if start.addr().get() % align != 0 {
             return Err(RingError::Alignment(address));
         }
         let memory = memory.clone();

@@ -193,11 +193,10 @@ impl Mapped {
         let mut stat = attributes.seen_in(node.stat()?);
         // A directory has one link from its parent, one from itself, and one from each
         // subdirectory; file systems that count otherwise say 1.
-        if node.kind() == FileKind::Directory
-            && stat.0.stx_nlink > 2
-            && let Some(names) = self.store.by_name()
-        {
-            stat.0.stx_nlink -= names.hidden_links(node);
+        if node.kind() == FileKind::Directory && stat.0.stx_nlink > 2 {
+            if let Some(names) = self.store.by_name() {
+                stat.0.stx_nlink -= names.hidden_links(node);
+            }
         }
         Ok(stat)
     }
@@ -231,10 +230,10 @@ impl Mapped {
             found => found,
         };
         let (node, _) = found?;
-        if let Some(names) = self.store.by_name()
-            && names.owns(tree, &node, directory)?
-        {
-            return Err(Errno::ENOENT);
+        if let Some(names) = self.store.by_name() {
+            if names.owns(tree, &node, directory)? {
+                return Err(Errno::ENOENT);
+            }
         }
         let attributes = self.store.load_at(&node, Place { directory, name })?;
         drop(_looking);

@@ -293,10 +293,10 @@ fn find<'a>(tree: &Tree, file: Located<'a>) -> Result<Found<'a>, Errno> {
     if node.id() == tree.root().id() {
         return Ok(Found::Root);
     }
-    if let Some(place) = file.seen
-        && place.directory.child_key(place.name) == Ok(*node.key())
-    {
-        return Ok(Found::Seen(place));
+    if let Some(place) = file.seen {
+        if place.directory.child_key(place.name) == Ok(*node.key()) {
+            return Ok(Found::Seen(place));
+        }
     }
     match tree.locate(node) {
         Ok((directory, name)) => Ok(Found::Elsewhere(directory, name)),

@@ -27,7 +27,7 @@ pub(super) fn format(attributes: &Attributes) -> String {
     ] {
         if let Some(value) = value {
             // As a C int: that is what QEMU writes and reads. Writing to a string cannot fail.
-            let _ = writeln!(text, "virtfs.{key}={}", value.cast_signed());
+            let _ = writeln!(text, "virtfs.{key}={}", value as i32);
         }
     }
     text
@@ -60,7 +60,7 @@ pub(super) fn parse(text: &[u8]) -> Attributes {
 /// A 32-bit number, with or without sign. -1 has always meant "not set".
 fn number(text: &str) -> Option<u32> {
     let number: i64 = text.trim().parse().ok()?;
-    let signed = i32::try_from(number).map(i32::cast_unsigned);
+    let signed = i32::try_from(number).map(|number| number as u32);
     let number = signed.or_else(|_| u32::try_from(number)).ok()?;
     (number != u32::MAX).then_some(number)
 }
@@ -85,14 +85,16 @@ impl Orphans {
         self.removals += 1;
         self.attributes.insert(id, (self.removals, attributes));
         self.order.push_back((self.removals, id));
-        if self.order.len() > Orphans::MOST
-            && let Some((number, id)) = self.order.pop_front()
-            && self
-                .attributes
-                .get(&id)
-                .is_some_and(|kept| kept.0 == number)
-        {
-            self.attributes.remove(&id);
+        if self.order.len() > Orphans::MOST {
+            if let Some((number, id)) = self.order.pop_front() {
+                if self
+                    .attributes
+                    .get(&id)
+                    .is_some_and(|kept| kept.0 == number)
+                {
+                    self.attributes.remove(&id);
+                }
+            }
         }
     }
 

@@ -107,9 +107,8 @@ impl Server {
         let Some(fid) = self.take_fid(m.fid, redo)? else {
             return Ok(Rclunk {});
         };
-        if let Some(draft) = fid.draft()
-            && let Err(error) = self.set_xattr(&fid, &draft, redo)
-        {
+        let set = fid.draft().map(|draft| self.set_xattr(&fid, &draft, redo));
+        if let Some(Err(error)) = set {
             self.session.fids.forget_later(fid);
             return Err(error);
         }
@@ -129,9 +128,10 @@ impl Server {
 
     /// Removes the fid that the process before may have made for the request.
     pub(super) fn undo_fid(&self, fid: u32, redo: Redo) {
-        if redo.is_possible()
-            && let Ok(fid) = self.session.fids.remove(fid)
-        {
+        if !redo.is_possible() {
+            return;
+        }
+        if let Ok(fid) = self.session.fids.remove(fid) {
             fid.forget();
             self.release(fid);
         }

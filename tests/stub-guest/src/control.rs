@@ -134,16 +134,11 @@ impl Control {
     pub fn receive(&mut self, request: u32) -> Result<Vec<u8>> {
         let mut header = [0; HEADER_LEN];
         self.read(&mut header)?;
-        let mut fields = header
-            .as_chunks::<4>()
-            .0
-            .iter()
-            .map(|field| u32::from_le_bytes(*field));
-        let (code, flags, size) = (
-            fields.next().unwrap_or(0),
-            fields.next().unwrap_or(0),
-            fields.next().unwrap_or(0),
-        );
+        let field = |at: usize| {
+            let bytes = [header[at], header[at + 1], header[at + 2], header[at + 3]];
+            u32::from_le_bytes(bytes)
+        };
+        let (code, flags, size) = (field(0), field(4), field(8));
         let wrong = |problem| Err(Error::Control { request, problem });
         if code != request {
             return wrong("the reply is to another request");

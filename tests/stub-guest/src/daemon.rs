@@ -292,9 +292,8 @@ impl Daemon {
         while Instant::now() < deadline {
             let processes = self.processes();
             let depth = *self.depth.get_or_insert(processes.len());
-            if let Some(&server) = processes.get(depth - 1)
-                && self.killed != Some(server)
-            {
+            let server = processes.get(depth - 1).copied();
+            if let Some(server) = server.filter(|_| self.killed != server) {
                 self.killed = Some(server);
                 let server = Pid::from_raw(server as i32);
                 return kill(server, signal).map_err(Error::io("kill"));

@@ -24,12 +24,13 @@ const PRIMITIVES: &[(&str, Primitive)] = &[
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    if let [name, count] = &arguments[..]
-        && let Some((_, primitive)) = PRIMITIVES.iter().find(|(known, _)| known == name)
-        && let Ok(count) = count.parse()
-    {
-        primitive(count);
-        return ExitCode::SUCCESS;
+    if let [name, count] = &arguments[..] {
+        if let Some((_, primitive)) = PRIMITIVES.iter().find(|(known, _)| known == name) {
+            if let Ok(count) = count.parse() {
+                primitive(count);
+                return ExitCode::SUCCESS;
+            }
+        }
     }
     for (name, _) in PRIMITIVES {
         println!("{name}");

@@ -4,6 +4,7 @@ use std::io::{self, ErrorKind, Write};
 use std::process::ExitCode;
 
 use vhost_user_9p::cli::{Command, Options, command_line};
+use vhost_user_9p::daemon::upgrade::Previous;
 use vhost_user_9p::doctor::{self, Questions, Verdict};
 use vhost_user_9p::{daemon, logger};
 
@@ -17,6 +18,10 @@ fn main() -> ExitCode {
         Ok(Command::Examine(questions)) => examine(&questions),
         Err(mistake) => {
             logger::complain(mistake);
+            // Such an option may be new or old.
+            Previous::from_environment()
+                .iter()
+                .for_each(Previous::go_back);
             ExitCode::from(USAGE)
         }
     }

@@ -12,7 +12,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use common::{BINARY, Guest, is_root, mode_of};
+use common::{BINARY, Guest, copy_binary, is_root, mode_of};
 use nix::sys::signal::Signal;
 use protocol::{Tmessage, Tread, open};
 use stub_guest::daemon::{Launch, wait_for_exit};
@@ -332,7 +332,7 @@ fn run_as(user: &str, args: &[&str]) -> (Option<i32>, String) {
     // Where any user can run it.
     let directory = tempfile::tempdir().unwrap();
     let program = directory.path().join("daemon");
-    fs::copy(BINARY, &program).unwrap();
+    copy_binary(&program);
     fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let output = Command::new("setpriv")
         .args(["--clear-groups", user, "--"])

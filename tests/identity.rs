@@ -5,7 +5,7 @@ mod common;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
-use common::{BINARY, Guest, NO_ID, no_change, refused};
+use common::{BINARY, Guest, NO_ID, copy_binary, no_change, refused};
 use nix::errno::Errno;
 use nix::unistd::{Gid, Uid, geteuid};
 use protocol::{getattr, open, setattr};
@@ -369,7 +369,7 @@ fn an_ordinary_user_s_daemon_serves_from_its_sandbox() {
     }
     // The build may be where only root gets at it.
     let binary = directory.path().join("daemon");
-    fs::copy(BINARY, &binary).unwrap();
+    copy_binary(&binary);
     let prelude = format!(
         "exec setpriv --reuid={NOBODY} --regid={NOBODY} --clear-groups --pdeathsig=KILL \"$0\" \"$@\""
     );

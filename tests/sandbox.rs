@@ -25,7 +25,6 @@ use vhost_user_9p::export::{FileHandles, open_share};
 use vhost_user_9p::sandbox::capabilities::{self, Rights};
 use vhost_user_9p::sandbox::seccomp::{self, Filter, Seccomp};
 use vhost_user_9p::sandbox::{self, End, Entry, Role, Sandbox};
-use vhost_user_9p::state::Capacity;
 
 /// What has to be possible everywhere: a fault of the program is caught, and told with its place.
 const FAULT: Probe = ("a fault that is caught", |_| {
@@ -269,24 +268,17 @@ fn enter_and_probe(attempt: Attempt<'_>, share: &Path, mut target: Target) -> u8
         policy: Seccomp::from_str(attempt.filter, false).unwrap(),
         file_handles: handles != FileHandles::Never,
     };
-    let capacity = Capacity {
-        fids: 1,
-        locks: 1,
-        xattr_bytes: 1,
-        device: 1,
-    };
-    let memory = capacity.memory().unwrap();
     let entry = Entry {
         sandbox: Some(mode),
         handles,
-        memory: Some(&memory),
+        supervised: true,
     };
-    let wait = |child| match sandbox::wait(child, SigSet::empty()).unwrap() {
+    let wait = |child| match sandbox::wait(child, SigSet::empty(), |_| true).unwrap() {
         End::Exited(status) => status as u8,
         End::Killed(signal) => 128 + signal as u8,
     };
     match sandbox::enter(entry, open_share(share).unwrap()) {
-        Ok(Role::Server { inside, .. }) => target.share = Some(inside.share),
+        Ok(Role::Server(inside)) => target.share = Some(inside.share),
         Ok(Role::Parent(child)) => return wait(child),
         // Its descriptors are the server's, which has closed them.
         Ok(Role::Supervisor(child, _)) => std::process::exit(wait(child).into()),

@@ -1,20 +1,23 @@
 //! The event loop: one thread that owns the device, and what wakes it.
 
 pub mod socket;
+pub mod upgrade;
 
 use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::process::exit;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use coroutine::Spin;
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
+use nix::sys::signal::{SigHandler, SigSet, Signal, raise, signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::stat::{Mode, umask};
 use nix::sys::statvfs::{FsFlags, fstatvfs};
@@ -26,11 +29,12 @@ use crate::export::users::Users;
 use crate::export::{Export, FileHandles, Identity, Ids, Permissions, open_share};
 use crate::sandbox::capabilities::{self, Rights};
 use crate::sandbox::seccomp::{self, Filter};
-use crate::sandbox::supervisor::{BEGIN_ANEW, Deaths, Next, Restart};
-use crate::sandbox::{self, End, Entry, Inside, Role, Sandbox};
+use crate::sandbox::supervisor::{BEGIN_ANEW, Deaths, HANDED_OVER, Next, Restart};
+use crate::sandbox::{self, End, Entrance, Entry, Inside, Role, Sandbox};
 use crate::server::Server;
-use crate::state::{self, Claims, Memory, State};
+use crate::state::{self, Capacity, Claims, Memory, State};
 use socket::{Socket, SocketFile};
+use upgrade::{Format, Handover, Previous, Program, Told};
 
 /// Bit 0 of virtio-9p's features: the configuration space holds the mount tag.
 const VIRTIO_9P_MOUNT_TAG: u64 = 1 << 0;
@@ -38,6 +42,8 @@ const VIRTIO_9P_MOUNT_TAG: u64 = 1 << 0;
 const MAX_QUEUE_SIZE: u16 = 1024;
 /// How long a busy loop ignores signals, the front-end and new connections.
 const LOOK_INTERVAL: Duration = Duration::from_micros(100);
+/// How long requests may take to end before the next program continues with them.
+const HANDOVER_TIME: Duration = Duration::from_millis(50);
 /// How long to wait before trying again to accept a front-end.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -100,6 +106,9 @@ pub enum Error {
     /// The daemon has exited, and reported why.
     #[error("the daemon ended with status {0}")]
     Daemon(u8),
+    /// It cannot continue for the program before.
+    #[error("cannot continue for the program before: {0}")]
+    Handover(io::Error),
     /// There is no socket.
     #[error(transparent)]
     Socket(#[from] socket::Error),
@@ -201,7 +210,11 @@ impl Poller for Reactor {
 /// the first has left.
 pub fn run(options: &Options) -> Result<(), Error> {
     let handled = handled_signals()?;
-    let outside = Outside::open(options)?;
+    let outside = match Told::from_environment().map_err(Error::Handover)? {
+        Told::Nothing => Outside::open(options)?,
+        Told::Check(format) => return check_format(options, format),
+        Told::Continue(handover) => Outside::handed_over(options, handover)?,
+    };
     let Some(confined) = outside.confine(options, &handled)? else {
         return Ok(());
     };
@@ -230,14 +243,30 @@ pub fn run(options: &Options) -> Result<(), Error> {
 
 /// What is opened by paths of the host, or takes rights that the daemon drops.
 struct Outside {
-    share: OwnedFd,
-    /// Not closed by a process that waits: the server may have closed it, for both.
+    /// None if servers have entered the sandbox before.
+    share: Option<OwnedFd>,
+    /// Closed when this process ends.
     socket: ManuallyDrop<Socket>,
     file: Option<SocketFile>,
+    settings: Settings,
+    /// What the program before has left.
+    before: Option<Before>,
+}
+
+/// What the daemon finds out about its host.
+struct Settings {
     ids: Ids,
     users: Option<Users>,
     /// How many descriptors the guest may have.
     descriptors: usize,
+    program: Program,
+}
+
+/// What a program leaves to the one that replaces it.
+struct Before {
+    previous: Previous,
+    memory: Memory,
+    entrance: Entrance,
 }
 
 /// What the process before has left, if it has died.
@@ -245,12 +274,14 @@ struct Left {
     descriptors: Vec<RawFd>,
     /// Whether it died by its own fault.
     faulty: bool,
+    /// Whether the program before can still go on with it.
+    pending: bool,
 }
 
 /// Everything that the daemon serves with, in its sandbox and with reduced rights.
 struct Confined {
     share: OwnedFd,
-    socket: Socket,
+    socket: ManuallyDrop<Socket>,
     file: Option<SocketFile>,
     handles: FileHandles,
     identity: Identity,
@@ -260,12 +291,9 @@ struct Confined {
     left: Option<Left>,
 }
 
-impl Outside {
-    fn open(options: &Options) -> Result<Outside, Error> {
-        // Once and before anything else: the path resolves differently when the working directory,
-        // the root or the mounts change.
-        let path = options.shared_dir.clone().unwrap_or_default();
-        let share = open_share(&path).map_err(|error| Error::Share { path, error })?;
+impl Settings {
+    /// Sets the limit of descriptors, too.
+    fn of(options: &Options) -> Result<Settings, Error> {
         if options.modcaps.is_some() && !geteuid().is_root() {
             return Err(Error::Modcaps);
         }
@@ -277,6 +305,22 @@ impl Outside {
             Permissions::Guest => None,
             Permissions::Host => Some(Users::of_host().map_err(host("the list of its users"))?),
         };
+        Ok(Settings {
+            ids,
+            users,
+            descriptors,
+            program: Program::running().map_err(host("the path of its program"))?,
+        })
+    }
+}
+
+impl Outside {
+    fn open(options: &Options) -> Result<Outside, Error> {
+        // Once and before anything else: the path resolves differently when the working directory,
+        // the root or the mounts change.
+        let path = options.shared_dir.clone().unwrap_or_default();
+        let share = open_share(&path).map_err(|error| Error::Share { path, error })?;
+        let settings = Settings::of(options)?;
         let systemd = cli::systemd_socket();
         if systemd.is_some() && systemd != options.fd {
             log::warn!(
@@ -294,16 +338,55 @@ impl Outside {
             }
             (None, None) => unreachable!("the command line has one of them"),
         };
-        // The guest has applied its programs' umask; a second one would clear more bits. From here
-        // on only the guest's files are created.
-        umask(Mode::empty());
         Ok(Outside {
-            share,
+            share: Some(share),
             socket: ManuallyDrop::new(socket),
             file,
-            ids,
-            users,
-            descriptors,
+            settings,
+            before: None,
+        })
+    }
+
+    /// What the program before has had. Errors: this is none of its successors; then that program has
+    /// become this process again, if it can.
+    fn handed_over(options: &Options, handover: Handover) -> Result<Outside, Error> {
+        let previous = handover.previous();
+        Outside::take_over(options, handover).inspect_err(|error| {
+            log::error!("{error}");
+            previous.go_back();
+        })
+    }
+
+    fn take_over(options: &Options, handover: Handover) -> Result<Outside, Error> {
+        // SAFETY: what this process has done until now left no descriptor open.
+        let claims = unsafe { upgrade::given() }.map_err(Error::Handover)?;
+        // What is not taken is the servers', or that of the program before.
+        let mut claims = ManuallyDrop::new(claims);
+        let capacity = options.limits().0.capacity();
+        let memory = handover.memory(&capacity, &mut claims)?;
+        let kept = handover.kept.clone();
+        let handles = options.file_handles();
+        let entrance = Entrance::of(kept, handles, &mut claims).map_err(Error::Handover)?;
+        let socket = match handover.socket.map(|fd| claims.take(fd)) {
+            Some(Ok(socket)) => Socket::handed_over(socket).map_err(Error::Handover)?,
+            Some(Err(_)) | None => Socket::Connected(None),
+        };
+        let file = match (&options.socket, handover.file) {
+            (Some(path), Some(file)) => Some(SocketFile::handed_over(path, file)),
+            _ => None,
+        };
+        let settings = Settings::of(options)?;
+        let before = Before {
+            previous: handover.previous(),
+            memory,
+            entrance,
+        };
+        Ok(Outside {
+            share: None,
+            socket: ManuallyDrop::new(socket),
+            file,
+            settings,
+            before: Some(before),
         })
     }
 
@@ -311,71 +394,83 @@ impl Outside {
     /// waited for another one, which has ended in order. Errors: what failed, or the exit status of that
     /// process.
     fn confine(mut self, options: &Options, handled: &SigSet) -> Result<Option<Confined>, Error> {
+        // The guest has applied its programs' umask; a second one would clear more bits. From here
+        // on only the guest's files are created.
+        umask(Mode::empty());
         let handles = options.file_handles();
         let capacity = options.limits().0.capacity();
-        let mut memory = match options.restart {
-            Restart::Never => None,
-            Restart::Crash => Some(capacity.memory()?),
+        let mut supervision = Supervision {
+            capacity,
+            memory: None,
+            restart: options.restart,
+            handled: *handled,
+            previous: None,
+            deaths: Deaths::default(),
+            faulty: false,
         };
-        let entry = Entry {
-            sandbox: options.sandbox,
-            handles,
-            memory: memory.as_ref(),
+        let mut role = match (self.before.take(), self.share.take()) {
+            (Some(before), _) => {
+                let role = before.entrance.enter_again().inspect_err(|error| {
+                    log::error!("{error}");
+                    before.previous.go_back();
+                })?;
+                supervision.previous = Some(before.previous);
+                supervision.memory = Some(before.memory);
+                role
+            }
+            (None, Some(share)) => {
+                supervision.memory = match options.restart {
+                    Restart::Never => None,
+                    Restart::Crash => Some(capacity.memory()?),
+                };
+                let entry = Entry {
+                    sandbox: options.sandbox,
+                    handles,
+                    supervised: supervision.memory.is_some(),
+                };
+                sandbox::enter(entry, share)?
+            }
+            (None, None) => unreachable!("there is a share"),
         };
-        let mut deaths = Deaths::default();
-        let mut faulty_before = false;
-        let mut role = sandbox::enter(entry, self.share)?;
         let (inside, left) = loop {
             role = match role {
                 Role::Alone(inside) => break (inside, None),
-                Role::Server {
-                    inside,
-                    shares_outside,
-                } => {
-                    // The process outside removes it, for which it needs its descriptor.
-                    match self.file.take() {
-                        Some(file) if !shares_outside => file.leave(),
-                        file => std::mem::forget(file),
-                    }
+                Role::Server(inside) => {
+                    self.file.take().into_iter().for_each(SocketFile::leave);
                     break (inside, None);
                 }
                 Role::Successor(inside, descriptors) => {
-                    std::mem::forget(self.file.take());
-                    let faulty = faulty_before;
-                    break (
-                        inside,
-                        Some(Left {
-                            descriptors,
-                            faulty,
-                        }),
-                    );
+                    self.file.take().into_iter().for_each(SocketFile::leave);
+                    let faulty = supervision.faulty;
+                    let left = Left {
+                        descriptors,
+                        faulty,
+                        pending: supervision.is_pending(),
+                    };
+                    break (inside, Some(left));
                 }
                 // The file is removed when it is dropped.
                 Role::Parent(child) => return waited_for(child, handled).map(|()| None),
-                Role::Supervisor(server, entrance) => {
-                    if !entrance.is_outside() {
-                        // The first server has closed it for both.
-                        std::mem::forget(self.file.take());
+                Role::Supervisor(server, entrance) if entrance.is_inner() => {
+                    // What is dropped here would be closed in the supervisor outside, too.
+                    self.file.take().into_iter().for_each(SocketFile::leave);
+                    match supervision.await_end_inside(server)? {
+                        Next::Restart { .. } => entrance.enter_again()?,
+                        Next::Exit(status) => exit(status.into()),
                     }
-                    let end =
-                        sandbox::wait(server, *handled).map_err(host("to wait for the server"))?;
-                    if end == End::Exited(BEGIN_ANEW.into()) {
-                        memory = Some(capacity.memory()?);
-                    }
-                    match (deaths.next(end, options.restart, Instant::now()), &memory) {
-                        (Next::Exit(0), _) => return Ok(None),
-                        (Next::Restart { faulty }, Some(memory)) => {
-                            faulty_before = faulty;
-                            entrance.enter_again(memory)?
-                        }
-                        (Next::Exit(status), _) => return Err(Error::Daemon(status)),
-                        (Next::Restart { .. }, None) => {
-                            unreachable!("without memory there is no supervisor")
-                        }
+                }
+                Role::Supervisor(child, entrance) => {
+                    match supervision.await_end(child, &self, &entrance)? {
+                        Next::Restart { .. } => entrance.enter_again()?,
+                        Next::Exit(0) => return Ok(None),
+                        Next::Exit(status) => return Err(Error::Daemon(status)),
                     }
                 }
             };
         };
+        let memory = supervision.memory;
+        // Its files would be closed in the supervisors, too.
+        std::mem::forget(memory.clone());
         let Inside { share, landlock } = inside;
         let handles = match landlock {
             false => handles,
@@ -391,16 +486,16 @@ impl Outside {
             handles,
             changes: &options.modcaps.clone().unwrap_or_default(),
         })?;
-        let identity =
-            Identity::of_process(self.ids, self.users).map_err(host("its capabilities"))?;
+        let identity = Identity::of_process(self.settings.ids, self.settings.users)
+            .map_err(host("its capabilities"))?;
         check_identity(options, &identity)?;
         Ok(Some(Confined {
             share,
-            socket: ManuallyDrop::into_inner(self.socket),
+            socket: self.socket,
             file: self.file,
             handles,
             identity,
-            descriptors: self.descriptors,
+            descriptors: self.settings.descriptors,
             memory,
             left,
         }))
@@ -443,6 +538,7 @@ impl Confined {
                 max_queue_size: MAX_QUEUE_SIZE,
             },
             once: options.once,
+            supervised: self.memory.is_some(),
             signals,
             server,
             socket: self.socket,
@@ -460,6 +556,134 @@ impl Confined {
         }
         daemon.server.begin_state();
         Ok(daemon)
+    }
+}
+
+/// How a supervisor waits.
+struct Supervision {
+    capacity: Capacity,
+    /// None if there is nothing to supervise.
+    memory: Option<Memory>,
+    restart: Restart,
+    handled: SigSet,
+    previous: Option<Previous>,
+    deaths: Deaths,
+    /// Whether the last process died by its own fault.
+    faulty: bool,
+}
+
+impl Supervision {
+    /// Waits until the server has ended. The supervisor outside decides about upgrades.
+    fn await_end_inside(&mut self, server: Pid) -> Result<Next, Error> {
+        let mut stop = None;
+        let end = sandbox::wait(server, self.handled, |signal| {
+            note_stop(signal, &mut stop);
+            true
+        });
+        let end = end.map_err(host("to wait for the server"))?;
+        remember(stop, end);
+        match end {
+            End::Exited(status) if status == i32::from(HANDED_OVER) => Ok(Next::Exit(HANDED_OVER)),
+            End::Exited(_) | End::Killed(_) if end != End::Exited(0) && self.is_pending() => {
+                Ok(Next::Exit(BEGIN_ANEW))
+            }
+            _ => self.next(end),
+        }
+    }
+
+    /// Waits until the child has ended, and becomes the next program if that is wanted. Errors: it is not
+    /// possible to wait.
+    fn await_end(
+        &mut self,
+        child: Pid,
+        outside: &Outside,
+        entrance: &Entrance,
+    ) -> Result<Next, Error> {
+        let format = Format::of(&self.capacity);
+        let files = self.memory.as_ref().and_then(Memory::descriptors);
+        let (mut upgrade, mut stop) = (false, None);
+        let end = sandbox::wait(child, self.handled, |signal| {
+            note_stop(signal, &mut stop);
+            if signal != Signal::SIGHUP {
+                return true;
+            }
+            let checked = match files {
+                Some(_) => outside.settings.program.check(format),
+                None => Err("the limit of the size of files leaves no file for the state".into()),
+            };
+            match checked {
+                Ok(()) => upgrade = true,
+                Err(why) => log::error!("no upgrade, this program goes on: {why}"),
+            }
+            upgrade
+        });
+        let end = end.map_err(host("to wait for the server"))?;
+        remember(stop, end);
+        let handed_over = end == End::Exited(HANDED_OVER.into());
+        // It may have died before it could hand over.
+        let is_left = handed_over || matches!(end, End::Killed(_));
+        if let (true, true, Some(files)) = (upgrade, is_left, files) {
+            let socket = outside.socket.number();
+            let file = outside.file.as_ref().map(SocketFile::identity);
+            let program = &outside.settings.program;
+            let error = program.replace(format, files, entrance.kept(), socket, file);
+            log::error!("no upgrade, this program goes on: {error}");
+        }
+        if handed_over {
+            self.faulty = false;
+            return Ok(Next::Restart { faulty: false });
+        }
+        if end != End::Exited(0) && self.is_pending() {
+            self.previous.iter().for_each(Previous::go_back);
+        }
+        match end {
+            // A supervisor that gives up.
+            End::Exited(status) if entrance.has_inner() => Ok(Next::Exit(status as u8)),
+            _ => self.next(end),
+        }
+    }
+
+    /// Whether the program before can still go on.
+    fn is_pending(&self) -> bool {
+        self.previous.as_ref().is_some_and(Previous::is_pending)
+    }
+
+    fn next(&mut self, end: End) -> Result<Next, Error> {
+        if end == End::Exited(BEGIN_ANEW.into()) {
+            self.memory
+                .iter_mut()
+                .try_for_each(|memory| memory.clear(&self.capacity))?;
+        }
+        let next = self.deaths.next(end, self.restart, Instant::now());
+        if let Next::Restart { faulty } = next {
+            self.faulty = faulty;
+        }
+        Ok(next)
+    }
+}
+
+fn note_stop(signal: Signal, stop: &mut Option<Signal>) {
+    if matches!(signal, Signal::SIGTERM | Signal::SIGINT | Signal::SIGQUIT) {
+        *stop = Some(signal);
+    }
+}
+
+/// Lets a signal come again that was passed on to a process which has not ended by it: the next process
+/// needs it, or the next program.
+fn remember(stop: Option<Signal>, end: End) {
+    if let (Some(signal), true) = (stop, end != End::Exited(0)) {
+        // It is blocked. Fails for no signal that there is.
+        let _ = raise(signal);
+    }
+}
+
+/// Says whether this program, with these options, can continue with a state of this format.
+fn check_format(options: &Options, format: Format) -> Result<(), Error> {
+    match format == Format::of(&options.limits().0.capacity()) {
+        true => Ok(()),
+        false => Err(Error::Handover(io::Error::other(
+            "its state has another format: restart the daemon when its guest is down",
+        ))),
     }
 }
 
@@ -526,12 +750,15 @@ struct Daemon {
     reactor: Rc<Reactor>,
     device: DeviceConfig,
     server: Rc<Server>,
-    socket: Socket,
+    /// Closed when this process ends: as long as it is open, its file is known for ours.
+    socket: ManuallyDrop<Socket>,
     /// Removed at the end, unless another process does that.
     _file: Option<SocketFile>,
     /// Where the connection is recorded.
     state: vhost_user::State,
     once: bool,
+    /// Whether another process can take over.
+    supervised: bool,
     signals: SignalFd,
     /// Polls for requests before the loop sleeps.
     search: Spin,
@@ -557,15 +784,21 @@ impl Daemon {
         }
         match self.resume(&mut claims, left.faulty) {
             Ok(resumed) => {
-                if let (true, Socket::Connected(stream)) = (resumed, &mut self.socket) {
-                    // The connection has a duplicate of its own.
-                    stream.take();
+                if let (true, Socket::Connected(stream)) = (resumed, &mut *self.socket) {
+                    // The connection has duplicates of its own. This one stays open: the supervisor
+                    // does not know that its number could become another file's.
+                    std::mem::forget(stream.take());
                 }
                 self.served |= resumed;
                 drop(claims);
                 self.server.go_on();
                 log::info!("took over in {} us", begin.elapsed().as_micros());
                 Ok(())
+            }
+            Err(error) if left.pending => {
+                log::error!("cannot continue: {error}");
+                // Nothing is closed: it is the program's before.
+                exit(BEGIN_ANEW.into())
             }
             Err(error) => {
                 log::error!("cannot continue, and so disconnects the front-end: {error}");
@@ -683,10 +916,43 @@ impl Daemon {
                 };
                 log::info!("status: {front_end}, {}", self.server.status());
             }
+            Some(signal) if signal.ssi_signo == Signal::SIGHUP as u32 => match self.supervised {
+                true => self.hand_over(),
+                false => log::warn!("no upgrade: it takes --restart crash"),
+            },
             Some(_) => self.stopping = true,
             None => {}
         }
         Ok(())
+    }
+
+    /// Lets requests end, for a while, and leaves everything else to the next process, which continues
+    /// with those that have not ended as after a crash.
+    fn hand_over(&self) {
+        let deadline = Instant::now() + HANDOVER_TIME;
+        let workers = self.server.workers();
+        loop {
+            workers.run_completed();
+            coroutine::run_timers();
+            coroutine::run_ready();
+            if self.server.is_idle() || Instant::now() >= deadline {
+                break;
+            }
+            if workers.prepare_sleep() {
+                let moment = coroutine::next_deadline()
+                    .into_iter()
+                    .chain([deadline])
+                    .min();
+                let timeout =
+                    PollTimeout::try_from(i32::from(until(moment))).unwrap_or(PollTimeout::ZERO);
+                let _ = poll(
+                    &mut [PollFd::new(workers.as_fd(), PollFlags::POLLIN)],
+                    timeout,
+                );
+            }
+        }
+        log::info!("hands over to the next process");
+        exit(HANDED_OVER.into())
     }
 
     fn on_front_end(&mut self, source: Source) -> Result<(), Error> {
@@ -712,7 +978,7 @@ impl Daemon {
     }
 
     fn wait_for_front_end(&mut self) -> Result<(), Error> {
-        match &mut self.socket {
+        match &mut *self.socket {
             Socket::Listening(_) if self.once && self.served => self.stopping = true,
             Socket::Listening(_) => {
                 self.listen()?;
@@ -727,7 +993,7 @@ impl Daemon {
     }
 
     fn listen(&self) -> Result<(), Error> {
-        if let Socket::Listening(listener) = &self.socket {
+        if let Socket::Listening(listener) = &*self.socket {
             self.reactor.unwatch(listener);
             let watched = self.reactor.watch(listener, Token::Listener);
             watched.map_err(host("epoll"))?;
@@ -736,7 +1002,7 @@ impl Daemon {
     }
 
     fn accept(&mut self) -> Result<(), Error> {
-        let Socket::Listening(listener) = &self.socket else {
+        let Socket::Listening(listener) = &*self.socket else {
             return Ok(());
         };
         if self.connection.is_some() {
@@ -808,7 +1074,8 @@ fn is_lasting(error: &io::Error) -> bool {
         .is_none_or(|code| lasting.contains(&code))
 }
 
-/// Blocks the signals that end the daemon, and SIGUSR1, which asks for its status, in this thread
+/// Blocks the signals that end the daemon, SIGUSR1, which asks for its status, and SIGHUP, which asks for
+/// an upgrade (the end of a terminal or of a login is not the end of the guests), in this thread
 /// and all that it starts, so that they arrive as events.
 fn handled_signals() -> Result<SigSet, Error> {
     // A write beyond RLIMIT_FSIZE must fail with EFBIG, as the guest expects, instead of killing
@@ -817,13 +1084,12 @@ fn handled_signals() -> Result<SigSet, Error> {
     // Whoever starts the daemon may ignore it; then the end of the daemon in its sandbox would not
     // be reported.
     set_ignored(Signal::SIGCHLD, false)?;
-    // The end of a terminal or of a login is not the end of the guests.
-    set_ignored(Signal::SIGHUP, true)?;
     let handled = SigSet::from_iter([
         Signal::SIGTERM,
         Signal::SIGINT,
         Signal::SIGQUIT,
         Signal::SIGUSR1,
+        Signal::SIGHUP,
     ]);
     handled.thread_block().map_err(host("signals"))?;
     Ok(handled)
@@ -842,7 +1108,7 @@ fn set_ignored(number: Signal, ignored: bool) -> Result<(), Error> {
 
 /// Waits for a child, and reports how it ended. Errors: its exit status, if that is not 0.
 fn waited_for(child: Pid, handled: &SigSet) -> Result<(), Error> {
-    let end = sandbox::wait(child, *handled).map_err(host("to wait for the daemon"))?;
+    let end = sandbox::wait(child, *handled, |_| true).map_err(host("to wait for the daemon"))?;
     match Deaths::default().next(end, Restart::Never, Instant::now()) {
         Next::Exit(0) | Next::Restart { .. } => Ok(()),
         Next::Exit(status) => Err(Error::Daemon(status)),

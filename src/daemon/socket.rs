@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -79,15 +79,14 @@ pub enum Socket {
     Connected(Option<UnixStream>),
 }
 
-/// The file of a socket that was created here. Dropping it removes the file, unless another file
-/// has its name by then.
+/// The file of a socket that was created here. Dropping it, before the socket, removes the file, unless
+/// another file has its name by then.
 #[derive(Debug)]
 pub struct SocketFile {
     /// None if another process removes the file.
     path: Option<PathBuf>,
-    /// The file itself: no other file can have its inode number as long as this is open, even if
-    /// the socket is closed.
-    file: OwnedFd,
+    /// Its device and its inode number, which no other file can have as long as the socket is open.
+    identity: (u64, u64),
 }
 
 impl Socket {
@@ -113,12 +112,14 @@ impl Socket {
             result => result.map_err(failed)?,
         };
         let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let bound = open(path, flags, Mode::empty()).map_err(|error| failed(error.into()))?;
+        let found = fstat(&bound).map_err(|error| failed(error.into()))?;
         let file = SocketFile {
-            file: open(path, flags, Mode::empty()).map_err(|error| failed(error.into()))?,
+            identity: (found.st_dev, found.st_ino),
             path: Some(path.into()),
         };
         if let Some((name, gid)) = group {
-            file.open_to(gid).map_err(|error| Error::Group {
+            open_to(&bound, gid).map_err(|error| Error::Group {
                 path: path.into(),
                 group: name.into(),
                 error,
@@ -137,12 +138,30 @@ impl Socket {
         // SAFETY: a socket is open there, and by this function's contract nothing else owns it.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
         fcntl(&fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map_err(|error| failed(error.into()))?;
+        Socket::of(fd, listens).map_err(failed)
+    }
+
+    /// The socket that the program before has served.
+    pub fn handed_over(fd: OwnedFd) -> io::Result<Socket> {
+        let listens = is_listening(fd.as_raw_fd())?;
+        Socket::of(fd, listens)
+    }
+
+    fn of(fd: OwnedFd, listens: bool) -> io::Result<Socket> {
         if listens {
-            Socket::listening(fd.into()).map_err(failed)
+            Socket::listening(fd.into())
         } else {
             let stream = UnixStream::from(fd);
-            stream.set_nonblocking(false).map_err(failed)?;
+            stream.set_nonblocking(false)?;
             Ok(Socket::Connected(Some(stream)))
+        }
+    }
+
+    /// The number of its descriptor; None if it is closed.
+    pub fn number(&self) -> Option<RawFd> {
+        match self {
+            Socket::Listening(listener) => Some(listener.as_raw_fd()),
+            Socket::Connected(stream) => stream.as_ref().map(AsRawFd::as_raw_fd),
         }
     }
 
@@ -211,34 +230,45 @@ fn gid_of(group: &str) -> Result<Gid, Error> {
 }
 
 impl SocketFile {
+    /// The file of the socket that the program before has made.
+    pub fn handed_over(path: &Path, identity: (u64, u64)) -> SocketFile {
+        SocketFile {
+            path: Some(path.into()),
+            identity,
+        }
+    }
+
+    /// Its device and its inode number.
+    pub fn identity(&self) -> (u64, u64) {
+        self.identity
+    }
+
     /// Leaves the file to another process, which removes it.
     pub fn leave(mut self) {
         self.path = None;
     }
+}
 
-    /// Lets the members of a group connect. The file gets the group first and then its mode: in
-    /// between fewer have access, never more. Errors: those of fchownat(2) and fchmodat(2).
-    fn open_to(&self, group: Gid) -> Result<(), Errno> {
-        fchownat(&self.file, c"", None, Some(group), AtFlags::AT_EMPTY_PATH)?;
-        let mode = Mode::S_IRUSR | Mode::S_IWUSR | Mode::S_IRGRP | Mode::S_IWGRP;
-        let path = ProcPath::new(self.file.as_fd());
-        fchmodat(
-            AT_FDCWD,
-            path.as_c_str(),
-            mode,
-            FchmodatFlags::FollowSymlink,
-        )
-    }
+/// Lets the members of a group connect. The file gets the group first and then its mode: in between
+/// fewer have access, never more. Errors: those of fchownat(2) and fchmodat(2).
+fn open_to(file: &OwnedFd, group: Gid) -> Result<(), Errno> {
+    fchownat(file, c"", None, Some(group), AtFlags::AT_EMPTY_PATH)?;
+    let mode = Mode::S_IRUSR | Mode::S_IWUSR | Mode::S_IRGRP | Mode::S_IWGRP;
+    let path = ProcPath::new(file.as_fd());
+    fchmodat(
+        AT_FDCWD,
+        path.as_c_str(),
+        mode,
+        FchmodatFlags::FollowSymlink,
+    )
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
         let Some(path) = &self.path else { return };
         // Another daemon may have put its own there meanwhile.
-        let ours = fs::symlink_metadata(path).is_ok_and(|there| {
-            fstat(&self.file)
-                .is_ok_and(|own| (there.dev(), there.ino()) == (own.st_dev, own.st_ino))
-        });
+        let ours = fs::symlink_metadata(path)
+            .is_ok_and(|there| (there.dev(), there.ino()) == self.identity);
         if ours {
             if let Err(error) = fs::remove_file(path) {
                 log::warn!("cannot remove {}: {error}", path.display());
@@ -282,9 +312,8 @@ mod tests {
     fn only_the_own_file_is_removed() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("socket");
-        let (socket, file) = Socket::bind(&path, None).unwrap();
-        // The process that listened is gone, and another replaces its socket.
-        drop(socket);
+        let (_socket, file) = Socket::bind(&path, None).unwrap();
+        fs::remove_file(&path).unwrap();
         let (_other, others) = Socket::bind(&path, None).unwrap();
         drop(file);
         assert!(path.exists());

@@ -86,7 +86,7 @@ fn enter(mode: Sandbox, share: &OwnedFd) -> Result<(), String> {
     let entry = Entry {
         sandbox: Some(mode),
         handles: FileHandles::Never,
-        memory: None,
+        supervised: false,
     };
     match sandbox::enter(entry, share) {
         Ok(Role::Parent(child)) => {

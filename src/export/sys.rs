@@ -50,6 +50,24 @@ pub fn is_open(fd: RawFd) -> bool {
     unsafe { libc::fcntl(fd, libc::F_GETFD) >= 0 }
 }
 
+/// The device and the inode number of what is open with this number. None: nothing is.
+pub fn identity(fd: RawFd) -> Option<(u64, u64)> {
+    let mut found = MaybeUninit::<libc::stat>::uninit();
+    // SAFETY: the call takes any number for a descriptor, and writes `found`, which has the size of a stat.
+    let result = unsafe { libc::fstat(fd, found.as_mut_ptr()) };
+    // SAFETY: the call has succeeded, and so written all of it.
+    (result == 0)
+        .then(|| unsafe { found.assume_init() })
+        .map(|found| (found.st_dev, found.st_ino))
+}
+
+/// Whether a descriptor is closed by execve(2). Errors: those of fcntl(2).
+pub fn set_close_on_exec(fd: RawFd, close: bool) -> Result<(), Errno> {
+    let flags = if close { libc::FD_CLOEXEC } else { 0 };
+    // SAFETY: the call takes no pointer, and changes one flag.
+    Errno::result(unsafe { libc::fcntl(fd, libc::F_SETFD, flags) }).map(drop)
+}
+
 /// `/proc/self/fd/N`: the magic link by which calls that refuse an `O_PATH` descriptor reach a
 /// pinned inode. It leads to the inode itself, whatever its names are now.
 pub struct ProcPath([u8; 32]);

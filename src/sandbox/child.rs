@@ -1,19 +1,20 @@
 //! The processes of the sandbox, made by fork.
 
-use std::fs;
-use std::io::{Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::OwnedFd;
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::{Acquire, Release};
 
 use nix::errno::Errno;
-use nix::sched::CloneFlags;
+use nix::sched::{CloneFlags, setns};
 use nix::sys::prctl;
 use nix::sys::signal::{SigSet, Signal, kill};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::{Pid, getpid, getppid, pipe};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
+use nix::unistd::{Pid, getpid, getppid};
+use rustix::thread::futex::{self, Timespec};
+use vm_memory::{MmapRegion, VolatileMemory};
 
 use super::Error;
 use crate::export::{errno_of, sys};
-use crate::state::Memory;
 
 /// The steps in which a child can fail, and their names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,8 +65,20 @@ pub enum Forked<T> {
     Child(T),
 }
 
-/// By which a child tells its parent whether it has entered the sandbox.
-pub struct Report(OwnedFd);
+/// How a child tells its parent whether it has entered the sandbox: a word in memory that they share. A
+/// pipe would not do, as they may share their descriptors too, and then its end stays open.
+pub struct Report(MmapRegion);
+
+/// The words of a report.
+const PENDING: u32 = 0;
+const ENTERED: u32 = 1;
+/// With a step in bits 16 to 23, and the errno below.
+const FAILED: u32 = 1 << 24;
+/// How often to look for a child that was killed, and so tells nothing.
+const LOOK_INTERVAL: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 20_000_000,
+};
 
 /// An error that names the refused step, and `instead` as an easier sandbox.
 pub fn refused(instead: &'static str) -> impl Fn((Step, Errno)) -> Error {
@@ -79,25 +92,40 @@ pub fn refused(instead: &'static str) -> impl Fn((Step, Errno)) -> Error {
     }
 }
 
-/// Forks a child into these new namespaces and waits for its [`Report`]. Errors: the step that the kernel
-/// refused; nothing has changed then.
-pub fn fork(namespaces: CloneFlags) -> Entered<Forked<Report>> {
-    let (reader, writer) = at(Step::Process, pipe())?;
+/// Forks a child with these flags of clone(2) and waits for its [`Report`]. With CLONE_FILES the child's
+/// descriptors outlive it, and what one of the two closes is closed for the other. Errors: the step that
+/// the kernel refused; nothing has changed then.
+pub fn fork(flags: CloneFlags) -> Entered<Forked<Report>> {
+    let report = Report::new()?;
     let parent = getpid();
-    match at(Step::Process, fork_alone(namespaces))? {
-        Some(child) => {
-            drop(writer);
-            wait_for_entry(reader, child)?;
-            Ok(Forked::Parent(child))
-        }
-        None => {
-            drop(reader);
-            let report = Report(writer);
-            match die_with(parent) {
-                Ok(()) => Ok(Forked::Child(report)),
-                Err(error) => report.tell(Err(error)),
+    match at(Step::Process, fork_alone(flags))? {
+        Some(child) => report.wait(child).map(|()| Forked::Parent(child)),
+        None => report.begin(parent),
+    }
+}
+
+/// [`fork`] into this user namespace, in which the parent, who is its owner, cannot make namespaces
+/// without entering it, and then not go back.
+pub fn fork_into(users: &OwnedFd, flags: CloneFlags) -> Entered<Forked<Report>> {
+    let report = Report::new()?;
+    let parent = getpid();
+    let Some(between) = at(Step::Process, fork_alone(CloneFlags::CLONE_FILES))? else {
+        let entered = at(Step::Ids, setns(users, CloneFlags::CLONE_NEWUSER));
+        let forked =
+            entered.and_then(|()| at(Step::Process, fork_alone(flags | CloneFlags::CLONE_PARENT)));
+        return match forked {
+            Ok(Some(child)) => {
+                report.set_child(child);
+                std::process::exit(0)
             }
-        }
+            Ok(None) => report.begin(parent),
+            Err(error) => report.tell(Err(error)),
+        };
+    };
+    at(Step::Process, waitpid(between, None))?;
+    match report.child() {
+        Some(child) => report.wait(child).map(|()| Forked::Parent(child)),
+        None => Err(report.told().err().unwrap_or((Step::Child, Errno::ECHILD))),
     }
 }
 
@@ -111,93 +139,92 @@ fn fork_alone(flags: CloneFlags) -> Result<Option<Pid>, Errno> {
 }
 
 impl Report {
-    /// The descriptor of the pipe.
-    pub fn descriptor(&self) -> RawFd {
-        self.0.as_raw_fd()
+    fn new() -> Entered<Report> {
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
+        let memory = MmapRegion::build(None, 4096, access, flags);
+        let memory = memory.map_err(|_| (Step::Process, Errno::ENOMEM))?;
+        Ok(Report(memory))
+    }
+
+    fn word(&self, index: usize) -> &AtomicU32 {
+        // Within the page, and aligned.
+        let word = self.0.get_atomic_ref(index * size_of::<u32>());
+        word.expect("there is a word")
+    }
+
+    /// In the child.
+    fn begin(self, parent: Pid) -> Entered<Forked<Report>> {
+        match die_with(parent) {
+            Ok(()) => Ok(Forked::Child(self)),
+            Err(error) => self.tell(Err(error)),
+        }
     }
 
     /// Tells the parent the result, and exits if it is an error.
     pub fn tell<T>(self, entered: Entered<T>) -> T {
-        let message = match &entered {
+        let word = match &entered {
             Ok(_) => ENTERED,
-            Err((step, error)) => failure(*step, *error),
+            Err((step, error)) => FAILED | (*step as u32) << 16 | (*error as u32 & 0xffff),
         };
-        let told = fs::File::from(self.0).write_all(&message);
-        match entered {
-            Ok(inside) if told.is_ok() => inside,
-            _ => std::process::exit(1),
+        self.word(0).store(word, Release);
+        let _ = futex::wake(self.word(0), futex::Flags::empty(), 1);
+        entered.unwrap_or_else(|_| std::process::exit(1))
+    }
+
+    /// The number of the child of a process between. None: it has none.
+    fn child(&self) -> Option<Pid> {
+        let number = self.word(1).load(Acquire);
+        (number != 0).then(|| Pid::from_raw(number as i32))
+    }
+
+    fn set_child(&self, child: Pid) {
+        self.word(1).store(child.as_raw() as u32, Release);
+    }
+
+    /// What the child has told. Errors: also if it has told nothing.
+    fn told(&self) -> Entered {
+        let word = self.word(0).load(Acquire);
+        if word == ENTERED {
+            return Ok(());
+        }
+        let number = (word >> 16) as u8;
+        let known = STEPS.iter().find(|(known, _)| *known as u8 == number);
+        match known {
+            Some((step, _)) if word & FAILED != 0 => {
+                Err((*step, Errno::from_raw((word & 0xffff) as i32)))
+            }
+            _ => Err((Step::Child, Errno::ECHILD)),
+        }
+    }
+
+    /// Waits until the child has told, or has ended.
+    fn wait(&self, child: Pid) -> Entered {
+        loop {
+            let look = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+            // Before the word is read, which is its last one then.
+            let ended = !matches!(waitid(Id::Pid(child), look), Ok(WaitStatus::StillAlive));
+            let told = self.told();
+            if told.is_ok() {
+                return told;
+            }
+            if ended || self.word(0).load(Acquire) != PENDING {
+                let _ = waitpid(child, None);
+                return self.told();
+            }
+            let flags = futex::Flags::empty();
+            let _ = futex::wait(self.word(0), flags, PENDING, Some(&LOOK_INTERVAL));
         }
     }
 }
 
-/// Forks a child that shares this process's table of descriptors, and lets it `enter` the sandbox. The
-/// child's descriptors outlive it, and what one of the two closes is closed for the other. The child
-/// reports by `memory`. Errors: the step that the kernel refused; nothing has changed then.
-pub fn fork_sharing<T>(memory: &Memory, enter: impl FnOnce() -> Entered<T>) -> Entered<Forked<T>> {
-    let parent = getpid();
-    match at(Step::Process, fork_alone(CloneFlags::CLONE_FILES))? {
-        Some(child) => {
-            wait_for_stop(memory, child)?;
-            Ok(Forked::Parent(child))
-        }
-        None => match die_with(parent).and_then(|()| enter()) {
-            Ok(inside) => {
-                // It stops itself to report: the end of a pipe would stay open in the parent.
-                let _ = kill(getpid(), Signal::SIGSTOP);
-                Ok(Forked::Child(inside))
-            }
-            Err((step, error)) => {
-                let [step, low, high] = failure(step, error);
-                memory.tell(u32::from_le_bytes([step, low, high, 0]));
-                std::process::exit(1)
-            }
-        },
-    }
-}
-
-const ENTERED: [u8; 3] = [STEPS.len() as u8, 0, 0];
-
-fn failure(step: Step, error: Errno) -> [u8; 3] {
-    let [low, high, ..] = (error as i32).to_le_bytes();
-    [step as u8, low, high]
-}
-
-fn explained([step, low, high]: [u8; 3]) -> (Step, Errno) {
-    let known = STEPS.iter().find(|(known, _)| *known as u8 == step);
-    let error = Errno::from_raw(i32::from(low) | i32::from(high) << 8);
-    (known.map_or(Step::Child, |(step, _)| *step), error)
-}
-
-fn wait_for_entry(reader: OwnedFd, child: Pid) -> Entered {
-    let mut message = [0; 3];
-    let read = fs::File::from(reader).read_exact(&mut message);
-    if read.is_ok() && message == ENTERED {
-        return Ok(());
-    }
-    let _ = waitpid(child, None);
-    match read {
-        Ok(()) => Err(explained(message)),
-        Err(_) => Err((Step::Child, Errno::ECHILD)),
-    }
-}
-
-/// Waits until the child has stopped itself, and continues it.
-fn wait_for_stop(memory: &Memory, child: Pid) -> Entered {
-    loop {
-        match waitpid(child, Some(WaitPidFlag::WUNTRACED)) {
-            Ok(WaitStatus::Stopped(..)) => {
-                let _ = kill(child, Signal::SIGCONT);
-                return Ok(());
-            }
-            Ok(WaitStatus::Exited(..)) => {
-                let [step, low, high, _] = memory.told().to_le_bytes();
-                return Err(explained([step, low, high]));
-            }
-            Ok(WaitStatus::Signaled(..)) => return Err((Step::Child, Errno::ECHILD)),
-            Ok(_) | Err(Errno::EINTR) => {}
-            Err(error) => return Err((Step::Child, error)),
-        }
-    }
+/// Forks a child that shares this process's table of descriptors, and lets it `enter` the sandbox.
+/// Errors: the step that the kernel refused; nothing has changed then.
+pub fn fork_sharing<T>(enter: impl FnOnce() -> Entered<T>) -> Entered<Forked<T>> {
+    Ok(match fork(CloneFlags::CLONE_FILES)? {
+        Forked::Parent(child) => Forked::Parent(child),
+        Forked::Child(report) => Forked::Child(report.tell(enter())),
+    })
 }
 
 /// The child stops in order when nobody passes signals on to it any more.
@@ -221,9 +248,13 @@ pub enum End {
     Killed(Signal),
 }
 
-/// Waits for a child and passes these signals on to it. SIGCHLD must not be ignored. Errors: those of
-/// waitpid(2) and kill(2).
-pub fn wait(child: Pid, mut signals: SigSet) -> Result<End, Errno> {
+/// Waits for a child, and passes these signals on to it if `passes` says so. SIGCHLD must not be
+/// ignored. Errors: those of waitpid(2) and kill(2).
+pub fn wait(
+    child: Pid,
+    mut signals: SigSet,
+    mut passes: impl FnMut(Signal) -> bool,
+) -> Result<End, Errno> {
     signals.add(Signal::SIGCHLD);
     signals.thread_block()?;
     loop {
@@ -232,13 +263,14 @@ pub fn wait(child: Pid, mut signals: SigSet) -> Result<End, Errno> {
             WaitStatus::Signaled(_, signal, _) => return Ok(End::Killed(signal)),
             _ => {}
         }
-        match signals.wait()? {
-            Signal::SIGCHLD => {}
+        let signal = signals.wait()?;
+        if signal == Signal::SIGCHLD || !passes(signal) {
+            continue;
+        }
+        match kill(child, signal) {
             // It may have exited a moment ago.
-            signal => match kill(child, signal) {
-                Ok(()) | Err(Errno::ESRCH) => {}
-                Err(error) => return Err(error),
-            },
+            Ok(()) | Err(Errno::ESRCH) => {}
+            Err(error) => return Err(error),
         }
     }
 }

@@ -16,7 +16,7 @@ mod namespace;
 pub mod seccomp;
 pub mod supervisor;
 
-use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
 use clap::ValueEnum;
 use nix::errno::Errno;
@@ -26,11 +26,11 @@ use nix::sys::stat::Mode;
 use nix::unistd::{Pid, chroot, fchdir, geteuid};
 
 pub use child::{End, wait};
-use child::{Forked, Report, Step, at, refused};
+use child::{Forked, Step, at, refused};
 
 use crate::export::sys::{self, ProcPath};
 use crate::export::{FileHandles, errno_of};
-use crate::state::Memory;
+use crate::state::Claims;
 
 /// What the daemon can see of the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -79,18 +79,13 @@ pub enum Role {
     /// Serves, with nobody outside: it is the process that was started.
     Alone(Inside),
     /// Serves, as the first process that does.
-    Server {
-        /// What is inside.
-        inside: Inside,
-        /// Whether the process that was started has the same descriptors.
-        shares_outside: bool,
-    },
+    Server(Inside),
     /// Serves, after another server has died and left these descriptors.
     Successor(Inside, Vec<RawFd>),
     /// Waits for this child, and then does what cannot be done from inside.
     Parent(Pid),
-    /// Waits for the server, which is this child and shares this process's descriptors, and starts
-    /// another one when it has crashed.
+    /// Waits for the server, or for another supervisor, which is this child and shares this process's
+    /// descriptors, and starts another one when it has died.
     Supervisor(Pid, Entrance),
 }
 
@@ -105,48 +100,43 @@ pub struct Inside {
 
 /// What is required of the sandbox.
 #[derive(Clone, Copy, Debug)]
-pub struct Entry<'a> {
+pub struct Entry {
     /// Which one. None: the strongest available one, in which file handles work if they are
     /// mandatory.
     pub sandbox: Option<Sandbox>,
     /// Whether file handles are used inside.
     pub handles: FileHandles,
-    /// The memory that a server leaves to the next one; None if a crash ends everything.
-    pub memory: Option<&'a Memory>,
+    /// Whether another server takes over when one has died.
+    pub supervised: bool,
 }
 
 /// Enters the sandbox. There must be no other thread. `share` is an `O_PATH` descriptor; the share's path
 /// is not used any more, because paths resolve differently here. Errors: [`Error`] if the requested
 /// sandbox is not available.
-pub fn enter(entry: Entry<'_>, share: OwnedFd) -> Result<Role, Error> {
+pub fn enter(entry: Entry, share: OwnedFd) -> Result<Role, Error> {
     let mut entrance = Entrance {
         sandbox: Sandbox::None,
         share,
         mounts: None,
+        users: None,
         handles: entry.handles,
         open: Vec::new(),
+        inner: false,
     };
     let entered = match entry.sandbox {
-        Some(sandbox) => entrance.enter(sandbox, entry.memory)?,
-        None => entrance.enter_strongest(entry.memory),
+        Some(sandbox) => entrance.enter(sandbox, entry.supervised)?,
+        None => entrance.enter_strongest(entry.supervised),
     };
     Ok(match entered {
         Entered::Here(inside) => Role::Alone(inside),
-        Entered::Child(inside) => Role::Server {
-            inside,
-            shares_outside: false,
-        },
+        Entered::Child(inside) => Role::Server(inside),
         Entered::Sharing(inside) => {
-            // Closing these descriptors would close them in the supervisor.
-            let shares_outside = entrance.is_outside();
+            // Closing these descriptors would close them in the supervisors.
             std::mem::forget(entrance);
-            Role::Server {
-                inside,
-                shares_outside,
-            }
+            Role::Server(inside)
         }
         Entered::Parent(child) => Role::Parent(child),
-        Entered::Supervisor(server) => Role::Supervisor(server, entrance),
+        Entered::Supervisor(child) => Role::Supervisor(child, entrance),
     })
 }
 
@@ -158,9 +148,28 @@ pub struct Entrance {
     share: OwnedFd,
     /// The mount namespace, if there is one.
     mounts: Option<OwnedFd>,
+    /// The user namespace, if there is one.
+    users: Option<OwnedFd>,
     handles: FileHandles,
     /// The descriptors that were open before the first server was started.
     open: Vec<RawFd>,
+    /// Whether this is the supervisor inside of namespaces, which has another one outside.
+    inner: bool,
+}
+
+/// What another program needs to go on as supervisor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kept {
+    /// Which sandbox it is.
+    pub sandbox: Sandbox,
+    /// The share.
+    pub share: RawFd,
+    /// The mount namespace.
+    pub mounts: Option<RawFd>,
+    /// The user namespace.
+    pub users: Option<RawFd>,
+    /// The descriptors that were open before the first server was started.
+    pub open: Vec<RawFd>,
 }
 
 /// Which process this is.
@@ -169,23 +178,76 @@ enum Entered {
     Here(Inside),
     /// A child with its own table of descriptors.
     Child(Inside),
-    /// A child that shares the table of its supervisor.
+    /// A child that shares the table of its supervisors.
     Sharing(Inside),
-    /// The parent of a [`Entered::Child`], or of a supervisor.
+    /// The parent of a [`Entered::Child`].
     Parent(Pid),
-    /// The parent of a [`Entered::Sharing`].
+    /// The parent of a [`Entered::Sharing`], or of another supervisor.
     Supervisor(Pid),
 }
 
 impl Entrance {
-    /// Whether the supervisor is the process that was started.
-    pub fn is_outside(&self) -> bool {
-        self.sandbox != Sandbox::Namespace
+    /// Whether the supervisor is inside of namespaces, and another one outside.
+    pub fn is_inner(&self) -> bool {
+        self.inner
     }
 
-    /// Starts another server when the one before has died. Errors: [`Error`].
-    pub fn enter_again(self, memory: &Memory) -> Result<Role, Error> {
-        let entered = child::fork_sharing(memory, || {
+    /// Whether there is such another supervisor inside of this one's namespaces.
+    pub fn has_inner(&self) -> bool {
+        self.sandbox == Sandbox::Namespace && !self.inner
+    }
+
+    /// What another program needs.
+    pub fn kept(&self) -> Kept {
+        let number = |fd: &Option<OwnedFd>| fd.as_ref().map(AsRawFd::as_raw_fd);
+        Kept {
+            sandbox: self.sandbox,
+            share: self.share.as_raw_fd(),
+            mounts: number(&self.mounts),
+            users: number(&self.users),
+            open: self.open.clone(),
+        }
+    }
+
+    /// The entrance of the program that this one was before. Errors: a descriptor is not open.
+    pub fn of(kept: Kept, handles: FileHandles, claims: &mut Claims) -> std::io::Result<Entrance> {
+        let mut take = |fd: Option<RawFd>| fd.map(|fd| claims.take(fd)).transpose();
+        Ok(Entrance {
+            sandbox: kept.sandbox,
+            mounts: take(kept.mounts)?,
+            users: take(kept.users)?,
+            share: claims.take(kept.share)?,
+            handles,
+            open: kept.open,
+            inner: false,
+        })
+    }
+
+    /// Starts another server, or another supervisor with one, when the one before has died. Errors:
+    /// [`Error`].
+    pub fn enter_again(mut self) -> Result<Role, Error> {
+        let entered = match (self.sandbox, self.inner) {
+            (Sandbox::Namespace, false) => self.enter_namespace_again(),
+            _ => self.enter_sharing_again(),
+        };
+        match entered {
+            Ok(Forked::Parent(child)) => Ok(Role::Supervisor(child, self)),
+            Ok(Forked::Child((inside, left))) => {
+                std::mem::forget(self);
+                Ok(Role::Successor(inside, left))
+            }
+            Err(error) => {
+                if self.inner {
+                    std::mem::forget(self);
+                }
+                Err(refused("none")(error))
+            }
+        }
+    }
+
+    /// Starts another server.
+    fn enter_sharing_again(&self) -> child::Entered<Forked<(Inside, Vec<RawFd>)>> {
+        child::fork_sharing(|| {
             let mut left = at(Step::Descriptors, open_descriptors().map_err(errno_of))?;
             left.retain(|fd| !self.open.contains(fd));
             let inside = match (self.sandbox, &self.mounts) {
@@ -193,13 +255,27 @@ impl Entrance {
                 (sandbox, _) => self.inside(sandbox),
             }?;
             Ok((inside, left))
-        });
-        Ok(match entered.map_err(refused("none"))? {
-            Forked::Child((inside, left)) => {
-                std::mem::forget(self);
-                Role::Successor(inside, left)
-            }
-            Forked::Parent(server) => Role::Supervisor(server, self),
+        })
+    }
+
+    /// Starts another supervisor in new namespaces, except for those of mounts and users, which starts
+    /// another server.
+    fn enter_namespace_again(&mut self) -> child::Entered<Forked<(Inside, Vec<RawFd>)>> {
+        let flags = (namespace::flags() | CloneFlags::CLONE_FILES) - CloneFlags::CLONE_NEWUSER;
+        let forked = match &self.users {
+            Some(users) => child::fork_into(users, flags)?,
+            None => child::fork(flags)?,
+        };
+        let report = match forked {
+            Forked::Parent(supervisor) => return Ok(Forked::Parent(supervisor)),
+            Forked::Child(report) => report,
+        };
+        self.inner = true;
+        let entered = namespace::keep_proc_alone().and_then(|()| self.enter_sharing_again());
+        Ok(match entered {
+            // The server. What it reports goes to its parent.
+            Ok(Forked::Child(inside)) => Forked::Child(inside),
+            entered => report.tell(entered),
         })
     }
 
@@ -216,18 +292,18 @@ impl Entrance {
         }
     }
 
-    fn enter(&mut self, sandbox: Sandbox, memory: Option<&Memory>) -> Result<Entered, Error> {
+    fn enter(&mut self, sandbox: Sandbox, supervised: bool) -> Result<Entered, Error> {
         let (namespaces, instead) = match sandbox {
             Sandbox::Namespace => (namespace::flags(), namespace::instead()),
             Sandbox::Chroot => (CloneFlags::empty(), "landlock"),
             Sandbox::Landlock | Sandbox::None => (CloneFlags::empty(), "none"),
         };
         self.sandbox = sandbox;
-        let entered = match (sandbox, memory) {
-            (Sandbox::None, None) => self.inside(sandbox).map(Entered::Here),
-            (Sandbox::Namespace, Some(memory)) => self.enter_namespace(memory),
-            (_, Some(memory)) => self.enter_sharing(memory, None),
-            (_, None) => {
+        let entered = match (sandbox, supervised) {
+            (Sandbox::None, false) => self.inside(sandbox).map(Entered::Here),
+            (Sandbox::Namespace, true) => self.enter_namespace(),
+            (_, true) => self.note_open().and_then(|()| self.enter_sharing()),
+            (_, false) => {
                 let ids = namespace::Ids::of_process();
                 child::fork(namespaces).map(|forked| match forked {
                     Forked::Parent(child) => Entered::Parent(child),
@@ -244,18 +320,17 @@ impl Entrance {
         entered.map_err(refused(instead))
     }
 
+    /// Notes which descriptors are not the servers'.
+    fn note_open(&mut self) -> child::Entered {
+        self.open = at(Step::Descriptors, open_descriptors().map_err(errno_of))?;
+        Ok(())
+    }
+
     /// Starts the first server, whose supervisor this process is.
-    fn enter_sharing(
-        &mut self,
-        memory: &Memory,
-        report: Option<&Report>,
-    ) -> child::Entered<Entered> {
-        let report = report.map(Report::descriptor);
-        let open = at(Step::Descriptors, open_descriptors().map_err(errno_of))?;
-        self.open = open.into_iter().filter(|fd| Some(*fd) != report).collect();
-        let inside = child::fork_sharing(memory, || match &mut self.mounts {
-            Some(mounts) => namespace::enter_first(&mut self.share, mounts),
-            None => self.inside(self.sandbox),
+    fn enter_sharing(&mut self) -> child::Entered<Entered> {
+        let inside = child::fork_sharing(|| match (self.sandbox, &mut self.mounts) {
+            (Sandbox::Namespace, Some(mounts)) => namespace::enter_first(&mut self.share, mounts),
+            (sandbox, _) => self.inside(sandbox),
         })?;
         Ok(match inside {
             Forked::Child(inside) => Entered::Sharing(inside),
@@ -264,23 +339,28 @@ impl Entrance {
     }
 
     /// Starts a supervisor in new namespaces, which starts the first server.
-    fn enter_namespace(&mut self, memory: &Memory) -> child::Entered<Entered> {
-        // The first server replaces this descriptor and that of the share.
-        let mounts = at(Step::Mounts, self.share.try_clone().map_err(errno_of))?;
+    fn enter_namespace(&mut self) -> child::Entered<Entered> {
+        // The two processes replace these, and the share's: so this one knows their numbers.
+        let another = || at(Step::Mounts, self.share.try_clone().map_err(errno_of));
+        self.mounts = Some(another()?);
+        self.users = match namespace::flags().contains(CloneFlags::CLONE_NEWUSER) {
+            true => Some(another()?),
+            false => None,
+        };
+        self.note_open()?;
         let ids = namespace::Ids::of_process();
-        let report = match child::fork(namespace::flags())? {
-            Forked::Parent(supervisor) => return Ok(Entered::Parent(supervisor)),
+        let report = match child::fork(namespace::flags() | CloneFlags::CLONE_FILES)? {
+            Forked::Parent(supervisor) => return Ok(Entered::Supervisor(supervisor)),
             Forked::Child(report) => report,
         };
-        self.mounts = Some(mounts);
+        self.inner = true;
         let entered = ids
             .apply()
-            .and_then(|()| self.enter_sharing(memory, Some(&report)));
+            .and_then(|()| self.users.as_mut().map_or(Ok(()), namespace::keep_users))
+            .and_then(|()| self.enter_sharing());
         Ok(match entered {
-            Ok(entered @ Entered::Sharing(_)) => {
-                std::mem::forget(report);
-                entered
-            }
+            // The server. What it reports goes to its parent.
+            Ok(entered @ Entered::Sharing(_)) => entered,
             Ok(entered) => report.tell(namespace::keep_proc_alone().map(|()| entered)),
             Err(error) => report.tell(Err(error)),
         })
@@ -289,7 +369,7 @@ impl Entrance {
     /// In namespaces nothing else is visible. Where they are refused, root uses chroot(2) with Landlock
     /// inside: chroot removes all paths, and Landlock blocks the ways out of a root directory. Landlock
     /// alone is for users who may not chroot(2): they can still see names of other files.
-    fn enter_strongest(&mut self, memory: Option<&Memory>) -> Entered {
+    fn enter_strongest(&mut self, supervised: bool) -> Entered {
         let mut by_strength = vec![(Sandbox::Namespace, "namespace")];
         if geteuid().is_root() {
             by_strength.push((Sandbox::Chroot, "chroot"));
@@ -300,7 +380,7 @@ impl Entrance {
         }
         let mut refused = Vec::new();
         for (sandbox, name) in by_strength {
-            match self.enter(sandbox, memory) {
+            match self.enter(sandbox, supervised) {
                 Ok(entered) => {
                     let inside = match &entered {
                         Entered::Child(inside) | Entered::Sharing(inside) => Some(inside),
@@ -326,7 +406,7 @@ impl Entrance {
             "there is no sandbox, because the host refused {}",
             refused.join(", ")
         );
-        self.enter(Sandbox::None, memory)
+        self.enter(Sandbox::None, supervised)
             .unwrap_or_else(|error| panic!("{error}"))
     }
 }

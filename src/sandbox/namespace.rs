@@ -77,6 +77,14 @@ pub fn enter_first(share: &mut OwnedFd, mounts: &mut OwnedFd) -> Entered<Inside>
     })
 }
 
+/// Makes `users` the user namespace of this process.
+pub fn keep_users(users: &mut OwnedFd) -> Entered {
+    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+    let namespace = open("/proc/self/ns/user", flags, Mode::empty());
+    let namespace = at(Step::Ids, namespace)?;
+    at(Step::Ids, dup3(&namespace, users, OFlag::O_CLOEXEC))
+}
+
 /// Enters the mount namespace that [`enter_first`] has made. The root of the calling process is the one
 /// that [`keep_proc_alone`] has given to its supervisor.
 pub fn enter_again(share: &OwnedFd, mounts: &OwnedFd) -> Entered<Inside> {

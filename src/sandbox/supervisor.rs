@@ -19,6 +19,8 @@ const PANIC: i32 = 101;
 /// The exit status of a server that cannot continue with the state that it has found: the next one begins
 /// anew.
 pub const BEGIN_ANEW: u8 = 100;
+/// The exit status of a server that was asked to leave everything to the next one.
+pub const HANDED_OVER: u8 = 102;
 
 /// When another process takes over from the one that serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

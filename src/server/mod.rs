@@ -145,6 +145,11 @@ impl Server {
         self.placement.workers()
     }
 
+    /// Whether no request is under way.
+    pub fn is_idle(&self) -> bool {
+        self.in_flight.get() == 0
+    }
+
     /// Until when no requests are taken, if they are held back.
     pub fn held_until(&self) -> Option<Instant> {
         self.throttle.held_until()

@@ -18,12 +18,18 @@ mod records;
 mod table;
 
 use std::cell::RefCell;
+use std::fs::File;
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::rc::Rc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use vm_memory::MmapRegion;
+use rustix::fs::{
+    FallocateFlags, MemfdFlags, SealFlags, fallocate, fcntl_add_seals, fcntl_get_seals, ftruncate,
+    memfd_create,
+};
+use rustix::io::Errno;
+use vm_memory::{FileOffset, MmapRegion};
 
 pub use claims::Claims;
 pub use heap::{Heap, Reference, Text};
@@ -36,7 +42,7 @@ use crate::export::{FILE_SYSTEMS, FileKind, InodeKey};
 
 const MAGIC: u64 = u64::from_le_bytes(*b"9p-state");
 /// Of the format of everything in this module.
-const VERSION: u32 = 1;
+pub const VERSION: u32 = 1;
 /// Each part of the memory begins at a multiple of this.
 const ALIGNMENT: usize = 4096;
 
@@ -95,20 +101,68 @@ impl Capacity {
         }
     }
 
-    /// Empty memory of that size, for this process and all that are forked from it. Pages are allocated
-    /// when they are written. Errors: those of mmap(2).
+    /// Empty memory of that size, for this process, all that are forked from it, and the programs that
+    /// they become; not for those where the size of files is limited to less (setrlimit(2)). Pages are
+    /// allocated when they are written. Errors: those of memfd_create(2), ftruncate(2) and mmap(2).
     pub fn memory(&self) -> Result<Memory, Error> {
-        let map = |size| {
-            let access = libc::PROT_READ | libc::PROT_WRITE;
-            let shared = libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-            MmapRegion::build(None, size, access, shared).map(Rc::new)
+        let file = |size: usize| {
+            let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+            let file = File::from(memfd_create(NAME, flags)?);
+            ftruncate(&file, size as u64)?;
+            // What a process has mapped is there as long as it lives, whatever another one does.
+            let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+            fcntl_add_seals(&file, seals)?;
+            Ok::<_, Errno>(file)
         };
+        let [tables, device] = self.sizes();
+        match file(tables).and_then(|tables| Ok([tables, file(device)?])) {
+            Ok(files) => self.mapped(files),
+            Err(Errno::FBIG) => Ok(Memory {
+                tables: map(None, tables)?,
+                device: map(None, device)?,
+            }),
+            Err(error) => Err(Error::File(error.into())),
+        }
+    }
+
+    /// The sizes of the two files of a memory, in bytes.
+    pub fn sizes(&self) -> [usize; 2] {
+        [self.layout().end, self.device.next_multiple_of(ALIGNMENT)]
+    }
+
+    /// The memory that another program has left in these files, which are its own from now on. Errors: they
+    /// are not of the right size, or can shrink.
+    pub fn mapped(&self, files: [File; 2]) -> Result<Memory, Error> {
+        let [tables, device] = self.sizes();
+        let check = |file: File, size: usize| {
+            let seals = fcntl_get_seals(&file).map_err(|error| Error::File(error.into()))?;
+            let found = file.metadata().map_err(Error::File)?.len();
+            match seals.contains(SealFlags::SHRINK) && found == size as u64 {
+                true => map(Some(file), size),
+                false => Err(Error::Damaged("it has another size")),
+            }
+        };
+        let [tables_file, device_file] = files;
         Ok(Memory {
-            tables: map(self.layout().end)?,
-            device: map(self.device.next_multiple_of(ALIGNMENT))?,
+            tables: check(tables_file, tables)?,
+            device: check(device_file, device)?,
         })
     }
 }
+
+fn map(file: Option<File>, size: usize) -> Result<Rc<MmapRegion>, Error> {
+    let access = libc::PROT_READ | libc::PROT_WRITE;
+    let kind = match file {
+        Some(_) => libc::MAP_SHARED,
+        None => libc::MAP_SHARED | libc::MAP_ANONYMOUS,
+    };
+    let file = file.map(|file| FileOffset::new(file, 0));
+    let region = MmapRegion::build(file, size, access, kind | libc::MAP_NORESERVE)?;
+    Ok(Rc::new(region))
+}
+
+/// What /proc/PID/maps calls the memory.
+const NAME: &str = "vhost-user-9p";
 
 /// Memory in which a state is kept.
 #[derive(Clone, Debug)]
@@ -122,18 +176,27 @@ impl Memory {
         Table::at(&self.tables, 0, 1)
     }
 
-    /// Leaves a word for the process that has forked this one, or takes it back with 0.
-    pub fn tell(&self, word: u32) {
-        if let Some(header) = self.header().get(1) {
-            header.word.store(word, Relaxed);
-        }
+    fn files(&self) -> Option<[&File; 2]> {
+        let [tables, device] = [&self.tables, &self.device].map(|region| region.file_offset());
+        Some([tables?.file(), device?.file()])
     }
 
-    /// The word that a process has left; 0 if there is none.
-    pub fn told(&self) -> u32 {
-        self.header()
-            .get(1)
-            .map_or(0, |header| header.word.load(Relaxed))
+    /// The descriptors of the two files; None if there are none.
+    pub fn descriptors(&self) -> Option<[RawFd; 2]> {
+        Some(self.files()?.map(AsRawFd::as_raw_fd))
+    }
+
+    /// Empties it, or replaces it by empty one. Errors: those of fallocate(2) and mmap(2).
+    pub fn clear(&mut self, capacity: &Capacity) -> Result<(), Error> {
+        let Some(files) = self.files() else {
+            *self = capacity.memory()?;
+            return Ok(());
+        };
+        for (file, size) in files.into_iter().zip(capacity.sizes()) {
+            let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            fallocate(file, flags, 0, size as u64).map_err(|error| Error::File(error.into()))?;
+        }
+        Ok(())
     }
 }
 
@@ -154,6 +217,9 @@ pub enum Error {
     /// It cannot be mapped.
     #[error("cannot map the state: {0}")]
     Map(#[from] vm_memory::mmap::MmapRegionError),
+    /// There is no memory for it.
+    #[error("no memory for the state: {0}")]
+    File(io::Error),
     /// It has another version.
     #[error("the state has version {0}, not {VERSION}")]
     Version(u32),

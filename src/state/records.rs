@@ -334,8 +334,7 @@ pub struct Header {
     pub version: AtomicU32,
     /// The agreed size of a message; 0 before Tversion.
     pub msize: AtomicU32,
-    /// Of the sandbox: what a child could not do.
-    pub word: AtomicU32,
+    _reserved: AtomicU32,
 }
 
 // SAFETY: atomics alone, aligned to 8 bytes.

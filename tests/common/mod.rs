@@ -10,6 +10,7 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use nix::errno::Errno;
 use protocol::{NONUNAME, Qid, Tsetattr};
@@ -18,6 +19,13 @@ use stub_guest::{Client, Daemon, Error, Result};
 
 /// The daemon under test.
 pub const BINARY: &str = env!("CARGO_BIN_EXE_vhost-user-9p");
+/// Copies the daemon to where a test needs it. By another process: a child that another thread forks
+/// would keep this one's copy open for writing, and a file that is open so cannot be executed.
+pub fn copy_binary(to: &Path) {
+    let copied = Command::new("cp").arg(BINARY).arg(to).status().unwrap();
+    assert!(copied.success());
+}
+
 /// "Whatever the daemon runs as", for gid fields.
 pub const NO_ID: u32 = u32::MAX;
 

@@ -15,7 +15,7 @@ use std::ops::{Deref, DerefMut};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::Path;
 
-use common::{BINARY, Guest, NO_ID, host_set, is_root, no_change};
+use common::{BINARY, Guest, NO_ID, copy_binary, host_set, is_root, no_change};
 use protocol::{QidKind, Rgetattr, Tsetattr, getattr, setattr};
 use stub_guest::Result;
 use stub_guest::daemon::Launch;
@@ -70,7 +70,7 @@ impl Share {
             let reachable = |path: &Path| fs::metadata(path).unwrap().mode() & 0o001 != 0;
             if !binary.ancestors().all(reachable) {
                 binary = directory.path().join("daemon");
-                fs::copy(BINARY, &binary).unwrap();
+                copy_binary(&binary);
                 fs::set_permissions(&binary, fs::Permissions::from_mode(0o755)).unwrap();
             }
             prelude = format!(

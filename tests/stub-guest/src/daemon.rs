@@ -74,6 +74,13 @@ impl Launch {
         self
     }
 
+    /// Adds arguments.
+    pub fn args(mut self, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Launch {
+        self.args
+            .extend(args.into_iter().map(|arg| arg.as_ref().into()));
+        self
+    }
+
     /// Lets the daemon bind its socket itself (`--socket`).
     pub fn by_path(mut self) -> Launch {
         self.socket = Handover::Path("--socket", None);
@@ -265,6 +272,11 @@ impl Daemon {
         self.directory.path()
     }
 
+    /// The number of the process that was started.
+    pub fn first_pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// The number of the process that serves: each of the others waits for its only child.
     pub fn pid(&self) -> u32 {
         let processes = self.processes();
@@ -310,6 +322,11 @@ impl Daemon {
 
     /// The line of stderr that contains this text, as soon as it is there.
     pub fn said(&self, text: &str) -> Result<String> {
+        self.said_often(text, 1)
+    }
+
+    /// The last of that many lines of stderr that contain this text, as soon as it is there.
+    pub fn said_often(&self, text: &str, times: usize) -> Result<String> {
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)
             .map_err(Error::io("inotify"))?;
         inotify
@@ -317,7 +334,9 @@ impl Daemon {
             .map_err(Error::io("inotify"))?;
         let deadline = Instant::now() + PATIENCE;
         loop {
-            if let Some(line) = self.stderr().lines().find(|line| line.contains(text)) {
+            let said = self.stderr();
+            let mut lines = said.lines().filter(|line| line.contains(text));
+            if let Some(line) = lines.nth(times - 1) {
                 return Ok(line.to_owned());
             }
             let left = deadline.saturating_duration_since(Instant::now());

@@ -3,7 +3,7 @@
 
 GUEST := $(abspath $(TARGET))/guest
 
-.PHONY: tools guest guest-test uml uml-test guest-posix guest-apps uml-sqlite guest-models bench-guest run
+.PHONY: tools guest guest-test uml uml-test guest-posix guest-apps guest-survive uml-sqlite guest-models bench-guest run
 
 build: | tools
 
@@ -24,6 +24,8 @@ uml-test: $(if $(BACKEND),,build) guest uml ## The checks in User-mode Linux
 	@GUEST=$(GUEST) tests/guest/run.sh uml checks
 	@GUEST=$(GUEST) MODES=none,mmap OBJECTS=400 tests/guest/run.sh uml apps
 	@GUEST=$(GUEST) MODES=mmap ROUNDS=3 WATCH=yes tests/guest/run.sh uml sqlite
+	@GUEST=$(GUEST) MODES=none,mmap KILL=0.2 KILLS=3 tests/guest/run.sh uml survive
+	@GUEST=$(GUEST) MODES=mmap KILL=0.2 KILLS=3 HOW=upgrade tests/guest/run.sh uml survive
 
 guest-posix: $(if $(BACKEND),,build) guest uml ## pjdfstest, fsx, attributes, locks and more beside the host's own; OPERATIONS=N for fsx
 	@tests/guest/posix-tools.sh $(GUEST)/posix
@@ -37,6 +39,15 @@ guest-posix: $(if $(BACKEND),,build) guest uml ## pjdfstest, fsx, attributes, lo
 guest-apps: $(if $(BACKEND),,build) guest uml ## SQLite, git, make, rsync in User-mode Linux
 	@tests/guest/apps-tree.sh $(GUEST)/apps
 	@GUEST=$(GUEST) tests/guest/run.sh uml apps
+
+guest-survive: build guest uml ## Programs that must not notice that the server is killed, five times a second, or upgraded; OPERATIONS=N for fsx
+	@tests/guest/posix-tools.sh $(GUEST)/posix
+	@tests/guest/apps-tree.sh $(GUEST)/apps
+	@GUEST=$(GUEST) KILL=0.2 tests/guest/run.sh uml survive
+	@GUEST=$(GUEST) KILL=0.2 HOW=upgrade tests/guest/run.sh uml survive
+	@GUEST=$(GUEST) KILL=0.2 MODES=none tests/guest/run.sh qemu survive
+	@GUEST=$(GUEST) KILL=0.2 TESTS=fsx tests/guest/run.sh uml posix
+	@GUEST=$(GUEST) KILL=0.2 tests/guest/run.sh uml apps
 
 uml-sqlite: $(if $(BACKEND),,build) guest uml ## Two SQLite writers, round after round; ROUNDS=N, MODES=..., LOAD=N, SERVERS=2, WATCH=yes
 	@tests/guest/apps-tree.sh $(GUEST)/apps

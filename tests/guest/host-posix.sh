@@ -41,7 +41,6 @@ client_decides_case() {
 }
 
 control() {
-    local mode
     mkdir "$share/guest" "$share/host"
     chmod 755 "$share"
     if [ -z "${TESTS:-}" ] || [ "$TESTS" = cases ]; then
@@ -50,6 +49,10 @@ control() {
     [ "${TESTS:-}" != cases ] || return 0
     scratch=$(mktemp -d /dev/shm/vhost-user-9p.XXXXXX)
     trap 'rm -rf "$scratch"' EXIT
+    if [ "${TESTS:-}" = fsx ]; then
+        control_fsx
+        return
+    fi
     mkdir "$scratch/other"
     posix_config "$scratch" daemon:daemon nobody:"$(id -gn nobody)" "$scratch/other"
     # shellcheck disable=SC2034,SC2086 # for pjdfstest_all; several names
@@ -58,7 +61,11 @@ control() {
         pjdfstest_all "$programs/pjdfstest" "$scratch" "$share" ${TESTS//,/ } >"$share/host/pjdfstest" 2>&1 || true
     }
     echo "the host's own $(findmnt -n -o FSTYPE -T "$share") has been looked at by pjdfstest"
-    [ -z "${TESTS:-}" ] || return 0
+    [ -n "${TESTS:-}" ] || control_fsx
+}
+
+control_fsx() {
+    local mode
     for mode in none mmap; do
         fsx_rounds "$programs/fsx" "$scratch" $mode "$operations" "$share/file" \
             >"$share/host/fsx-$mode" || {
@@ -151,13 +158,35 @@ compare_cases() {
     return $unexpected
 }
 
+# compare_fsx: fails if a file is not as on the host
+compare_fsx() {
+    local mode unexpected=0
+    for mode in none mmap loose; do
+        if cmp "$share/guest/fsx-$mode" "$share/host/fsx-$mode" &&
+            equal_sums "$share/file-$mode" "$share/host/fsx-$mode"; then
+            echo "ok      fsx, $operations operations, cache=$mode: after each 10000 the file is as on the host"
+        else
+            echo "FAILED  fsx, cache=$mode"
+            tail -n 31 "$share/guest/fsx-$mode"
+            unexpected=1
+        fi
+    done
+    return $unexpected
+}
+
 compare() {
-    local name guest host mode why unexpected=0
+    local name guest host why unexpected=0
     : >"$kept.failed"
-    if [ "${TESTS:-}" = cases ]; then
+    case ${TESTS:-} in
+    cases)
         compare_cases
         return
-    fi
+        ;;
+    fsx)
+        compare_fsx
+        return
+        ;;
+    esac
     [ "$(grep -c Summary "$share/guest/pjdfstest")" = "$(grep -c Summary "$share/host/pjdfstest")" ] || {
         tail -n 20 "$share/guest/pjdfstest"
         echo "$0: pjdfstest did not come to its end in the guest"
@@ -189,16 +218,7 @@ compare() {
     [ $unexpected = 0 ] || echo "FAILED  $unexpected of pjdfstest's tests fail in the guest and not on the host"
 
     [ -n "${TESTS:-}" ] || compare_cases || unexpected=$((unexpected + 1))
-    [ -n "${TESTS:-}" ] || for mode in none mmap loose; do
-        if cmp "$share/guest/fsx-$mode" "$share/host/fsx-$mode" &&
-            equal_sums "$share/file-$mode" "$share/host/fsx-$mode"; then
-            echo "ok      fsx, $operations operations, cache=$mode: after each 10000 the file is as on the host"
-        else
-            echo "FAILED  fsx, cache=$mode"
-            tail -n 31 "$share/guest/fsx-$mode"
-            unexpected=$((unexpected + 1))
-        fi
-    done
+    [ -n "${TESTS:-}" ] || compare_fsx || unexpected=$((unexpected + 1))
     [ $unexpected = 0 ]
 }
 

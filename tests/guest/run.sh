@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Serves a directory with the daemon and starts a guest on it: run.sh qemu|uml [checks|posix|apps|sqlite|bench]
+# Serves a directory with the daemon and starts a guest on it: run.sh qemu|uml [checks|posix|apps|survive|sqlite|bench]
 #   checks    checks.sh in the guest and host-checks.sh on the host, in a fresh directory
 #   posix     pjdfstest, fsx and our cases (posix.sh) in a fresh directory, beside the host's own (host-posix.sh)
 #   apps      SQLite, git, make, rsync (apps.sh) in a fresh directory, the host taking part (host-apps.sh)
+#   survive   programs that must not notice that the process that serves is killed (survive.sh)
 #   sqlite    two SQLite writers, round after round (sqlite-rounds.sh), in $GUEST/*-sqlite.share, where what
 #             failed stays
 #   bench     times what a user waits for (bench.sh) in a fresh directory; see bench-guest.sh
@@ -12,34 +13,37 @@
 #   SHARE     the directory, if not fixtures/share
 #   LIMIT     how many seconds the guest may take, if not 900 (posix, sqlite: four hours)
 #   OPERATIONS, TESTS   how many operations fsx does in each cache mode, if not 1000000; which of
-#             pjdfstest's tests to run, and then nothing else, if not all; or "cases" (see posix.sh)
+#             pjdfstest's tests to run, and then nothing else, if not all; or "cases" or "fsx" (see posix.sh)
 #   MODES, OBJECTS      in which cache modes apps.sh does it all, and how many objects its git
 #             repository gets, if not none,mmap,loose and 10000
 #   ROUNDS, WATCH, SERVERS, LOAD  for sqlite: how many rounds in each of MODES, if not 100; yes for a process
 #             that asks for the files' sizes all the time; 2 for a second server of the directory; how many
 #             processes keep the host busy
+#   KILL      every how many seconds the process that serves is killed, in any job; not at all if not given
+#   HOW       "upgrade" if the daemon is told to start its program anew then, instead of a kill
+#   KILLS     for survive: how many kills each check goes through, if not 10
 #   VIRTIOFSD the program that BACKEND=virtiofsd takes, if not the one in PATH
 #   BACKEND, GUEST, GUEST_ACCEL   see start.sh
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 top=$(realpath "$here/../..")
 target=$(realpath -m "${CARGO_TARGET_DIR:-$top/target}")
-front_end=${1:?usage: run.sh qemu|uml [checks|posix|apps|sqlite|bench]} job=${2:-tour}
+front_end=${1:?usage: run.sh qemu|uml [checks|posix|apps|survive|sqlite|bench]} job=${2:-tour}
 export GUEST=${GUEST:-$target/guest}
 binary=${DAEMON:-$target/release/vhost-user-9p}
 limit=${LIMIT:-$([ "$job" = posix ] || [ "$job" = sqlite ] && echo 14400 || echo 900)}
 export MODES=${MODES:-none,mmap,loose} OBJECTS=${OBJECTS:-10000}
-export OPERATIONS=${OPERATIONS:-1000000} TESTS=${TESTS:-} ROUNDS=${ROUNDS:-100} WATCH=${WATCH:-no}
+export OPERATIONS=${OPERATIONS:-1000000} TESTS=${TESTS:-} ROUNDS=${ROUNDS:-100} WATCH=${WATCH:-no} KILLS=${KILLS:-10}
 log=$GUEST/$front_end-$job.log
 daemon_log=$GUEST/$front_end-$job.daemon.log
-guest='' daemons=() writer='' load=() note=''
+guest='' daemons=() writer='' killer='' load=() note=''
 run=$(mktemp -d "${TMPDIR:-/tmp}/vhost-user-9p.XXXXXX")
 export NOTE=from-the-guest.${run##*.}
 
 clean_up() {
     [ -z "$guest" ] || kill -KILL -- "-$guest" 2>/dev/null || kill -KILL "$guest" 2>/dev/null || true
     {
-        for process in "${daemons[@]}" "${load[@]}" $writer; do
+        for process in "${daemons[@]}" "${load[@]}" $writer $killer; do
             kill -KILL "$process" || true
         done
         wait
@@ -80,6 +84,17 @@ listening() {
     awk -v path="$1" '$4 == "00010000" && $8 == path { found = 1 } END { exit !found }' /proc/net/unix
 }
 
+# Says how often the process that serves was killed, if it was.
+tell_kills() {
+    [ -n "$killer" ] || return 0
+    kill "$killer" && wait "$killer" 2>/dev/null || true
+    killer=
+    local taken
+    taken=$(grep -c "took over in" "$daemon_log") || true
+    say "the process that serves was ended $(cat "$run/kills") times (${HOW:-kill}); another took over $taken times"
+    [ "$taken" -gt 0 ] || die "no other process took over"
+}
+
 # The front-end has gone: with --once each daemon now ends by itself, and well.
 end_daemons() {
     local daemon status=0
@@ -89,6 +104,50 @@ end_daemons() {
         [ $status = 0 ] || die "the daemon ended with status $status: $(tail -n 20 "$daemon_log")"
     done
     daemons=()
+}
+
+# serving DAEMON: the chain of processes that begins there; the last one serves.
+serving() {
+    local process=$1 children
+    while [ -n "$process" ]; do
+        echo "$process"
+        children=$(cat "/proc/$process/task/$process/children") || true
+        process=${children%% *}
+    done 2>/dev/null
+}
+
+# tell_guest KILLS: survive.py reads them. In place and at once: the guest keeps the file open.
+tell_guest() {
+    [ "$job" != survive ] || printf '%07d\n' "$1" | dd of="$share/kills" conv=notrunc status=none
+}
+
+# kill_servers SECONDS: kills the process that serves, of each daemon in turn, and counts in $run/kills.
+kill_servers() {
+    local count=0 daemon chain depth=() last=()
+    # Before that there are not all processes.
+    until [ "$(grep -c ' listening$' "$daemon_log")" -ge ${#daemons[@]} ]; do
+        sleep 0.05
+    done
+    for daemon in "${!daemons[@]}"; do
+        mapfile -t chain < <(serving "${daemons[daemon]}")
+        depth+=(${#chain[@]})
+    done
+    while sleep "$1"; do
+        for daemon in "${!daemons[@]}"; do
+            mapfile -t chain < <(serving "${daemons[daemon]}")
+            # Not one that waits for another to begin, nor one twice.
+            [ ${#chain[@]} = "${depth[daemon]}" ] && [ "${chain[-1]}" != "${last[daemon]:-}" ] || continue
+            if [ "${HOW:-kill}" = upgrade ]; then
+                kill -HUP "${daemons[daemon]}" || return 0
+            else
+                kill -KILL "${chain[-1]}" || return 0
+            fi
+            last[daemon]=${chain[-1]}
+            count=$((count + 1))
+            echo $count >"$run/kills"
+            tell_guest $count
+        done
+    done
 }
 
 daemons_run() {
@@ -177,7 +236,7 @@ elif [ "$job" = sqlite ]; then
         (while :; do :; done) &
         load+=($!)
     done
-elif [ "$job" = bench ]; then
+elif [ "$job" = bench ] || [ "$job" = survive ]; then
     share=$run/share
     mkdir "$share"
 elif [ "$job" = apps ]; then
@@ -206,6 +265,12 @@ if [ -z "${BACKEND:-}" ] || [ "$BACKEND" = virtiofsd ]; then
         start_daemon "$SECOND" second
     fi
 fi
+if [ -n "${KILL:-}" ]; then
+    echo 0 >"$run/kills"
+    tell_guest 0
+    kill_servers "$KILL" &
+    killer=$!
+fi
 case $job in
 shell)
     become_guest <&0 & # not in the foreground, so that a signal is not kept waiting
@@ -223,24 +288,28 @@ tour)
     ;;
 checks)
     watch_guest
+    tell_kills
     end_daemons
     "$here/host-checks.sh" verify "$share" "$owners" | tee -a "$log"
     say "passed in $SECONDS s: $front_end, ${BACKEND:-$binary}"
     ;;
 posix)
     watch_guest
+    tell_kills
     end_daemons
     "$here/host-posix.sh" compare "$share" "$GUEST/$front_end-posix" | tee -a "$log"
     say "passed in $SECONDS s: $front_end, ${BACKEND:-$binary}"
     ;;
 apps)
     watch_guest
+    tell_kills
     end_daemons
     "$here/host-apps.sh" verify "$share" | tee -a "$log"
     say "passed in $SECONDS s: $front_end, ${BACKEND:-$binary}"
     ;;
-sqlite | bench)
+sqlite | bench | survive)
     watch_guest
+    tell_kills
     end_daemons
     ;;
 *) die "no such job: $job" ;;

@@ -9,7 +9,8 @@
 #   INITRAMFS     a file to write: the prepared one with today's scripts
 # GUEST is what prepare.sh has made, UML_KERNEL what uml-kernel.sh printed; GUEST_ACCEL is QEMU's
 # accelerator, tcg if not given; NOTE is the file that the tour writes; OPERATIONS and TESTS are for
-# posix.sh, MODES and OBJECTS for apps.sh, MODES, ROUNDS and WATCH for sqlite-rounds.sh. SECOND is the socket
+# posix.sh, MODES and OBJECTS for apps.sh, MODES, ROUNDS and WATCH for sqlite-rounds.sh, MODES
+# and KILLS for survive.sh. SECOND is the socket
 # of a second server, for User-mode Linux.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -21,14 +22,14 @@ tree=$GUEST/apps/tree # if it has been prepared
 [ "${BACKEND:-}" != hostfs ] || share=$shared
 [ "${BACKEND:-}" != virtiofsd ] || share=virtiofs:$tag
 arguments=(quiet panic=-1 "job=$job" "share=$share" "owners=$owners" "note=${NOTE:-}" "operations=${OPERATIONS:-}" "tests=${TESTS:-}"
-    "modes=${MODES:-}" "objects=${OBJECTS:-}" "rounds=${ROUNDS:-}" "watch=${WATCH:-}")
+    "modes=${MODES:-}" "objects=${OBJECTS:-}" "rounds=${ROUNDS:-}" "watch=${WATCH:-}" "kills=${KILLS:-}")
 
 # The kernel unpacks archives one after the other: the scripts go behind what was prepared.
 {
     cat "$GUEST/initramfs.cpio"
     cd "$here"
     printf '%s\n' init mount.sh tree.sh check.sh checks.sh posix.sh posix-config.sh posix-cases.sh \
-        posix-cases.py models.sh tour.sh enter-tree.sh apps.sh bench.sh sqlite.sh sqlite-rounds.sh project.sh mapped.c git.config |
+        posix-cases.py models.sh tour.sh enter-tree.sh apps.sh bench.sh sqlite.sh sqlite-rounds.sh survive.sh survive.py project.sh mapped.c git.config |
         "$GUEST/root/usr/bin/busybox" cpio -o -H newc -R 0:0 2>/dev/null
     if [ "$job" = checks ]; then
         built=$(dirname "$initramfs")

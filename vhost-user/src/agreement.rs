@@ -158,7 +158,10 @@ fn our_buffers(ring: &SplitRing, head: u16) -> Buffers {
         let place = |piece: libc::iovec| ((piece.iov_base.addr() - base) as u64, piece.iov_len);
         segments.pieces(0, segments.len()).map(place).collect()
     };
-    (places(&chain.readable().0), places(&chain.writable().0))
+    (
+        places(&chain.readable().0),
+        places(&chain.writable().segments),
+    )
 }
 
 fn check(steps: &[Step], start: u16, event_idx: bool) {

@@ -5,6 +5,8 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
 
 use libc::{c_int, iovec};
 use vm_memory::VolatileSlice;
@@ -252,34 +254,82 @@ impl Readable {
 }
 
 /// The buffers that the device writes for the driver.
-pub struct Writable(pub(crate) Segments);
+pub struct Writable {
+    pub(crate) segments: Segments,
+    /// Whether `written` is kept: only while the guest's pages are logged.
+    tracked: bool,
+    /// The end of the last byte that was written. Relaxed: whoever completes the request has learnt of
+    /// the writes of other threads before.
+    written: AtomicUsize,
+}
 
 impl Writable {
+    pub(crate) fn new() -> Writable {
+        Writable {
+            segments: Segments::new(),
+            tracked: false,
+            written: AtomicUsize::new(0),
+        }
+    }
+
+    /// Notes from now on what is written, or not. `tracked` is false if it may have been written before.
+    #[inline]
+    pub(crate) fn track(&mut self, tracked: bool) {
+        self.tracked = tracked;
+        if tracked {
+            self.written = AtomicUsize::new(0);
+        }
+    }
+
+    /// The first part, outside of which nothing was written.
+    pub(crate) fn written(&self) -> usize {
+        match self.tracked {
+            true => self.written.load(Relaxed),
+            false => self.len(),
+        }
+    }
+
+    #[inline]
+    fn note_written(&self, at: usize, len: usize) {
+        if self.tracked {
+            self.note(at, len);
+        }
+    }
+
+    #[cold]
+    fn note(&self, at: usize, len: usize) {
+        if len > 0 {
+            self.written.fetch_max(at.saturating_add(len), Relaxed);
+        }
+    }
+
     /// Hints that the first `len` bytes will be written.
     pub(crate) fn prefetch(&self, len: usize) {
-        self.0.prefetch(len, prefetch::for_writing);
+        self.segments.prefetch(len, prefetch::for_writing);
     }
 
     /// Whether a descriptor pointed outside of the guest's memory. This half ends before it.
     pub fn is_cut(&self) -> bool {
-        self.0.cut
+        self.segments.cut
     }
 
     /// The length in bytes.
     pub fn len(&self) -> usize {
-        self.0.len
+        self.segments.len
     }
 
     /// Whether the length is 0.
     pub fn is_empty(&self) -> bool {
-        self.0.len == 0
+        self.segments.len == 0
     }
 
     /// Copies bytes into guest memory from `at` on, as many as fit; returns their number.
     pub fn write_at(&self, at: usize, from: &[u8]) -> usize {
-        self.0.for_each(at, from.len(), |slice, done| {
+        let copied = self.segments.for_each(at, from.len(), |slice, done| {
             slice.copy_from(&from[done..]);
-        })
+        });
+        self.note_written(at, copied);
+        copied
     }
 
     /// preadv2(2): reads up to `len` bytes from `fd` at `offset` into the buffers from `at` on, with
@@ -294,6 +344,14 @@ impl Writable {
         offset: u64,
         flags: c_int,
     ) -> io::Result<usize> {
-        self.0.transfer(fd, at, len, offset, flags, libc::preadv2)
+        let result = (self.segments).transfer(fd, at, len, offset, flags, libc::preadv2);
+        let written = match &result {
+            Ok(done) => *done,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
+            // It may have failed in the middle.
+            Err(_) => len.min(self.len().saturating_sub(at)),
+        };
+        self.note_written(at, written);
+        result
     }
 }

@@ -11,6 +11,7 @@ use virtio_queue::desc::split::Descriptor;
 use vm_memory::{VolatileMemory, VolatileSlice};
 
 use crate::buffers::{Readable, Segments, Writable};
+use crate::dirty_log::DirtyLog;
 use crate::error::ChainError;
 use crate::inflight::Resumed;
 use crate::memory::Memory;
@@ -45,7 +46,7 @@ impl Chain {
             resumed: None,
             memory: None,
             readable: Readable(Segments::new()),
-            writable: Writable(Segments::new()),
+            writable: Writable::new(),
         }
     }
 
@@ -60,6 +61,27 @@ impl Chain {
 
     pub(crate) fn set_resumed(&mut self, resumed: Resumed) {
         self.resumed = Some(resumed);
+        // The process before may have written anything.
+        self.writable.track(false);
+    }
+
+    /// Notes from now on what is written, if `tracked`.
+    pub(crate) fn track(&mut self, tracked: bool) {
+        self.writable.track(tracked);
+    }
+
+    /// Marks the pages that were written.
+    pub(crate) fn mark(&self, log: &DirtyLog) {
+        let Some(memory) = &self.memory else {
+            return;
+        };
+        let written = self.writable.written();
+        for piece in self.writable.segments.pieces(0, written) {
+            // A segment lies in one region of this memory.
+            if let Some(address) = memory.address_of(piece.iov_base.cast()) {
+                log.mark(address, piece.iov_len as u64);
+            }
+        }
     }
 
     pub(crate) fn readable(&self) -> &Readable {
@@ -73,7 +95,7 @@ impl Chain {
     /// Empties the chain and releases the guest's memory.
     pub(crate) fn clear(&mut self) {
         self.readable.0.clear();
-        self.writable.0.clear();
+        self.writable.segments.clear();
         self.memory = None;
         self.resumed = None;
     }
@@ -93,7 +115,7 @@ impl Chain {
         self.clear();
         self.head = head;
         let memory = &**self.memory.insert(memory.clone());
-        let (readable, writable) = (&mut self.readable.0, &mut self.writable.0);
+        let (readable, writable) = (&mut self.readable.0, &mut self.writable.segments);
         let mut table = Table::Mapped(table);
         let mut indirect = false;
         let mut index = head;

@@ -15,6 +15,7 @@ use crate::endpoint;
 use crate::error::{Error, RingError};
 use crate::interface::{DeviceConfig, Handler, Poller, Source};
 use crate::log_limiter::LogLimiter;
+use crate::messages;
 use crate::ring::Ring;
 use crate::state::State;
 
@@ -179,7 +180,11 @@ impl Connection {
             return Ok(Status::Open);
         }
         self.state.begin()?;
-        match self.messages.handle_request() {
+        let result = match messages::is_set_log_fd(self.socket.as_fd()) {
+            true => messages::set_log_fd(self.socket.as_fd(), &self.device()),
+            false => self.messages.handle_request(),
+        };
+        match result {
             Ok(()) => {}
             // SocketBroken: it closed the socket before or while an answer was sent.
             Err(ProtocolError::Disconnected | ProtocolError::SocketBroken(_)) => {

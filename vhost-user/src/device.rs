@@ -24,18 +24,21 @@ use virtio_bindings::bindings::virtio_ring::{
 use virtio_queue::{Queue, QueueT};
 
 use crate::chain::Chains;
+use crate::dirty_log::DirtyLog;
 use crate::error::{Error as Failure, RingError, SHARED};
 use crate::interface::{DeviceConfig, Handler, Poller, Source};
 use crate::memory::{MAX_SLOTS, Memory};
 use crate::request::Request;
 use crate::ring::Ring;
 use crate::signal::{Call, Kick};
-use crate::split::Addresses;
+use crate::split::{self, Addresses};
 use crate::state::{Saved, State};
 
 /// The minimum readable size of the configuration space (vhost-user: VHOST_USER_CONFIG_SIZE).
 const MIN_CONFIG: usize = 256;
 const EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
+/// Switched on and off while the ring runs.
+const LOG_ALL: u64 = VhostUserVirtioFeatures::LOG_ALL.bits();
 
 /// The device as one front-end sees it.
 pub(crate) struct Device {
@@ -53,6 +56,14 @@ pub(crate) struct Device {
     queue: Queue,
     /// Where the ring is; looked up in the guest's memory when it starts.
     addresses: Option<Addresses>,
+    /// Where pages are marked while LOG_ALL is agreed on.
+    log: Option<Rc<DirtyLog>>,
+    /// Where the used ring begins in the log, if its pages are marked, too.
+    used_place: Option<u64>,
+    /// Whether the front-end has asked for the features, and says that it asks for acknowledgements: it
+    /// is answered even if that was refused.
+    asked: bool,
+    says_reply_ack: bool,
     kick: Option<Kick>,
     /// Whether the loop watches the kick.
     watched: bool,
@@ -124,6 +135,10 @@ impl Device {
             protocol_features: 0,
             queue,
             addresses: None,
+            log: None,
+            used_place: None,
+            asked: false,
+            says_reply_ack: false,
             kick: None,
             watched: false,
             enabled: false,
@@ -137,6 +152,7 @@ impl Device {
             | 1 << VIRTIO_F_VERSION_1
             | 1 << VIRTIO_RING_F_INDIRECT_DESC
             | EVENT_IDX
+            | LOG_ALL
             | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
     }
 
@@ -219,7 +235,7 @@ impl Device {
 
     /// What another process needs to go on, with the connection's `socket`.
     pub(crate) fn saved(&self, socket: RawFd) -> Saved {
-        let [call, error] = self.ring.signalled();
+        let [call, error, log_call] = self.ring.signalled();
         Saved {
             socket,
             features: self.features,
@@ -235,6 +251,9 @@ impl Device {
             kick: self.kick.as_ref().map(|kick| kick.as_fd().as_raw_fd()),
             call,
             error,
+            log: self.log.as_ref().and_then(|log| log.described()),
+            log_call,
+            used_place: self.used_place,
             enabled: self.enabled,
             started: self.started,
         }
@@ -273,6 +292,15 @@ impl Device {
         let error = saved.error.map(&mut claim).transpose()?;
         self.ring
             .set_error(error.map(Call::new).transpose().map_err(Failure::State)?);
+        if let Some((file, offset, size)) = saved.log {
+            let log = DirtyLog::new(claim(file)?, offset, size).map_err(Failure::State)?;
+            self.log = Some(Rc::new(log));
+        }
+        let log_call = saved.log_call.map(&mut claim).transpose()?;
+        let log_call = log_call.map(Call::new).transpose();
+        self.ring.set_log_call(log_call.map_err(Failure::State)?);
+        self.used_place = saved.used_place;
+        self.apply_log();
         self.enabled = saved.enabled;
         self.started = saved.started;
         if self.started {
@@ -311,7 +339,8 @@ impl Device {
                 .map_err(Failure::Watch)?;
             self.watched = true;
         }
-        // What was answered may not have been announced.
+        // What was answered may not have been announced, and not marked.
+        self.ring.mark_used();
         self.ring.announce();
         Ok(())
     }
@@ -343,6 +372,27 @@ impl Device {
         self.queue.reset();
         self.queue.set_ready(true);
         self.addresses = None;
+        self.used_place = None;
+        self.apply_log();
+    }
+
+    /// Tells the ring which log it has.
+    fn apply_log(&self) {
+        let logs = self.features & LOG_ALL != 0;
+        let log = self.log.clone().filter(|_| logs);
+        self.ring.set_log(log, self.used_place);
+    }
+
+    /// SET_LOG_FD, which `vhost` lacks: `file` is signalled when pages were marked. Errors: those of
+    /// fstat(2).
+    pub(crate) fn set_log_fd(&self, file: File) -> io::Result<()> {
+        self.ring.set_log_call(Some(Call::new(file)?));
+        Ok(())
+    }
+
+    /// Whether messages are acknowledged that ask for it.
+    pub(crate) fn acknowledges(&self) -> bool {
+        self.asked && self.says_reply_ack
     }
 
     /// Tells once if the front-end's configuration space, of which it reads these bytes, has another
@@ -400,6 +450,7 @@ impl VhostUserBackendReqHandlerMut for Device {
     }
 
     fn get_features(&mut self) -> Result<u64> {
+        self.asked = true;
         Ok(self.offered())
     }
 
@@ -407,7 +458,7 @@ impl VhostUserBackendReqHandlerMut for Device {
         if features & !self.offered() != 0 {
             return Err(refuse("features that were not offered"));
         }
-        if features != self.features {
+        if (features ^ self.features) & !LOG_ALL != 0 {
             self.stopped()?;
         }
         let had_protocol_features = self.has_protocol_features();
@@ -419,17 +470,20 @@ impl VhostUserBackendReqHandlerMut for Device {
         } else if !had_protocol_features {
             self.enabled = false;
         }
+        self.apply_log();
         Ok(())
     }
 
     fn get_protocol_features(&mut self) -> Result<VhostUserProtocolFeatures> {
         Ok(VhostUserProtocolFeatures::CONFIG
             | VhostUserProtocolFeatures::REPLY_ACK
+            | VhostUserProtocolFeatures::LOG_SHMFD
             | VhostUserProtocolFeatures::RESET_DEVICE
             | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS)
     }
 
     fn set_protocol_features(&mut self, features: u64) -> Result<()> {
+        self.says_reply_ack = features & VhostUserProtocolFeatures::REPLY_ACK.bits() != 0;
         if features & !self.get_protocol_features()?.bits() != 0 {
             return Err(refuse("protocol features that were not offered"));
         }
@@ -501,11 +555,11 @@ impl VhostUserBackendReqHandlerMut for Device {
     fn set_vring_addr(
         &mut self,
         index: u32,
-        _flags: VhostUserVringAddrFlags,
+        flags: VhostUserVringAddrFlags,
         descriptors: u64,
         used: u64,
         available: u64,
-        _log: u64,
+        log: u64,
     ) -> Result<()> {
         only_ring(index)?;
         let addresses = Addresses {
@@ -513,11 +567,20 @@ impl VhostUserBackendReqHandlerMut for Device {
             available,
             used,
         };
+        let logs = flags.contains(VhostUserVringAddrFlags::VHOST_VRING_F_LOG);
+        let used_place = logs.then_some(log);
+        if let (Some(place), Some(log)) = (used_place, &self.log) {
+            if !log.covers(place, split::used_len(self.queue.size()) as u64) {
+                return Err(refuse("a used ring beyond the log"));
+            }
+        }
         // QEMU repeats the addresses of a running ring to enable its dirty log.
         if self.addresses != Some(addresses) {
             self.stopped()?;
             self.addresses = Some(addresses);
         }
+        self.used_place = used_place;
+        self.apply_log();
         Ok(())
     }
 
@@ -604,6 +667,16 @@ impl VhostUserBackendReqHandlerMut for Device {
         Err(refuse("the configuration space cannot be written"))
     }
 
+    /// A log that is in use already may be replaced, as front-ends do when memory is added, or to look
+    /// at what the one before says.
+    fn set_log_base(&mut self, log: &VhostUserLog, file: File) -> Result<()> {
+        let log = DirtyLog::new(file, log.mmap_offset, log.mmap_size)
+            .map_err(|_| hang_up("a log that cannot be mapped, or is longer than its file"))?;
+        self.log = Some(Rc::new(log));
+        self.apply_log();
+        Ok(())
+    }
+
     // The rest belongs to features that are not offered.
 
     fn set_gpu_socket(&mut self, _: GpuBackend) -> Result<()> {
@@ -637,9 +710,5 @@ impl VhostUserBackendReqHandlerMut for Device {
 
     fn get_shmem_config(&mut self) -> Result<VhostUserShMemConfig> {
         Err(hang_up("no shared memory"))
-    }
-
-    fn set_log_base(&mut self, _: &VhostUserLog, _: File) -> Result<()> {
-        Err(hang_up("no migration"))
     }
 }

@@ -8,6 +8,7 @@
 //!
 //! - `connection`: one front-end, from connect to disconnect.
 //! - `device`: the control messages, what starts and stops the ring.
+//! - `messages`: a message that `vhost` does not know.
 //! - `endpoint`: the socket, when another process has left it.
 //! - `state`: what another process needs to go on with the connection.
 //! - `interface`: what the user of the crate implements.
@@ -15,6 +16,7 @@
 //! - `ring`: pop, push, notify; `split`: the ring's layout in memory.
 //! - `chain`: one walk over the descriptors of a request.
 //! - `inflight`: which requests are in flight, in memory that outlives the process.
+//! - `dirty_log`: which pages of the guest's memory were written.
 //! - `buffers`: copying and I/O on guest memory.
 //! - `memory`: the guest's memory as the front-end describes it.
 //! - `signal`: the descriptors by which both sides wake each other.
@@ -30,8 +32,7 @@
 //! process that it has over its own guest: it can block the loop by sending half a message, and end
 //! the process by truncating the files that it has given as memory.
 //!
-//! Not implemented, and so not offered: the dirty log of live migration, in-flight tracking, the
-//! back-end channel, more than one queue.
+//! Not implemented, and so not offered: the back-end channel, more than one queue.
 
 #[cfg(test)]
 mod agreement;
@@ -39,12 +40,14 @@ mod buffers;
 mod chain;
 mod connection;
 mod device;
+mod dirty_log;
 mod endpoint;
 mod error;
 mod inflight;
 mod interface;
 mod log_limiter;
 mod memory;
+mod messages;
 mod prefetch;
 mod request;
 mod ring;

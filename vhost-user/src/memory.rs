@@ -166,6 +166,15 @@ impl Memory {
         NonNull::new(region.mapping.as_ptr().wrapping_add(at as usize))
     }
 
+    /// The guest's physical address of a byte of this table in this process. None: it is of another.
+    pub(crate) fn address_of(&self, byte: *const u8) -> Option<u64> {
+        self.regions.iter().rev().find_map(|region| {
+            let start = region.mapping.as_ptr().addr();
+            let at = byte.addr().checked_sub(start)? as u64;
+            (at < region.size).then(|| region.guest + at)
+        })
+    }
+
     /// The same as a slice.
     pub(crate) fn slice(&self, address: u64, len: usize) -> Option<VolatileSlice<'_>> {
         let start = self.contiguous(address, len)?;
@@ -199,7 +208,7 @@ impl Region {
 }
 
 /// Errors: the file does not hold `size` bytes from `offset` on; those of fstat(2).
-fn check_file(file: &File, offset: u64, size: u64) -> io::Result<()> {
+pub(crate) fn check_file(file: &File, offset: u64, size: u64) -> io::Result<()> {
     let metadata = file.metadata()?;
     // A device has no length; its driver checks the range in mmap(2) (/dev/dax).
     if metadata.file_type().is_char_device() {

@@ -9,13 +9,14 @@ use virtio_queue::QueueState;
 use virtio_queue::desc::split::Descriptor;
 
 use crate::chain::{self, Chain, Chains};
+use crate::dirty_log::DirtyLog;
 use crate::error::RingError;
 use crate::inflight::Inflight;
 use crate::log_limiter::LogLimiter;
 use crate::memory::Memory;
 use crate::prefetch;
 use crate::signal::Call;
-use crate::split::{Addresses, SplitRing};
+use crate::split::{Addresses, SplitRing, UsedLog};
 
 /// How many requests are taken at once, at most: prefetching all of them takes little longer than
 /// one.
@@ -37,6 +38,15 @@ pub(crate) struct Ring {
     base: Cell<u16>,
     call: RefCell<Option<Call>>,
     error: RefCell<Option<Call>>,
+    /// Where the pages are marked that are written, if the front-end asks for it.
+    log: RefCell<Option<Rc<DirtyLog>>>,
+    /// Whether `log` is there.
+    logs: Cell<bool>,
+    /// Where the used ring begins in the log, if the front-end asks for its pages, too.
+    used_place: Cell<Option<u64>>,
+    /// What tells the front-end that pages were marked, and whether there were any since the last time.
+    log_call: RefCell<Option<Call>>,
+    marked: Cell<bool>,
     /// Whether requests were pushed that the driver has not been notified of, and how many bytes they
     /// transferred.
     pushed: Cell<bool>,
@@ -52,6 +62,11 @@ impl Ring {
             base: Cell::new(0),
             call: RefCell::new(None),
             error: RefCell::new(None),
+            log: RefCell::new(None),
+            logs: Cell::new(false),
+            used_place: Cell::new(None),
+            log_call: RefCell::new(None),
+            marked: Cell::new(false),
             pushed: Cell::new(false),
             bytes: Cell::new(0),
             spare: RefCell::default(),
@@ -85,9 +100,41 @@ impl Ring {
         self.error.replace(error);
     }
 
-    /// The descriptors to signal: of the driver, and of the front-end if the ring fails.
-    pub(crate) fn signalled(&self) -> [Option<RawFd>; 2] {
-        [&self.call, &self.error].map(|one| one.borrow().as_ref().map(Call::as_raw_fd))
+    /// Marks in `log`, from now on, what requests have written and are completed; none if there is no
+    /// log. `used_place` is where the used ring begins in the log if its pages are marked, too.
+    ///
+    /// Requests in flight are marked when they are completed, and so in the last log, whoever writes
+    /// for them and when. Once this has returned, no earlier log changes any more.
+    pub(crate) fn set_log(&self, log: Option<Rc<DirtyLog>>, used_place: Option<u64>) {
+        self.logs.set(log.is_some());
+        self.log.replace(log);
+        self.used_place.set(used_place);
+        if let Some(split) = &mut *self.split.borrow_mut() {
+            split.set_log(self.used_log());
+        }
+    }
+
+    fn used_log(&self) -> Option<UsedLog> {
+        let log = self.log.borrow().clone()?;
+        Some(UsedLog::new(log, self.used_place.get()?))
+    }
+
+    pub(crate) fn set_log_call(&self, call: Option<Call>) {
+        self.log_call.replace(call);
+    }
+
+    /// Marks all of the used ring: an earlier process may have written what it has not marked.
+    pub(crate) fn mark_used(&self) {
+        if let Some(split) = &*self.split.borrow() {
+            split.mark_used();
+        }
+    }
+
+    /// The descriptors to signal: of the driver, and of the front-end if the ring fails, or if pages
+    /// were marked in the log.
+    pub(crate) fn signalled(&self) -> [Option<RawFd>; 3] {
+        [&self.call, &self.error, &self.log_call]
+            .map(|one| one.borrow().as_ref().map(Call::as_raw_fd))
     }
 
     /// The next request to take when the ring stopped.
@@ -113,7 +160,8 @@ impl Ring {
         memory: &Rc<Memory>,
         inflight: Inflight,
     ) -> Result<(), RingError> {
-        let split = SplitRing::new(queue, addresses, memory, inflight)?;
+        let mut split = SplitRing::new(queue, addresses, memory, inflight)?;
+        split.set_log(self.used_log());
         self.split.replace(Some(split));
         Ok(())
     }
@@ -184,13 +232,34 @@ impl Ring {
         let spare = self.spare.borrow_mut().pop();
         let mut chain = spare.unwrap_or_else(|| Box::new(Chain::new()));
         chain.walk(split.memory(), split.descriptors(), head)?;
+        chain.track(self.logs.get());
         chain.readable().prefetch(REQUEST);
         chain.writable().prefetch(REPLY);
         Ok(chain)
     }
 
+    #[cold]
+    fn mark(&self, chain: &Chain) {
+        if let Some(log) = &*self.log.borrow() {
+            chain.mark(log);
+            self.marked.set(true);
+        }
+    }
+
+    #[cold]
+    fn signal_log(&self) {
+        if let Some(call) = &*self.log_call.borrow() {
+            call.signal();
+        }
+        self.marked.set(false);
+    }
+
     /// Returns a chain to the driver. Writes nothing if the ring has been stopped.
     pub(crate) fn push(&self, mut chain: Box<Chain>, used: u32) {
+        // Before the driver, and so the front-end, can see the answer.
+        if self.logs.get() {
+            self.mark(&chain);
+        }
         let head = chain.head();
         let bytes = self.bytes.get() + chain.readable().len() + used as usize;
         chain.clear();
@@ -212,6 +281,9 @@ impl Ring {
 
     /// Publishes what was pushed, and notifies the driver if it wants that.
     pub(crate) fn notify(&self) {
+        if self.marked.get() {
+            self.signal_log();
+        }
         match &mut *self.split.borrow_mut() {
             Some(split) => self.notify_of(split),
             // The ring has stopped meanwhile: a spurious notification does no harm.

@@ -22,6 +22,7 @@ use virtio_queue::desc::split::{Descriptor, VirtqUsedElem};
 use virtio_queue::{Queue, QueueState};
 use vm_memory::VolatileSlice;
 
+use crate::dirty_log::DirtyLog;
 use crate::error::RingError;
 use crate::inflight::{Inflight, Lost};
 use crate::memory::Memory;
@@ -99,6 +100,25 @@ impl Part {
     }
 }
 
+/// Where the pages of the used ring are marked when they are written.
+pub(crate) struct UsedLog {
+    log: Rc<DirtyLog>,
+    /// The physical address that stands for the ring's first byte.
+    start: u64,
+}
+
+impl UsedLog {
+    pub(crate) fn new(log: Rc<DirtyLog>, start: u64) -> UsedLog {
+        UsedLog { log, start }
+    }
+
+    #[cold]
+    fn mark(&self, at: usize, len: usize) {
+        self.log
+            .mark(self.start.saturating_add(at as u64), len as u64);
+    }
+}
+
 /// A ring in use.
 pub(crate) struct SplitRing {
     /// Its size, whether EVENT_IDX was negotiated, the next request to take and the next used index.
@@ -112,6 +132,7 @@ pub(crate) struct SplitRing {
     published: u16,
     notified: u16,
     inflight: Inflight,
+    used_log: Option<UsedLog>,
     /// What an earlier process has taken and not answered, to be taken again.
     lost: VecDeque<Lost>,
 }
@@ -147,6 +168,7 @@ impl SplitRing {
             published: queue.next_used,
             notified: queue.next_used,
             inflight,
+            used_log: None,
             lost,
         })
     }
@@ -275,7 +297,32 @@ impl SplitRing {
         if count > 0 {
             self.used.u16(INDEX).store(next.to_le(), Release);
             self.inflight.publish(count, next);
+            if let Some(log) = &self.used_log {
+                self.mark_pushed(log);
+            }
             self.published = next;
+        }
+    }
+
+    /// Marks the entries that were pushed since the last publication, and the index.
+    #[cold]
+    fn mark_pushed(&self, log: &UsedLog) {
+        log.mark(FLAGS, HEADER);
+        let mut index = self.published;
+        while index != self.queue.next_used {
+            log.mark(HEADER + USED_SIZE * self.entry(index), USED_SIZE);
+            index = index.wrapping_add(1);
+        }
+    }
+
+    pub(crate) fn set_log(&mut self, log: Option<UsedLog>) {
+        self.used_log = log;
+    }
+
+    /// Marks all of the used ring in its log.
+    pub(crate) fn mark_used(&self) {
+        if let Some(log) = &self.used_log {
+            log.mark(FLAGS, used_len(self.queue.size));
         }
     }
 
@@ -308,22 +355,35 @@ impl SplitRing {
         if !self.queue.event_idx_enabled {
             let flags = (VRING_USED_F_NO_NOTIFY as u16).to_le();
             self.used.u16(FLAGS).store(flags, Relaxed);
+            if let Some(log) = &self.used_log {
+                log.mark(FLAGS, HEADER);
+            }
         }
     }
 
     /// Asks the driver for a kick at the next request. True if one is available already.
     pub(crate) fn enable_kicks(&self) -> bool {
-        if self.queue.event_idx_enabled {
+        let place = if self.queue.event_idx_enabled {
             let place = HEADER + USED_SIZE * usize::from(self.queue.size);
             let next = self.queue.next_avail.to_le();
             self.used.u16(place).store(next, Relaxed);
+            place
         } else {
             self.used.u16(FLAGS).store(0, Relaxed);
+            FLAGS
+        };
+        if let Some(log) = &self.used_log {
+            log.mark(place, EVENT_SIZE);
         }
         // The driver writes its index and then reads the event; this side does the reverse.
         fence(SeqCst);
         self.has_requests()
     }
+}
+
+/// Bytes of the used ring of a queue of this size.
+pub(crate) fn used_len(size: u16) -> usize {
+    HEADER + usize::from(size) * USED_SIZE + EVENT_SIZE
 }
 
 /// Finds the queue and its descriptor table, available and used ring at these addresses of the
@@ -345,7 +405,7 @@ fn place(
     let count = usize::from(queue.size);
     let descriptors = count * size_of::<Descriptor>();
     let available = HEADER + count * HEAD_SIZE + EVENT_SIZE;
-    let used = HEADER + count * USED_SIZE + EVENT_SIZE;
+    let used = used_len(queue.size);
     let parts = [
         Part::find(
             memory,

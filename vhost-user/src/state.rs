@@ -30,7 +30,7 @@ use crate::memory::MAX_SLOTS;
 use crate::split::Addresses;
 
 const MAGIC: u64 = u64::from_be_bytes(*b"vu-state");
-const VERSION: u64 = 1;
+const VERSION: u64 = 2;
 const WORD: usize = size_of::<u64>();
 
 /// Where the fields are.
@@ -43,7 +43,7 @@ const COPY: usize = WORD * (FIXED + MAX_SLOTS * REGION);
 const TABLE: usize = (COPIES + 2 * COPY).next_multiple_of(4096);
 
 /// Words of a configuration without regions, and of a region.
-const FIXED: usize = 13;
+const FIXED: usize = 18;
 const REGION: usize = 5;
 
 /// The largest ring (virtio 1.2, 2.7).
@@ -53,6 +53,7 @@ const READY: u64 = 1 << 0;
 const PLACED: u64 = 1 << 1;
 const ENABLED: u64 = 1 << 2;
 const STARTED: u64 = 1 << 3;
+const USED_LOGGED: u64 = 1 << 4;
 
 /// Stands for a descriptor that there is not.
 const NONE: u64 = u64::MAX;
@@ -78,6 +79,11 @@ pub(crate) struct Saved {
     pub(crate) kick: Option<RawFd>,
     pub(crate) call: Option<RawFd>,
     pub(crate) error: Option<RawFd>,
+    /// The file of the dirty log, the log's offset in it, and its size.
+    pub(crate) log: Option<(RawFd, u64, u64)>,
+    pub(crate) log_call: Option<RawFd>,
+    /// Where the used ring begins in the log, if its pages are marked.
+    pub(crate) used_place: Option<u64>,
     pub(crate) enabled: bool,
     pub(crate) started: bool,
 }
@@ -191,7 +197,12 @@ impl Saved {
         let flags = flag(self.ready, READY)
             | flag(self.addresses.is_some(), PLACED)
             | flag(self.enabled, ENABLED)
-            | flag(self.started, STARTED);
+            | flag(self.started, STARTED)
+            | flag(self.used_place.is_some(), USED_LOGGED);
+        let (log, log_offset, log_size) = match self.log {
+            Some((file, offset, size)) => (Some(file), offset, size),
+            None => (None, 0, 0),
+        };
         let descriptor = |fd: Option<RawFd>| fd.map_or(NONE, |fd| fd as u64);
         let addresses = self.addresses.unwrap_or_default();
         let fixed: [u64; FIXED] = [
@@ -208,6 +219,11 @@ impl Saved {
             descriptor(self.call),
             descriptor(self.error),
             self.regions.len() as u64,
+            descriptor(log),
+            log_offset,
+            log_size,
+            descriptor(self.log_call),
+            self.used_place.unwrap_or_default(),
         ];
         for word in fixed {
             put(word)?;
@@ -247,6 +263,11 @@ impl Saved {
             call,
             error,
             count,
+            log,
+            log_offset,
+            log_size,
+            log_call,
+            used_place,
         ] = fixed;
         if count > MAX_SLOTS as u64 {
             return Err(invalid("too many memory regions"));
@@ -274,6 +295,9 @@ impl Saved {
             kick: descriptor(kick)?,
             call: descriptor(call)?,
             error: descriptor(error)?,
+            log: descriptor(log)?.map(|file| (file, log_offset, log_size)),
+            log_call: descriptor(log_call)?,
+            used_place: (flags & USED_LOGGED != 0).then_some(used_place),
             enabled: flags & ENABLED != 0,
             started: flags & STARTED != 0,
         })

@@ -13,7 +13,8 @@ use crate::machine::{
 #[test]
 fn exactly_what_is_implemented_is_offered() {
     let mut machine = Machine::new();
-    assert_eq!(machine.ask_u64(request::GET_FEATURES), FEATURES);
+    let offered = machine.ask_u64(request::GET_FEATURES);
+    assert_eq!(offered, FEATURES | feature::LOG_ALL);
     let offered = machine.ask_u64(request::GET_PROTOCOL_FEATURES);
     assert_eq!(offered, PROTOCOL_FEATURES);
 }
@@ -286,9 +287,7 @@ fn a_request_that_cannot_be_answered_ends_the_connection() {
     for (request, payload) in cases {
         let mut machine = Machine::started();
         // Some front-ends acknowledge what they know, not what they were offered.
-        let all = u64s(&[PROTOCOL_FEATURES
-            | protocol_feature::INFLIGHT_SHMFD
-            | protocol_feature::LOG_SHMFD]);
+        let all = u64s(&[PROTOCOL_FEATURES | protocol_feature::INFLIGHT_SHMFD]);
         let refused = machine.set(request::SET_PROTOCOL_FEATURES, &all, &[]);
         assert_eq!(refused, Err(Refused));
         machine.front_end.send(request, &payload, &[]);

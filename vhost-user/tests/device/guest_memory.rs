@@ -1,5 +1,7 @@
 //! Guest memory as a front-end has it: files, of which parts appear in the guest.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
@@ -43,6 +45,8 @@ impl Region {
 #[derive(Default)]
 pub struct GuestMemory {
     pub regions: Vec<Region>,
+    /// The pages that the guest has written.
+    pub written: RefCell<BTreeSet<u64>>,
 }
 
 impl GuestMemory {
@@ -77,6 +81,10 @@ impl GuestMemory {
 
     pub fn write(&self, address: u64, bytes: &[u8]) {
         let mut done = 0;
+        if let Some(last) = (bytes.len() as u64).checked_sub(1) {
+            let pages = address >> 12..=(address + last) >> 12;
+            self.written.borrow_mut().extend(pages);
+        }
         while done < bytes.len() {
             let (region, at) = self.place(address + done as u64);
             let count = (bytes.len() - done).min((region.size - at) as usize);

@@ -33,6 +33,7 @@ const TABLES: u64 = MEMORY + 0x8000;
 pub const BUFFERS: u64 = TABLES + 0x400 * 128;
 
 pub const PROTOCOL_FEATURES: u64 = protocol_feature::CONFIG
+    | protocol_feature::LOG_SHMFD
     | protocol_feature::REPLY_ACK
     | protocol_feature::RESET_DEVICE
     | protocol_feature::CONFIGURE_MEM_SLOTS;
@@ -105,6 +106,7 @@ impl Machine {
             handler,
             memory: GuestMemory {
                 regions: vec![Region::new(MEMORY, USER, MEMORY_SIZE)],
+                ..GuestMemory::default()
             },
             ring: Ring::new(128, RING),
             kick: eventfd(),
@@ -142,6 +144,16 @@ impl Machine {
     #[track_caller]
     pub fn ask_u64(&mut self, request: u32) -> u64 {
         u64::from_ne_bytes(self.ask(request, &[]).try_into().unwrap())
+    }
+
+    /// The same with a descriptor.
+    #[track_caller]
+    pub fn ask_with(&mut self, request: u32, payload: &[u8], fd: BorrowedFd<'_>) -> Vec<u8> {
+        let acknowledged = std::mem::take(&mut self.front_end.acknowledged);
+        self.front_end.send(request, payload, &[fd]);
+        self.front_end.acknowledged = acknowledged;
+        self.event_loop.turn();
+        self.front_end.reply(request).expect("an answer")
     }
 
     /// A request that has none of its own.
@@ -213,13 +225,17 @@ impl Machine {
     }
 
     pub fn set_vring_addr(&mut self) -> Result<(), Refused> {
-        let mut payload = u32s(&[0, 0]);
+        // User-mode Linux: no log.
+        self.set_vring_addr_and_log(0, u64::MAX)
+    }
+
+    pub fn set_vring_addr_and_log(&mut self, flags: u32, log: u64) -> Result<(), Refused> {
+        let mut payload = u32s(&[0, flags]);
         let Layout { table, avail, used } = self.ring.layout;
         for part in [table, used, avail] {
             payload.extend(u64s(&[self.memory.user_address(part)]));
         }
-        // User-mode Linux: no log.
-        payload.extend(u64s(&[u64::MAX]));
+        payload.extend(u64s(&[log]));
         self.set(request::SET_VRING_ADDR, &payload, &[])
     }
 

@@ -20,7 +20,7 @@ use ring_driver::{NO_INTERRUPT, Used, readable};
 
 impl Machine {
     /// The process is killed: what it has not answered stays so.
-    fn kill(&mut self) {
+    pub fn kill(&mut self) {
         self.event_loop.kill();
         self.handler
             .kept
@@ -30,7 +30,7 @@ impl Machine {
     }
 
     /// Another process goes on, with a handler that keeps what it gets or answers it.
-    fn resume(&mut self, keep: bool, faulty: bool) -> Result<bool, Error> {
+    pub fn resume(&mut self, keep: bool, faulty: bool) -> Result<bool, Error> {
         self.handler = Rc::new(Echo::default());
         self.handler.keep.set(keep);
         let handler = self.handler.clone();
@@ -38,17 +38,17 @@ impl Machine {
     }
 
     #[track_caller]
-    fn go_on(&mut self, keep: bool) {
+    pub fn go_on(&mut self, keep: bool) {
         assert!(self.resume(keep, false).unwrap());
     }
 
-    fn restart(&mut self, keep: bool) {
+    pub fn restart(&mut self, keep: bool) {
         self.kill();
         self.go_on(keep);
     }
 
     /// What the kept requests ask, in the order in which they came.
-    fn kept(&self) -> Vec<Vec<u8>> {
+    pub fn kept(&self) -> Vec<Vec<u8>> {
         let kept = self.handler.kept.borrow();
         kept.iter()
             .map(|request| {
@@ -59,7 +59,7 @@ impl Machine {
             .collect()
     }
 
-    fn used_heads(&mut self) -> Vec<u16> {
+    pub fn used_heads(&mut self) -> Vec<u16> {
         self.take_used().iter().map(|used| used.head).collect()
     }
 }

@@ -131,6 +131,8 @@ const LOOP_ONLY: &[i64] = &[
     libc::SYS_epoll_ctl,
     libc::SYS_ppoll,
     libc::SYS_eventfd2,
+    // Memory that the front-end keeps.
+    libc::SYS_memfd_create,
     libc::SYS_timerfd_create,
     libc::SYS_timerfd_settime,
     libc::SYS_accept4,
@@ -267,7 +269,7 @@ fn rules(
     rules.insert(libc::SYS_clone3, Vec::new());
     let thread = masked(0, libc::CLONE_THREAD, libc::CLONE_THREAD)?;
     rules.insert(libc::SYS_clone, vec![rule(thread)?]);
-    // Locks, duplicates and flags; nothing that sends signals.
+    // Locks, duplicates, flags and seals; nothing that sends signals.
     let mut commands = Vec::new();
     for command in [
         libc::F_OFD_SETLK,
@@ -277,6 +279,7 @@ fn rules(
         libc::F_SETFL,
         libc::F_GETFD,
         libc::F_SETFD,
+        libc::F_ADD_SEALS,
     ] {
         commands.push(rule(equal(1, command)?)?);
     }

@@ -272,13 +272,17 @@ impl Writable {
         }
     }
 
-    /// Notes from now on what is written, or not. `tracked` is false if it may have been written before.
+    /// Notes from now on what is written. Nothing was written yet.
+    #[cold]
+    pub(crate) fn track(&mut self) {
+        self.tracked = true;
+        self.written = AtomicUsize::new(0);
+    }
+
+    /// Does not note what is written, or what was: it may be everything.
     #[inline]
-    pub(crate) fn track(&mut self, tracked: bool) {
-        self.tracked = tracked;
-        if tracked {
-            self.written = AtomicUsize::new(0);
-        }
+    pub(crate) fn untrack(&mut self) {
+        self.tracked = false;
     }
 
     /// The first part, outside of which nothing was written.

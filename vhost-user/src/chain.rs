@@ -62,12 +62,12 @@ impl Chain {
     pub(crate) fn set_resumed(&mut self, resumed: Resumed) {
         self.resumed = Some(resumed);
         // The process before may have written anything.
-        self.writable.track(false);
+        self.writable.untrack();
     }
 
-    /// Notes from now on what is written, if `tracked`.
-    pub(crate) fn track(&mut self, tracked: bool) {
-        self.writable.track(tracked);
+    /// Notes from now on what is written.
+    pub(crate) fn track(&mut self) {
+        self.writable.track();
     }
 
     /// Marks the pages that were written.
@@ -113,6 +113,7 @@ impl Chain {
         head: u16,
     ) -> Result<(), ChainError> {
         self.clear();
+        self.writable.untrack();
         self.head = head;
         let memory = &**self.memory.insert(memory.clone());
         let (readable, writable) = (&mut self.readable.0, &mut self.writable.segments);

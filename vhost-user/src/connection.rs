@@ -13,6 +13,7 @@ use crate::chain::Chains;
 use crate::device::{Device, take_batch};
 use crate::endpoint;
 use crate::error::{Error, RingError};
+use crate::inflight_region::Room;
 use crate::interface::{DeviceConfig, Handler, Poller, Source};
 use crate::log_limiter::LogLimiter;
 use crate::messages;
@@ -200,6 +201,11 @@ impl Connection {
         }
         self.save()?;
         Ok(Status::Open)
+    }
+
+    /// What the front-end keeps for the handler; None before it has handed it over.
+    pub fn room(&self) -> Option<Room> {
+        self.device().room()
     }
 
     /// Whether there is a request to take; makes no system call.

@@ -26,6 +26,8 @@ use virtio_queue::{Queue, QueueT};
 use crate::chain::Chains;
 use crate::dirty_log::DirtyLog;
 use crate::error::{Error as Failure, RingError, SHARED};
+use crate::inflight::Inflight;
+use crate::inflight_region::{self, InflightRegion, Room};
 use crate::interface::{DeviceConfig, Handler, Poller, Source};
 use crate::memory::{MAX_SLOTS, Memory};
 use crate::request::Request;
@@ -47,8 +49,9 @@ pub(crate) struct Device {
     poller: Rc<dyn Poller>,
     ring: Rc<Ring>,
     memory: Rc<Memory>,
-    /// Where the ring notes which requests are in flight.
+    /// Where the ring notes which requests are in flight, unless the front-end keeps that.
     state: State,
+    inflight: Option<InflightRegion>,
     features: u64,
     protocol_features: u64,
     /// The ring's configuration: its size, EVENT_IDX, the next request to take. Ready unless the last
@@ -131,6 +134,7 @@ impl Device {
             ring,
             memory: Rc::default(),
             state,
+            inflight: None,
             features: 0,
             protocol_features: 0,
             queue,
@@ -181,12 +185,22 @@ impl Device {
                  ({SHARED})"
             );
         }
-        let inflight = self.state.inflight(self.queue.size()).map_err(failed)?;
-        // What is in the ring has not been taken, whatever happened before.
-        inflight.clear();
-        self.ring
-            .start(self.queue.state(), addresses, &self.memory, inflight)
-            .map_err(failed)?;
+        let inflight = self.table().map_err(failed)?;
+        // What is in the ring has not been taken, whatever happened before. Only a region of the
+        // front-end knows better, as it may come from another process.
+        if self.inflight.is_none() {
+            inflight.clear();
+        }
+        let (queue, memory) = (self.queue.state(), &self.memory);
+        let mut started = self.ring.start(queue, addresses, memory, inflight);
+        if let (Err(error @ RingError::Inflight(_)), Some(region)) = (&started, &self.inflight) {
+            // The driver may have begun anew while nobody served it.
+            log::warn!("what was in flight is lost: {error}");
+            let inflight = region.table().map_err(failed)?;
+            inflight.clear();
+            started = self.ring.start(queue, addresses, memory, inflight);
+        }
+        started.map_err(failed)?;
         if let Err(error) = self.poller.watch(kick.as_fd(), Source::Kick) {
             self.ring.stop();
             return Err(failed(error));
@@ -194,6 +208,19 @@ impl Device {
         self.watched = true;
         self.started = true;
         Ok(())
+    }
+
+    /// The table of requests in flight.
+    fn table(&self) -> std::result::Result<Inflight, RingError> {
+        match &self.inflight {
+            Some(region) => region.table(),
+            None => self.state.inflight(self.queue.size()),
+        }
+    }
+
+    /// What the front-end keeps for the handler.
+    pub(crate) fn room(&self) -> Option<Room> {
+        self.inflight.as_ref().map(InflightRegion::room)
     }
 
     /// Drains the requests in flight, then stops the ring.
@@ -254,6 +281,7 @@ impl Device {
             log: self.log.as_ref().and_then(|log| log.described()),
             log_call,
             used_place: self.used_place,
+            inflight: self.inflight.as_ref().and_then(|region| region.described()),
             enabled: self.enabled,
             started: self.started,
         }
@@ -301,6 +329,10 @@ impl Device {
         self.ring.set_log_call(log_call.map_err(Failure::State)?);
         self.used_place = saved.used_place;
         self.apply_log();
+        if let Some((file, offset, size, queue_size)) = saved.inflight {
+            let region = InflightRegion::open(claim(file)?, offset, size, queue_size);
+            self.inflight = Some(region.map_err(Failure::State)?);
+        }
         self.enabled = saved.enabled;
         self.started = saved.started;
         if self.started {
@@ -315,8 +347,7 @@ impl Device {
         let (Some(kick), Some(addresses)) = (&self.kick, &self.addresses) else {
             return Err(Failure::State(io::ErrorKind::InvalidData.into()));
         };
-        let inflight = || self.state.inflight(self.queue.size());
-        let going = inflight().and_then(|table| {
+        let going = self.table().and_then(|table| {
             // The ring had failed, and stays so.
             if !table.has_content() {
                 return Ok(());
@@ -328,7 +359,7 @@ impl Device {
                 .start(self.queue.state(), addresses, &self.memory, table)
         });
         if let Err(error) = going {
-            if let Ok(table) = inflight() {
+            if let Ok(table) = self.table() {
                 table.clear();
             }
             self.ring.fail(&error);
@@ -351,6 +382,8 @@ impl Device {
         self.ring.notify();
         let placed = self.ring.set_memory(&self.memory, self.addresses.as_ref());
         if let Err(error) = placed {
+            self.drain();
+            self.ring.notify();
             self.halt();
             return Err(failed(error));
         }
@@ -475,7 +508,12 @@ impl VhostUserBackendReqHandlerMut for Device {
     }
 
     fn get_protocol_features(&mut self) -> Result<VhostUserProtocolFeatures> {
-        Ok(VhostUserProtocolFeatures::CONFIG
+        let optional = match self.handler.room() {
+            Some(_) => VhostUserProtocolFeatures::INFLIGHT_SHMFD,
+            None => VhostUserProtocolFeatures::empty(),
+        };
+        Ok(optional
+            | VhostUserProtocolFeatures::CONFIG
             | VhostUserProtocolFeatures::REPLY_ACK
             | VhostUserProtocolFeatures::LOG_SHMFD
             | VhostUserProtocolFeatures::RESET_DEVICE
@@ -677,6 +715,37 @@ impl VhostUserBackendReqHandlerMut for Device {
         Ok(())
     }
 
+    /// The region is this process's; its content counts once the front-end has handed it over.
+    fn get_inflight_fd(&mut self, wanted: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
+        let Some(room) = self.handler.room() else {
+            return Err(hang_up("no in-flight tracking"));
+        };
+        if wanted.num_queues != 1 || wanted.queue_size > self.config.max_queue_size {
+            return Err(hang_up("in-flight tracking for other rings than there are"));
+        }
+        inflight_region::create(wanted.queue_size, room).map_err(|error| {
+            log::error!("no memory for the requests in flight: {error}");
+            hang_up("no memory for the requests in flight")
+        })
+    }
+
+    fn set_inflight_fd(&mut self, region: &VhostUserInflight, file: File) -> Result<()> {
+        self.stopped()?;
+        if self.handler.room().is_none() {
+            return Err(refuse("no in-flight tracking"));
+        }
+        if region.num_queues != 1 || region.queue_size > self.config.max_queue_size {
+            return Err(refuse("in-flight tracking for other rings than there are"));
+        }
+        let (offset, size) = (region.mmap_offset, region.mmap_size);
+        let region = InflightRegion::open(file, offset, size, region.queue_size).map_err(failed)?;
+        self.handler.adopt(region.room()).map_err(failed)?;
+        // Nobody knows how a process before has ended, if there was one.
+        region.table().map_err(failed)?.blame();
+        self.inflight = Some(region);
+        Ok(())
+    }
+
     // The rest belongs to features that are not offered.
 
     fn set_gpu_socket(&mut self, _: GpuBackend) -> Result<()> {
@@ -685,14 +754,6 @@ impl VhostUserBackendReqHandlerMut for Device {
 
     fn get_shared_object(&mut self, _: VhostUserSharedMsg) -> Result<File> {
         Err(refuse("no shared objects"))
-    }
-
-    fn get_inflight_fd(&mut self, _: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
-        Err(hang_up("no in-flight tracking"))
-    }
-
-    fn set_inflight_fd(&mut self, _: &VhostUserInflight, _: File) -> Result<()> {
-        Err(refuse("no in-flight tracking"))
     }
 
     fn set_device_state_fd(

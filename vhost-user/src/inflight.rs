@@ -87,7 +87,7 @@ pub(crate) struct Lost {
     pub(crate) resumed: Resumed,
 }
 
-/// The table of a ring.
+/// The table of a ring, which may be smaller than the table.
 ///
 /// Invariant: the three parts lie in `region` one behind the other, aligned, with `size` elements in
 /// each array.
@@ -154,6 +154,11 @@ impl Inflight {
     fn origins(&self) -> &[Origin] {
         // SAFETY: as for `entries`.
         unsafe { NonNull::slice_from_raw_parts(self.origins, self.size.into()).as_ref() }
+    }
+
+    /// How many requests it has room for.
+    pub(crate) fn size(&self) -> u16 {
+        self.size
     }
 
     /// Marks the table as one without content.

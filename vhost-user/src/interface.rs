@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 
+use crate::inflight_region::Room;
 use crate::request::Request;
 
 /// What the device is.
@@ -39,6 +40,21 @@ pub trait Handler {
 
     /// The driver has gone, or starts anew: forget its state.
     fn reset(&self);
+
+    /// How many bytes the front-end is to keep for the handler, to hand them to the process that follows
+    /// if this one dies. None: the front-end is not asked to track the requests in flight (the protocol
+    /// feature INFLIGHT_SHMFD).
+    fn room(&self) -> Option<usize> {
+        None
+    }
+
+    /// The front-end has handed over a [`Room`]: a new one, or that of a process before, whose requests in
+    /// flight follow when the ring starts. Errors: its content cannot be used; the front-end is told,
+    /// and nothing is taken from it.
+    fn adopt(&self, room: Room) -> io::Result<()> {
+        drop(room);
+        Ok(())
+    }
 }
 
 /// What a watched descriptor is for.

@@ -16,6 +16,7 @@
 //! - `ring`: pop, push, notify; `split`: the ring's layout in memory.
 //! - `chain`: one walk over the descriptors of a request.
 //! - `inflight`: which requests are in flight, in memory that outlives the process.
+//! - `inflight_region`: its place if the front-end keeps it.
 //! - `dirty_log`: which pages of the guest's memory were written.
 //! - `buffers`: copying and I/O on guest memory.
 //! - `memory`: the guest's memory as the front-end describes it.
@@ -44,6 +45,7 @@ mod dirty_log;
 mod endpoint;
 mod error;
 mod inflight;
+mod inflight_region;
 mod interface;
 mod log_limiter;
 mod memory;
@@ -59,6 +61,7 @@ pub use buffers::{Readable, Writable};
 pub use connection::{Connection, Status};
 pub use error::{ChainError, Error, RingError};
 pub use inflight::Resumed;
+pub use inflight_region::Room;
 pub use interface::{DeviceConfig, Handler, Poller, Source};
 pub use request::Request;
 pub use state::State;

@@ -168,7 +168,7 @@ impl Ring {
 
     /// Stops the ring. Returns the index of the next request to take.
     pub(crate) fn stop(&self) -> u16 {
-        if let Some(split) = self.split.take() {
+        if let Some(mut split) = self.split.take() {
             self.base.set(split.stop());
         }
         self.base.get()
@@ -181,7 +181,10 @@ impl Ring {
                 "the ring stops, as the driver violates its rules: {error} (violation {number})"
             );
         }
-        self.stop();
+        if let Some(mut split) = self.split.take() {
+            self.base.set(split.stop());
+            split.forget();
+        }
         if let Some(error) = &*self.error.borrow() {
             error.signal();
         }
@@ -232,7 +235,9 @@ impl Ring {
         let spare = self.spare.borrow_mut().pop();
         let mut chain = spare.unwrap_or_else(|| Box::new(Chain::new()));
         chain.walk(split.memory(), split.descriptors(), head)?;
-        chain.track(self.logs.get());
+        if self.logs.get() {
+            chain.track();
+        }
         chain.readable().prefetch(REQUEST);
         chain.writable().prefetch(REPLY);
         Ok(chain)

@@ -112,7 +112,6 @@ impl UsedLog {
         UsedLog { log, start }
     }
 
-    #[cold]
     fn mark(&self, at: usize, len: usize) {
         self.log
             .mark(self.start.saturating_add(at as u64), len as u64);
@@ -151,11 +150,20 @@ impl SplitRing {
         let (mut queue, [descriptors, available, used]) = place(queue, addresses, memory)?;
         // vhost-user has no message for the used index: it stands in the ring.
         queue.next_used = u16::from_le(used.u16(INDEX).load(Acquire));
+        if inflight.size() < queue.size {
+            return Err(RingError::Inflight("it belongs to a smaller ring"));
+        }
         let lost = match inflight.open(queue.next_used)? {
             None => VecDeque::new(),
             Some(lost) => {
-                // At most the ring's size, which is a u16.
+                // At most the table's size, which is a u16.
                 queue.next_avail = queue.next_used.wrapping_add(lost.len() as u16);
+                let index = u16::from_le(available.u16(INDEX).load(Acquire));
+                let more = index.wrapping_sub(queue.next_avail);
+                // The driver may have begun anew meanwhile.
+                if !lost.is_empty() && lost.len() + usize::from(more) > queue.size.into() {
+                    return Err(RingError::Inflight("it belongs to another ring"));
+                }
                 lost.into()
             }
         };
@@ -297,8 +305,8 @@ impl SplitRing {
         if count > 0 {
             self.used.u16(INDEX).store(next.to_le(), Release);
             self.inflight.publish(count, next);
-            if let Some(log) = &self.used_log {
-                self.mark_pushed(log);
+            if self.used_log.is_some() {
+                self.mark_pushed();
             }
             self.published = next;
         }
@@ -306,7 +314,10 @@ impl SplitRing {
 
     /// Marks the entries that were pushed since the last publication, and the index.
     #[cold]
-    fn mark_pushed(&self, log: &UsedLog) {
+    fn mark_pushed(&self) {
+        let Some(log) = &self.used_log else {
+            return;
+        };
         log.mark(FLAGS, HEADER);
         let mut index = self.published;
         while index != self.queue.next_used {
@@ -326,12 +337,15 @@ impl SplitRing {
         }
     }
 
-    /// The ring stops for good: shows the driver what was pushed, and forgets what is in flight.
-    /// Returns the index of the next request to take.
-    pub(crate) fn stop(mut self) -> u16 {
+    /// The ring stops: shows the driver what was pushed. Returns the index of the next request to take.
+    pub(crate) fn stop(&mut self) -> u16 {
         self.publish();
-        self.inflight.clear();
         self.queue.next_avail
+    }
+
+    /// The ring has failed: forgets what is in flight.
+    pub(crate) fn forget(&mut self) {
+        self.inflight.clear();
     }
 
     /// Whether the driver wants a notification for what was published since the last call.
@@ -355,25 +369,39 @@ impl SplitRing {
         if !self.queue.event_idx_enabled {
             let flags = (VRING_USED_F_NO_NOTIFY as u16).to_le();
             self.used.u16(FLAGS).store(flags, Relaxed);
-            if let Some(log) = &self.used_log {
-                log.mark(FLAGS, HEADER);
+            if self.used_log.is_some() {
+                self.mark_kicks();
             }
+        }
+    }
+
+    /// Where the driver is asked for kicks by index.
+    fn event_place(&self) -> usize {
+        HEADER + USED_SIZE * usize::from(self.queue.size)
+    }
+
+    /// Marks what asks the driver for kicks.
+    #[cold]
+    fn mark_kicks(&self) {
+        if let Some(log) = &self.used_log {
+            let place = match self.queue.event_idx_enabled {
+                true => self.event_place(),
+                false => FLAGS,
+            };
+            log.mark(place, EVENT_SIZE);
         }
     }
 
     /// Asks the driver for a kick at the next request. True if one is available already.
     pub(crate) fn enable_kicks(&self) -> bool {
-        let place = if self.queue.event_idx_enabled {
-            let place = HEADER + USED_SIZE * usize::from(self.queue.size);
+        if self.queue.event_idx_enabled {
             let next = self.queue.next_avail.to_le();
-            self.used.u16(place).store(next, Relaxed);
-            place
+            self.used.u16(self.event_place()).store(next, Relaxed);
         } else {
             self.used.u16(FLAGS).store(0, Relaxed);
-            FLAGS
-        };
-        if let Some(log) = &self.used_log {
-            log.mark(place, EVENT_SIZE);
+        }
+        if self.used_log.is_some() {
+            self.mark_kicks();
         }
         // The driver writes its index and then reads the event; this side does the reverse.
         fence(SeqCst);

@@ -4,7 +4,7 @@
 //! ```text
 //! 0        magic u64, version u64, sequence u64, handled u64
 //! COPIES   2 × the configuration, at most COPY bytes
-//! TABLE    the table of requests in flight, see `inflight`
+//! TABLE    the table of requests in flight, see `inflight`, unless the front-end keeps it
 //! ```
 //!
 //! All numbers are u64 in the host's byte order, except for those of the table. The configuration is
@@ -43,7 +43,7 @@ const COPY: usize = WORD * (FIXED + MAX_SLOTS * REGION);
 const TABLE: usize = (COPIES + 2 * COPY).next_multiple_of(4096);
 
 /// Words of a configuration without regions, and of a region.
-const FIXED: usize = 18;
+const FIXED: usize = 22;
 const REGION: usize = 5;
 
 /// The largest ring (virtio 1.2, 2.7).
@@ -84,6 +84,9 @@ pub(crate) struct Saved {
     pub(crate) log_call: Option<RawFd>,
     /// Where the used ring begins in the log, if its pages are marked.
     pub(crate) used_place: Option<u64>,
+    /// The file of the region for requests in flight, the region's offset in it and its size, and the
+    /// size of its ring.
+    pub(crate) inflight: Option<(RawFd, u64, u64, u16)>,
     pub(crate) enabled: bool,
     pub(crate) started: bool,
 }
@@ -203,6 +206,10 @@ impl Saved {
             Some((file, offset, size)) => (Some(file), offset, size),
             None => (None, 0, 0),
         };
+        let (inflight, inflight_offset, inflight_size, queue_size) = match self.inflight {
+            Some((file, offset, size, queue_size)) => (Some(file), offset, size, queue_size),
+            None => (None, 0, 0, 0),
+        };
         let descriptor = |fd: Option<RawFd>| fd.map_or(NONE, |fd| fd as u64);
         let addresses = self.addresses.unwrap_or_default();
         let fixed: [u64; FIXED] = [
@@ -224,6 +231,10 @@ impl Saved {
             log_size,
             descriptor(self.log_call),
             self.used_place.unwrap_or_default(),
+            descriptor(inflight),
+            inflight_offset,
+            inflight_size,
+            queue_size.into(),
         ];
         for word in fixed {
             put(word)?;
@@ -268,7 +279,15 @@ impl Saved {
             log_size,
             log_call,
             used_place,
+            inflight,
+            inflight_offset,
+            inflight_size,
+            queue_size,
         ] = fixed;
+        let inflight = match descriptor(inflight)? {
+            Some(file) => Some((file, inflight_offset, inflight_size, short(queue_size)?)),
+            None => None,
+        };
         if count > MAX_SLOTS as u64 {
             return Err(invalid("too many memory regions"));
         }
@@ -298,6 +317,7 @@ impl Saved {
             log: descriptor(log)?.map(|file| (file, log_offset, log_size)),
             log_call: descriptor(log_call)?,
             used_place: (flags & USED_LOGGED != 0).then_some(used_place),
+            inflight,
             enabled: flags & ENABLED != 0,
             started: flags & STARTED != 0,
         })

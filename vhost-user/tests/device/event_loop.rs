@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::rc::{Rc, Weak};
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use vhost_user::{Connection, DeviceConfig, Error, Handler, Poller, Source, Status};
+use vhost_user::{Connection, DeviceConfig, Error, Handler, Poller, Room, Source, Status};
 
 use crate::saved::SavedState;
 
@@ -141,6 +141,14 @@ impl EventLoop {
         self.left.extend(self.saved.duplicates());
     }
 
+    /// What the killed process has left is gone, too.
+    pub fn abandon(&mut self) {
+        while let Some(fd) = self.left.pop_first() {
+            // SAFETY: the connection that owned it was forgotten, and nobody has claimed it since.
+            drop(unsafe { OwnedFd::from_raw_fd(fd) });
+        }
+    }
+
     /// Another process goes on with what the killed one has left.
     pub fn resume(
         &mut self,
@@ -159,10 +167,7 @@ impl EventLoop {
         let state = self.saved.state();
         let watched = self.watched.handle();
         let resumed = Connection::resume(config, handler, watched, state, &mut claim, faulty);
-        while let Some(fd) = self.left.pop_first() {
-            // SAFETY: as above.
-            drop(unsafe { OwnedFd::from_raw_fd(fd) });
-        }
+        self.abandon();
         self.connection = resumed?;
         Ok(self.connection.is_some())
     }
@@ -234,6 +239,11 @@ impl EventLoop {
     /// How the connection ended, if it did.
     pub fn end(&self) -> Option<&End> {
         self.end.as_ref()
+    }
+
+    /// What the front-end keeps for the handler.
+    pub fn room(&self) -> Option<Room> {
+        self.connection.as_ref().and_then(Connection::room)
     }
 
     /// How many descriptors are watched.

@@ -1,11 +1,14 @@
 //! The front-end's messages, put together by hand as the specification has them: what the back-end
 //! says is held against a second reading of it.
 
-use std::io::{ErrorKind, IoSlice, Read};
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::fs::File;
+use std::io::{IoSlice, IoSliceMut, Read};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 
-use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
+use nix::cmsg_space;
+use nix::errno::Errno;
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, recvmsg, sendmsg};
 
 pub mod request {
     pub const GET_FEATURES: u32 = 1;
@@ -29,6 +32,7 @@ pub mod request {
     pub const GET_CONFIG: u32 = 24;
     pub const SET_CONFIG: u32 = 25;
     pub const GET_INFLIGHT_FD: u32 = 31;
+    pub const SET_INFLIGHT_FD: u32 = 32;
     pub const RESET_DEVICE: u32 = 34;
     pub const GET_MAX_MEM_SLOTS: u32 = 36;
     pub const ADD_MEM_REG: u32 = 37;
@@ -110,18 +114,44 @@ impl FrontEnd {
     /// The answer to `request`, if it is there.
     #[track_caller]
     pub fn reply(&mut self, request: u32) -> Option<Vec<u8>> {
+        let (payload, file) = self.reply_with_file(request)?;
+        assert!(file.is_none());
+        Some(payload)
+    }
+
+    /// The same with a descriptor.
+    #[track_caller]
+    pub fn reply_with_file(&mut self, request: u32) -> Option<(Vec<u8>, Option<File>)> {
         let mut header = [0; 12];
-        match self.socket.read_exact(&mut header) {
-            Ok(()) => {}
-            Err(error) if error.kind() == ErrorKind::WouldBlock => return None,
-            Err(error) if error.kind() == ErrorKind::UnexpectedEof => return None,
+        let mut space = cmsg_space!(RawFd);
+        let mut pieces = [IoSliceMut::new(&mut header)];
+        let received = recvmsg::<UnixAddr>(
+            self.socket.as_raw_fd(),
+            &mut pieces,
+            Some(&mut space),
+            MsgFlags::MSG_CMSG_CLOEXEC,
+        );
+        let mut file = None;
+        match received {
+            Err(Errno::EAGAIN | Errno::ECONNRESET) => return None,
             Err(error) => panic!("{error}"),
+            Ok(received) if received.bytes == 0 => return None,
+            Ok(received) => {
+                for message in received.cmsgs().unwrap() {
+                    if let ControlMessageOwned::ScmRights(fds) = message {
+                        assert_eq!(fds.len(), 1);
+                        // SAFETY: the kernel has just made it for this process.
+                        file = Some(unsafe { File::from_raw_fd(fds[0]) });
+                    }
+                }
+                assert_eq!(received.bytes, header.len());
+            }
         }
         let field = |at: usize| u32::from_ne_bytes(header[at..at + 4].try_into().unwrap());
         assert_eq!(field(0), request);
         assert_eq!(field(4), VERSION | REPLY);
         let mut payload = vec![0; field(8) as usize];
         self.socket.read_exact(&mut payload).unwrap();
-        Some(payload)
+        Some((payload, file))
     }
 }

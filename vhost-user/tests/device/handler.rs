@@ -1,8 +1,9 @@
 //! A device that echoes, at once or when it is told to.
 
 use std::cell::{Cell, RefCell};
+use std::io;
 
-use vhost_user::{Handler, Request, Resumed};
+use vhost_user::{Handler, Request, Resumed, Room};
 
 /// Answers every request with the bytes it came with, as many as fit.
 #[derive(Default)]
@@ -20,6 +21,12 @@ pub struct Echo {
     pub resets: Cell<usize>,
     /// How many requests were answered only then.
     pub drained: Cell<usize>,
+    /// How much the front-end is to keep.
+    pub room: Cell<Option<usize>>,
+    /// What it has handed over.
+    pub adopted: RefCell<Vec<Room>>,
+    /// Refuse that.
+    pub refuses: Cell<bool>,
 }
 
 pub fn echo(request: Request) {
@@ -57,6 +64,18 @@ impl Handler for Echo {
     fn drain(&self) {
         self.drains.set(self.drains.get() + 1);
         self.drained.set(self.drained.get() + self.answer());
+    }
+
+    fn room(&self) -> Option<usize> {
+        self.room.get()
+    }
+
+    fn adopt(&self, room: Room) -> io::Result<()> {
+        if self.refuses.get() {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        self.adopted.borrow_mut().push(room);
+        Ok(())
     }
 
     fn reset(&self) {

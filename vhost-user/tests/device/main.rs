@@ -3,7 +3,7 @@
 //!
 //! - `event_loop`, `handler`, `front_end`, `guest_memory`, `machine`, `random`, `log_lines`, `saved`: the
 //!   other side of everything, and what turns it. The driver is in the crate `ring-driver`.
-//! - `control`, `dirty_log`, `lifecycle`, `notification`, `memory`, `buffers`, `chains`, `broken_ring`,
+//! - `control`, `dirty_log`, `inflight`, `lifecycle`, `notification`, `memory`, `buffers`, `chains`, `broken_ring`,
 //!   `garbage`, `race`, `resume`: the tests.
 
 mod event_loop;
@@ -21,6 +21,7 @@ mod chains;
 mod control;
 mod dirty_log;
 mod garbage;
+mod inflight;
 mod lifecycle;
 mod memory;
 mod notification;

@@ -31,7 +31,9 @@ impl Machine {
 
     /// Another process goes on, with a handler that keeps what it gets or answers it.
     pub fn resume(&mut self, keep: bool, faulty: bool) -> Result<bool, Error> {
+        let room = self.handler.room.get();
         self.handler = Rc::new(Echo::default());
+        self.handler.room.set(room);
         self.handler.keep.set(keep);
         let handler = self.handler.clone();
         self.event_loop.resume(&config(), handler, faulty)

@@ -16,9 +16,10 @@ pub const KICK: u64 = 9;
 pub const CALL: u64 = 10;
 pub const ERROR: u64 = 11;
 pub const REGIONS: u64 = 12;
-pub const LOG: u64 = 13;
-pub const LOG_CALL: u64 = 16;
-pub const FIXED: u64 = 18;
+const LOG: u64 = 13;
+const LOG_CALL: u64 = 16;
+const INFLIGHT: u64 = 18;
+pub const FIXED: u64 = 22;
 /// Words of a memory region, of which the last is its file.
 pub const REGION: u64 = 5;
 const SLOTS: u64 = 509;
@@ -80,7 +81,7 @@ impl SavedState {
         }
         let count = self.word(self.place(true, REGIONS)).min(SLOTS);
         let files = (0..count).map(|region| FIXED + REGION * region + REGION - 1);
-        ([SOCKET, KICK, CALL, ERROR, LOG, LOG_CALL]
+        ([SOCKET, KICK, CALL, ERROR, LOG, LOG_CALL, INFLIGHT]
             .into_iter()
             .chain(files))
         .filter_map(|word| self.number(word))

@@ -256,10 +256,10 @@ impl Readable {
 /// The buffers that the device writes for the driver.
 pub struct Writable {
     pub(crate) segments: Segments,
-    /// Whether `written` is kept: only while the guest's pages are logged.
+    /// Whether `written` is kept, as it is while the guest's pages are logged.
     tracked: bool,
-    /// The end of the last byte that was written. Relaxed: whoever completes the request has learnt of
-    /// the writes of other threads before.
+    /// No byte from here on was written. Relaxed: whoever completes the request has learnt of the writes
+    /// of other threads before.
     written: AtomicUsize,
 }
 
@@ -274,13 +274,13 @@ impl Writable {
 
     /// Notes from now on what is written. Nothing was written yet.
     #[cold]
+    #[inline(never)]
     pub(crate) fn track(&mut self) {
         self.tracked = true;
         self.written = AtomicUsize::new(0);
     }
 
     /// Does not note what is written, or what was: it may be everything.
-    #[inline]
     pub(crate) fn untrack(&mut self) {
         self.tracked = false;
     }
@@ -293,6 +293,7 @@ impl Writable {
         }
     }
 
+    /// Notes that up to `len` bytes from `at` on are written, as many as there are.
     #[inline]
     fn note_written(&self, at: usize, len: usize) {
         if self.tracked {
@@ -301,9 +302,11 @@ impl Writable {
     }
 
     #[cold]
+    #[inline(never)]
     fn note(&self, at: usize, len: usize) {
+        let len = len.min(self.len().saturating_sub(at));
         if len > 0 {
-            self.written.fetch_max(at.saturating_add(len), Relaxed);
+            self.written.fetch_max(at + len, Relaxed);
         }
     }
 
@@ -329,11 +332,10 @@ impl Writable {
 
     /// Copies bytes into guest memory from `at` on, as many as fit; returns their number.
     pub fn write_at(&self, at: usize, from: &[u8]) -> usize {
-        let copied = self.segments.for_each(at, from.len(), |slice, done| {
+        self.note_written(at, from.len());
+        self.segments.for_each(at, from.len(), |slice, done| {
             slice.copy_from(&from[done..]);
-        });
-        self.note_written(at, copied);
-        copied
+        })
     }
 
     /// preadv2(2): reads up to `len` bytes from `fd` at `offset` into the buffers from `at` on, with
@@ -353,7 +355,7 @@ impl Writable {
             Ok(done) => *done,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
             // It may have failed in the middle.
-            Err(_) => len.min(self.len().saturating_sub(at)),
+            Err(_) => len,
         };
         self.note_written(at, written);
         result

@@ -113,7 +113,6 @@ impl Chain {
         head: u16,
     ) -> Result<(), ChainError> {
         self.clear();
-        self.writable.untrack();
         self.head = head;
         let memory = &**self.memory.insert(memory.clone());
         let (readable, writable) = (&mut self.readable.0, &mut self.writable.segments);

@@ -244,6 +244,7 @@ impl Ring {
     }
 
     #[cold]
+    #[inline(never)]
     fn mark(&self, chain: &Chain) {
         if let Some(log) = &*self.log.borrow() {
             chain.mark(log);
@@ -252,6 +253,7 @@ impl Ring {
     }
 
     #[cold]
+    #[inline(never)]
     fn signal_log(&self) {
         if let Some(call) = &*self.log_call.borrow() {
             call.signal();

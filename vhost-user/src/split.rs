@@ -314,6 +314,7 @@ impl SplitRing {
 
     /// Marks the entries that were pushed since the last publication, and the index.
     #[cold]
+    #[inline(never)]
     fn mark_pushed(&self) {
         let Some(log) = &self.used_log else {
             return;
@@ -382,6 +383,7 @@ impl SplitRing {
 
     /// Marks what asks the driver for kicks.
     #[cold]
+    #[inline(never)]
     fn mark_kicks(&self) {
         if let Some(log) = &self.used_log {
             let place = match self.queue.event_idx_enabled {

@@ -41,7 +41,11 @@ struct Watched(Epoll);
 
 impl Poller for Watched {
     fn watch(&self, fd: BorrowedFd<'_>, source: Source) -> io::Result<()> {
-        let event = EpollEvent::new(EpollFlags::EPOLLIN, u64::from(source == Source::Kick));
+        let flags = match source {
+            Source::Save => EpollFlags::EPOLLOUT,
+            _ => EpollFlags::EPOLLIN,
+        };
+        let event = EpollEvent::new(flags, source as u64);
         Ok(self.0.add(fd, event)?)
     }
 
@@ -50,10 +54,13 @@ impl Poller for Watched {
     }
 }
 
-/// The request numbers that setting up takes.
-mod request {
+/// The request numbers that setting up and migrating take.
+pub mod request {
+    pub const GET_FEATURES: u32 = 1;
     pub const SET_FEATURES: u32 = 2;
     pub const SET_OWNER: u32 = 3;
+    pub const SET_LOG_BASE: u32 = 6;
+    pub const SET_LOG_FD: u32 = 7;
     pub const SET_MEM_TABLE: u32 = 5;
     pub const SET_VRING_NUM: u32 = 8;
     pub const SET_VRING_ADDR: u32 = 9;
@@ -61,6 +68,11 @@ mod request {
     pub const GET_VRING_BASE: u32 = 11;
     pub const SET_VRING_KICK: u32 = 12;
     pub const SET_VRING_CALL: u32 = 13;
+    pub const SET_PROTOCOL_FEATURES: u32 = 16;
+    pub const GET_INFLIGHT_FD: u32 = 31;
+    pub const SET_INFLIGHT_FD: u32 = 32;
+    pub const SET_DEVICE_STATE_FD: u32 = 42;
+    pub const CHECK_DEVICE_STATE: u32 = 43;
 }
 
 pub fn u64s(fields: &[u64]) -> Vec<u8> {
@@ -232,10 +244,8 @@ impl Machine {
         let count = self.watched.0.wait(&mut events, EpollTimeout::ZERO);
         let count = count.expect("epoll");
         for event in &events[..count] {
-            let source = match event.data() {
-                0 => Source::Control,
-                _ => Source::Kick,
-            };
+            let sources = [Source::Control, Source::Kick, Source::Save, Source::Load];
+            let source = sources[event.data() as usize];
             if let Some(connection) = &mut self.connection {
                 if !matches!(connection.ready(source), Ok(Status::Open)) {
                     self.connection = None;

@@ -155,6 +155,8 @@ enum Token {
     Listener,
     Control,
     Kick,
+    Save,
+    Load,
 }
 
 impl Token {
@@ -165,6 +167,8 @@ impl Token {
             Token::Listener,
             Token::Control,
             Token::Kick,
+            Token::Save,
+            Token::Load,
         ]
         .into_iter()
         .find(|token| *token as u64 == data)
@@ -197,6 +201,11 @@ impl Poller for Reactor {
         let token = match source {
             Source::Control => Token::Control,
             Source::Kick => Token::Kick,
+            Source::Load => Token::Load,
+            Source::Save => {
+                let event = EpollEvent::new(EpollFlags::EPOLLOUT, Token::Save as u64);
+                return Ok(self.0.add(fd, event)?);
+            }
         };
         Reactor::watch(self, fd, token)
     }
@@ -903,6 +912,8 @@ impl Daemon {
             Token::Listener => self.accept()?,
             Token::Control => self.on_front_end(Source::Control)?,
             Token::Kick => self.on_front_end(Source::Kick)?,
+            Token::Save => self.on_front_end(Source::Save)?,
+            Token::Load => self.on_front_end(Source::Load)?,
         }
         Ok(())
     }

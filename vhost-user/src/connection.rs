@@ -169,16 +169,23 @@ impl Connection {
         Ok(Some(connection))
     }
 
-    /// Call it when a descriptor of `source` is readable: handles one message, or notes that the driver
-    /// has kicked. Errors: the connection has failed and must be dropped.
+    /// Call it when a descriptor of `source` is ready: handles one message, notes that the driver has
+    /// kicked, or transfers a part of the device's state. Errors: the connection has failed and must be dropped.
     ///
     /// A well-formed message that is refused leaves the connection open: the front-end learns of it
     /// if it asks for acknowledgements. A malformed message, or one that requires an answer and gets
     /// none, ends the connection.
     pub fn ready(&mut self, source: Source) -> Result<Status, Error> {
-        if source == Source::Kick {
-            self.kicked.set(true);
-            return Ok(Status::Open);
+        match source {
+            Source::Control => {}
+            Source::Kick => {
+                self.kicked.set(true);
+                return Ok(Status::Open);
+            }
+            Source::Save | Source::Load => {
+                self.device().advance_transfer();
+                return Ok(Status::Open);
+            }
         }
         self.state.begin()?;
         let result = match messages::is_set_log_fd(self.socket.as_fd()) {
@@ -281,6 +288,7 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
+        self.device().cancel_transfer();
         self.device().stop();
         self.handler.reset();
         self.poller.unwatch(self.socket.as_fd());

@@ -35,6 +35,7 @@ use crate::ring::Ring;
 use crate::signal::{Call, Kick};
 use crate::split::{self, Addresses};
 use crate::state::{Saved, State};
+use crate::transfer::Transfer;
 
 /// The minimum readable size of the configuration space (vhost-user: VHOST_USER_CONFIG_SIZE).
 const MIN_CONFIG: usize = 256;
@@ -52,6 +53,7 @@ pub(crate) struct Device {
     /// Where the ring notes which requests are in flight, unless the front-end keeps that.
     state: State,
     inflight: Option<InflightRegion>,
+    transfer: Transfer,
     features: u64,
     protocol_features: u64,
     /// The ring's configuration: its size, EVENT_IDX, the next request to take. Ready unless the last
@@ -128,6 +130,7 @@ impl Device {
         let mut queue = Queue::new(config.max_queue_size)?;
         queue.set_ready(true);
         Ok(Device {
+            transfer: Transfer::new(handler.clone(), poller.clone()),
             config,
             handler,
             poller,
@@ -185,6 +188,8 @@ impl Device {
                  ({SHARED})"
             );
         }
+        // The state that it is to go on with is complete.
+        self.transfer.finish_load();
         let inflight = self.table().map_err(failed)?;
         // What is in the ring has not been taken, whatever happened before. Only a region of the
         // front-end knows better, as it may come from another process.
@@ -398,6 +403,7 @@ impl Device {
     /// descriptors to signal.
     fn reset(&mut self) {
         self.stop();
+        self.transfer.cancel();
         self.handler.reset();
         self.kick = None;
         self.enabled = false;
@@ -449,6 +455,25 @@ impl Device {
                  the rest as zeros, which does no harm; config_size={own} is enough for QEMU's \
                  device"
             );
+        }
+    }
+
+    /// The descriptor of a transfer is ready.
+    pub(crate) fn advance_transfer(&mut self) {
+        self.transfer.ready();
+    }
+
+    /// The front-end has gone.
+    pub(crate) fn cancel_transfer(&mut self) {
+        self.transfer.cancel();
+    }
+
+    /// Errors: the transfer of the device's state was not agreed on.
+    fn migrates(&self) -> Result<()> {
+        let bit = VhostUserProtocolFeatures::DEVICE_STATE.bits();
+        match self.protocol_features & bit {
+            0 => Err(refuse("the transfer of the state was not agreed on")),
+            _ => Ok(()),
         }
     }
 
@@ -508,10 +533,10 @@ impl VhostUserBackendReqHandlerMut for Device {
     }
 
     fn get_protocol_features(&mut self) -> Result<VhostUserProtocolFeatures> {
-        let optional = match self.handler.room() {
-            Some(_) => VhostUserProtocolFeatures::INFLIGHT_SHMFD,
-            None => VhostUserProtocolFeatures::empty(),
-        };
+        let mut optional = VhostUserProtocolFeatures::empty();
+        let (tracks, migrates) = (self.handler.room(), self.handler.migration());
+        optional.set(VhostUserProtocolFeatures::INFLIGHT_SHMFD, tracks.is_some());
+        optional.set(VhostUserProtocolFeatures::DEVICE_STATE, migrates.is_some());
         Ok(optional
             | VhostUserProtocolFeatures::CONFIG
             | VhostUserProtocolFeatures::REPLY_ACK
@@ -746,6 +771,31 @@ impl VhostUserBackendReqHandlerMut for Device {
         Ok(())
     }
 
+    /// The front-end's own descriptor is used. `vhost` does not report why this is refused.
+    fn set_device_state_fd(
+        &mut self,
+        direction: VhostTransferStateDirection,
+        _phase: VhostTransferStatePhase,
+        file: File,
+    ) -> Result<Option<File>> {
+        let begun = (self.migrates().and_then(|()| self.stopped())).and_then(|()| {
+            let begun = match direction {
+                VhostTransferStateDirection::SAVE => self.transfer.save(file),
+                VhostTransferStateDirection::LOAD => self.transfer.load(file),
+            };
+            begun.map_err(failed)
+        });
+        if let Err(error) = &begun {
+            log::error!("cannot transfer the device's state: {error}");
+        }
+        begun.map(|()| None)
+    }
+
+    fn check_device_state(&mut self) -> Result<()> {
+        self.migrates()?;
+        self.transfer.check().map_err(failed)
+    }
+
     // The rest belongs to features that are not offered.
 
     fn set_gpu_socket(&mut self, _: GpuBackend) -> Result<()> {
@@ -754,19 +804,6 @@ impl VhostUserBackendReqHandlerMut for Device {
 
     fn get_shared_object(&mut self, _: VhostUserSharedMsg) -> Result<File> {
         Err(refuse("no shared objects"))
-    }
-
-    fn set_device_state_fd(
-        &mut self,
-        _: VhostTransferStateDirection,
-        _: VhostTransferStatePhase,
-        _: File,
-    ) -> Result<Option<File>> {
-        Err(refuse("no migration"))
-    }
-
-    fn check_device_state(&mut self) -> Result<()> {
-        Err(refuse("no migration"))
     }
 
     fn get_shmem_config(&mut self) -> Result<VhostUserShMemConfig> {

@@ -1,6 +1,6 @@
 //! What the user of this crate brings along: the device's description, its handler and the event loop.
 
-use std::io;
+use std::io::{self, Read, Write};
 use std::os::fd::BorrowedFd;
 
 use crate::inflight_region::Room;
@@ -55,6 +55,31 @@ pub trait Handler {
         drop(room);
         Ok(())
     }
+
+    /// What saves and loads the device's state. None: the front-end is not offered that (the protocol
+    /// feature DEVICE_STATE). It is always the one or the other.
+    fn migration(&self) -> Option<&dyn Migration> {
+        None
+    }
+}
+
+/// The state that the device takes along when its guest is migrated, or restored from a snapshot.
+///
+/// The ring is stopped meanwhile, and no request is in flight. Whoever is called must not call the
+/// [`Connection`](crate::Connection).
+pub trait Migration {
+    /// How many bytes a state has at most.
+    fn limit(&self) -> usize;
+
+    /// Writes the state. The device goes on as if nothing had happened: the migration may fail. Errors:
+    /// there is none that another process could use; those of `into`, which ends at the limit. The
+    /// front-end is told.
+    fn save(&self, into: &mut dyn Write) -> io::Result<()>;
+
+    /// Replaces the state by one that another process has saved, up to the end of `from`, which is not
+    /// trusted. It comes before the front-end sets up anything else, or after; it lasts until
+    /// [`Handler::reset`]. Errors: it cannot be used; the front-end is told.
+    fn load(&self, from: &mut dyn Read) -> io::Result<()>;
 }
 
 /// What a watched descriptor is for.
@@ -64,14 +89,19 @@ pub enum Source {
     Control,
     /// The driver's notifications.
     Kick,
+    /// A pipe for the device's state, which is watched for whether it is writable.
+    Save,
+    /// A pipe with a state of the device.
+    Load,
 }
 
 /// The event loop. Each of its turns calls [`Connection::ready`](crate::Connection::ready) for each
-/// readable descriptor, then [`Connection::take_requests`](crate::Connection::take_requests) and
+/// ready descriptor, then [`Connection::take_requests`](crate::Connection::take_requests) and
 /// finally [`Connection::notify`](crate::Connection::notify). Before it blocks it asks
 /// [`Connection::prepare_sleep`](crate::Connection::prepare_sleep).
 pub trait Poller {
-    /// Starts to watch whether `fd` is readable. Errors: those of the loop.
+    /// Starts to watch whether `fd` is readable, or writable for [`Source::Save`]. Errors: those of the
+    /// loop, which are those of epoll_ctl(2): EPERM for a file that never blocks.
     fn watch(&self, fd: BorrowedFd<'_>, source: Source) -> io::Result<()>;
     /// Stops watching `fd`, which is still open and was watched.
     fn unwatch(&self, fd: BorrowedFd<'_>);

@@ -11,6 +11,7 @@
 //! - `messages`: a message that `vhost` does not know.
 //! - `endpoint`: the socket, when another process has left it.
 //! - `state`: what another process needs to go on with the connection.
+//! - `transfer`: the device's state on its way to another process.
 //! - `interface`: what the user of the crate implements.
 //! - `request`: a request, from pop to push.
 //! - `ring`: pop, push, notify; `split`: the ring's layout in memory.
@@ -56,13 +57,14 @@ mod ring;
 mod signal;
 mod split;
 mod state;
+mod transfer;
 
 pub use buffers::{Readable, Writable};
 pub use connection::{Connection, Status};
 pub use error::{ChainError, Error, RingError};
 pub use inflight::Resumed;
 pub use inflight_region::Room;
-pub use interface::{DeviceConfig, Handler, Poller, Source};
+pub use interface::{DeviceConfig, Handler, Migration, Poller, Source};
 pub use request::Request;
 pub use state::State;
 pub use vm_memory::{FileOffset, MmapRegion};

@@ -50,7 +50,11 @@ impl Watched {
     }
 
     fn watch(&self, fd: BorrowedFd<'_>, source: Source) -> io::Result<()> {
-        let event = EpollEvent::new(EpollFlags::EPOLLIN, u64::from(source == Source::Kick));
+        let flags = match source {
+            Source::Save => EpollFlags::EPOLLOUT,
+            _ => EpollFlags::EPOLLIN,
+        };
+        let event = EpollEvent::new(flags, source as u64);
         self.epoll.add(fd, event)?;
         self.fds.borrow_mut().push(fd.as_raw_fd());
         Ok(())
@@ -80,9 +84,9 @@ impl Watched {
         let count = self.epoll.wait(&mut events, timeout).unwrap();
         events[..count]
             .iter()
-            .map(|event| match event.data() {
-                0 => Source::Control,
-                _ => Source::Kick,
+            .map(|event| {
+                let sources = [Source::Control, Source::Kick, Source::Save, Source::Load];
+                sources[event.data() as usize]
             })
             .collect()
     }

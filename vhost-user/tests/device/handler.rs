@@ -1,9 +1,9 @@
 //! A device that echoes, at once or when it is told to.
 
 use std::cell::{Cell, RefCell};
-use std::io;
+use std::io::{self, Read, Write};
 
-use vhost_user::{Handler, Request, Resumed, Room};
+use vhost_user::{Handler, Migration, Request, Resumed, Room};
 
 /// Answers every request with the bytes it came with, as many as fit.
 #[derive(Default)]
@@ -27,6 +27,13 @@ pub struct Echo {
     pub adopted: RefCell<Vec<Room>>,
     /// Refuse that.
     pub refuses: Cell<bool>,
+    /// The state that is migrated, if it is offered.
+    pub migrates: Cell<bool>,
+    pub state: RefCell<Vec<u8>>,
+    /// How long it may be.
+    pub limit: Cell<usize>,
+    /// Neither save nor load.
+    pub fails: Cell<bool>,
 }
 
 pub fn echo(request: Request) {
@@ -78,8 +85,35 @@ impl Handler for Echo {
         Ok(())
     }
 
+    fn migration(&self) -> Option<&dyn Migration> {
+        self.migrates.get().then_some(self)
+    }
+
     fn reset(&self) {
         assert!(self.kept.borrow().is_empty(), "drained before it is reset");
         self.resets.set(self.resets.get() + 1);
+    }
+}
+
+impl Migration for Echo {
+    fn limit(&self) -> usize {
+        self.limit.get()
+    }
+
+    fn save(&self, into: &mut dyn Write) -> io::Result<()> {
+        if self.fails.get() {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        into.write_all(&self.state.borrow())
+    }
+
+    fn load(&self, from: &mut dyn Read) -> io::Result<()> {
+        if self.fails.get() {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        let mut state = Vec::new();
+        from.read_to_end(&mut state)?;
+        self.state.replace(state);
+        Ok(())
     }
 }

@@ -2,16 +2,19 @@
 
 use std::cell::RefCell;
 use std::fs::File;
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::rc::Rc;
 
 use arbitrary::{Result, Unstructured};
-use ring_driver::{Ring, readable};
-use vhost_user::{DeviceConfig, Handler, Request};
+use nix::fcntl::OFlag;
+use ring_driver::{Layout, Ring, readable, writable};
+use vhost_user::{DeviceConfig, Handler, Migration, Request};
 
 use crate::machine::{
     BUFFERS, GUEST, INDIRECT_DESC, MEMORY_SIZE, Machine, RING, RING_SIZE, USER, VERSION_1, eventfd,
-    memory, open_descriptors, u32s, u64s,
+    memory, open_descriptors, request, u32s, u64s,
 };
 
 /// Keeps every other request until it has to let go.
@@ -21,9 +24,18 @@ struct Keeper(RefCell<Vec<Request>>);
 impl Handler for Keeper {
     fn handle(&self, request: Request) {
         let mut kept = self.0.borrow_mut();
+        request.writable().write_at(7, b"some bytes");
         if kept.len() % 2 == 0 {
             kept.push(request);
         }
+    }
+
+    fn room(&self) -> Option<usize> {
+        Some(100)
+    }
+
+    fn migration(&self) -> Option<&dyn Migration> {
+        Some(self)
     }
 
     fn drain(&self) {
@@ -32,6 +44,23 @@ impl Handler for Keeper {
 
     fn reset(&self) {
         assert!(self.0.borrow().is_empty(), "drained before it is reset");
+    }
+}
+
+impl Migration for Keeper {
+    fn limit(&self) -> usize {
+        0x8000
+    }
+
+    fn save(&self, into: &mut dyn Write) -> io::Result<()> {
+        into.write_all(&[1; 0x8000])
+    }
+
+    fn load(&self, from: &mut dyn Read) -> io::Result<()> {
+        let mut state = Vec::new();
+        let length = from.read_to_end(&mut state)?;
+        assert!(length <= self.limit());
+        Ok(())
     }
 }
 
@@ -67,7 +96,11 @@ fn messages(machine: &mut Machine, input: &mut Unstructured<'_>) -> Result<()> {
             // A chain in the ring.
             64..80 => {
                 let mut ring = Ring::new(RING_SIZE, RING);
-                ring.describe(&machine.memory, 0, &[readable(GUEST + BUFFERS, 16)]);
+                let chain = [
+                    readable(GUEST + BUFFERS, 16).then(1),
+                    writable(GUEST + BUFFERS, 0x2000),
+                ];
+                ring.describe(&machine.memory, 0, &chain);
                 ring.set_avail_idx(&machine.memory, choice.into());
                 machine.kick();
             }
@@ -76,9 +109,85 @@ fn messages(machine: &mut Machine, input: &mut Unstructured<'_>) -> Result<()> {
                 machine.send_raw(&bytes, &[]);
                 machine.hang_up();
             }
+            88..112 => migration(machine, input, choice % 8)?,
             _ => message(machine, input, u32::from(choice) % 48)?,
         }
         machine.run();
+    }
+    Ok(())
+}
+
+/// What a front-end says that migrates its guest, or comes back after a crash.
+fn migration(machine: &mut Machine, input: &mut Unstructured<'_>, step: u8) -> Result<()> {
+    let features = VERSION_1 | INDIRECT_DESC | 1 << 30;
+    match step {
+        0 => {
+            machine.send(request::GET_FEATURES, &[], &[]);
+            let all = 1 << 1 | 1 << 3 | 1 << 9 | 1 << 12 | 1 << 13 | 1 << 15 | 1 << 19;
+            machine.send(request::SET_PROTOCOL_FEATURES, &u64s(&[all]), &[]);
+        }
+        1 => {
+            let features = features | flag(input)? << 26;
+            machine.send(request::SET_FEATURES, &u64s(&[features]), &[]);
+        }
+        2 => {
+            let log = memory(0x10_0000);
+            let (size, offset) = (u64::from(input.arbitrary::<u32>()?) % 0x10_0100, 0);
+            machine.send(
+                request::SET_LOG_BASE,
+                &u64s(&[size, offset]),
+                &[log.as_fd()],
+            );
+        }
+        3 => {
+            let Layout { table, avail, used } = RING;
+            let place = match input.arbitrary::<u8>()? {
+                0..128 => GUEST + used,
+                other => u64::from(other) << 20,
+            };
+            let addresses = [USER + table, USER + used, USER + avail, place];
+            let payload = [u32s(&[0, flag(input)? as u32]), u64s(&addresses)].concat();
+            machine.send(request::SET_VRING_ADDR, &payload, &[]);
+        }
+        4 => {
+            let told = eventfd();
+            machine.send(request::SET_LOG_FD, &[], &[told.as_fd()]);
+        }
+        5 => {
+            let numbers = u32s(&[1 | u32::from(RING_SIZE) << 16, 0]);
+            let message = [u64s(&[0, 0]), numbers].concat();
+            machine.send(request::GET_INFLIGHT_FD, &message, &[]);
+        }
+        6 => {
+            let region = memory(0x2_0000);
+            let header = [0, 0, 0, 0, 0, 0, 0, 0, 1, 0, RING_SIZE as u8, 0];
+            region.write_all_at(&header, 0).expect("memory");
+            let count = usize::from(input.arbitrary::<u8>()?);
+            let bytes = input.bytes(count.min(input.len()))?;
+            region.write_all_at(bytes, 12).expect("memory");
+            let numbers = u32s(&[1 | u32::from(RING_SIZE) << 16, 0]);
+            let message = [u64s(&[0x2_0000, 0]), numbers].concat();
+            machine.send(request::SET_INFLIGHT_FD, &message, &[region.as_fd()]);
+        }
+        _ => {
+            let direction = flag(input)? as u32;
+            let message = u32s(&[direction, 0]);
+            let (read, write) = nix::unistd::pipe2(OFlag::O_NONBLOCK).expect("a pipe");
+            let end = if direction == 0 { &write } else { &read };
+            machine.send(request::SET_DEVICE_STATE_FD, &message, &[end.as_fd()]);
+            machine.run();
+            let mut bytes = vec![0; usize::from(input.arbitrary::<u16>()?)];
+            if direction == 0 {
+                // A pipe holds all of it.
+                let _ = nix::unistd::read(&read, &mut bytes);
+            } else {
+                let _ = nix::unistd::write(&write, &bytes);
+            }
+            if flag(input)? != 0 {
+                drop((read, write));
+            }
+            machine.send(request::CHECK_DEVICE_STATE, &[], &[]);
+        }
     }
     Ok(())
 }

@@ -189,12 +189,17 @@ impl Device {
             );
         }
         // The state that it is to go on with is complete.
-        self.transfer.finish_load();
-        let inflight = self.table().map_err(failed)?;
+        let loaded = self.transfer.finish_load();
+        let mut inflight = self.table().map_err(failed)?;
         // What is in the ring has not been taken, whatever happened before. Only a region of the
         // front-end knows better, as it may come from another process.
         if self.inflight.is_none() {
             inflight.clear();
+        }
+        // The source has answered what it has taken, so the next request is known: Cloud Hypervisor says
+        // that it is the next one that the driver makes, and those in between would be lost.
+        if loaded {
+            inflight.empty();
         }
         let (queue, memory) = (self.queue.state(), &self.memory);
         let mut started = self.ring.start(queue, addresses, memory, inflight);

@@ -185,6 +185,12 @@ impl Inflight {
         }
     }
 
+    /// Notes that nothing is in flight: all that was taken was answered. The next request is that
+    /// of the used index then.
+    pub(crate) fn empty(&mut self) {
+        self.initialise(0);
+    }
+
     fn initialise(&mut self, used: u16) {
         for entry in self.entries() {
             entry.inflight.store(0, Relaxed);

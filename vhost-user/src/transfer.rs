@@ -23,6 +23,8 @@ pub(crate) struct Transfer {
     handler: Rc<dyn Handler>,
     poller: Rc<dyn Poller>,
     status: Status,
+    /// Whether a state was loaded, and the ring has not been started since.
+    loaded: bool,
 }
 
 enum Status {
@@ -75,6 +77,7 @@ impl Transfer {
             handler,
             poller,
             status: Status::None,
+            loaded: false,
         }
     }
 
@@ -138,13 +141,15 @@ impl Transfer {
         }
     }
 
-    /// Completes a state that is being loaded, before the device is used.
-    pub(crate) fn finish_load(&mut self) {
+    /// Completes a state that is being loaded, before the ring starts. Whether one was loaded since the
+    /// last time: then nothing was in flight in the ring, as its device had stopped.
+    pub(crate) fn finish_load(&mut self) -> bool {
         if let Status::Pending(pending) = &self.status {
             if matches!(pending.direction, Direction::Load { .. }) {
                 self.finish();
             }
         }
+        std::mem::take(&mut self.loaded)
     }
 
     /// Transfers what is there; what is missing then has failed.
@@ -164,9 +169,19 @@ impl Transfer {
     }
 
     fn end(&mut self, result: io::Result<()>) {
+        let loads = matches!(
+            &self.status,
+            Status::Pending(Pending {
+                direction: Direction::Load { .. },
+                ..
+            })
+        );
         self.cancel();
         self.status = match result {
-            Ok(()) => Status::Done,
+            Ok(()) => {
+                self.loaded = loads;
+                Status::Done
+            }
             Err(error) => {
                 log::error!("the transfer of the device's state has failed: {error}");
                 Status::Failed
@@ -176,6 +191,7 @@ impl Transfer {
 
     /// Forgets the last transfer, and ends it.
     pub(crate) fn cancel(&mut self) {
+        self.loaded = false;
         if let Status::Pending(pending) = std::mem::replace(&mut self.status, Status::None) {
             if pending.watched {
                 self.poller.unwatch(pending.file.as_fd());

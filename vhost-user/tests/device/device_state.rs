@@ -137,6 +137,33 @@ fn a_state_goes_from_one_device_to_another() {
 }
 
 #[test]
+fn what_the_source_has_not_taken_is_taken_whatever_the_front_end_says() {
+    for loaded in [true, false] {
+        let mut machine = machine(b"old");
+        machine.set_mem_table().unwrap();
+        machine.ring.set_avail_idx(&machine.memory, 65_535);
+        machine.ring.set_used_idx(&machine.memory, 65_535);
+        for head in [4, 2] {
+            machine.post_echo(head, b"hello");
+        }
+        if loaded {
+            machine.load(b"new").unwrap();
+        }
+        // The next one that the driver makes.
+        machine.start(1);
+        let heads = if loaded { &[4, 2][..] } else { &[] };
+        assert_eq!(machine.used_heads(), heads);
+        machine.exercise();
+        // Later the front-end knows.
+        let base = machine.stop();
+        assert_eq!(base, 4);
+        machine.post_echo(4, b"skipped");
+        machine.start(5);
+        assert!(machine.used_heads().is_empty());
+    }
+}
+
+#[test]
 fn a_state_may_be_in_a_regular_file() {
     let state = state();
     let mut file = File::from(memfd_create("state", MFdFlags::MFD_CLOEXEC).unwrap());

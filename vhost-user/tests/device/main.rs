@@ -3,7 +3,8 @@
 //!
 //! - `event_loop`, `handler`, `front_end`, `guest_memory`, `machine`, `random`, `log_lines`, `saved`: the
 //!   other side of everything, and what turns it. The driver is in the crate `ring-driver`.
-//! - `control`, `device_state`, `dirty_log`, `inflight`, `lifecycle`, `notification`, `memory`, `buffers`, `chains`, `broken_ring`,
+//! - `control`, `device_state`, `dirty_log`, `front_ends`, `inflight`,
+//!   `lifecycle`, `notification`, `memory`, `buffers`, `chains`, `broken_ring`,
 //!   `garbage`, `race`, `resume`: the tests.
 
 mod event_loop;
@@ -21,6 +22,7 @@ mod chains;
 mod control;
 mod device_state;
 mod dirty_log;
+mod front_ends;
 mod garbage;
 mod inflight;
 mod lifecycle;

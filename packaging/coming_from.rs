@@ -91,8 +91,9 @@ const VIRTIOFSD: &[Row] = &[
     ),
     ("--print-capabilities", "--print-capabilities"),
     (
-        "--migration-mode and the other options of migration",
-        "none: there is no live migration yet",
+        "--migration-mode, --migration-on-error",
+        "the same names, with the same meanings. A file that is found is always verified, by inode \
+         number, type and time of birth (--migration-verify-handles, --migration-confirm-paths)",
     ),
     (
         "-o, -d, -f",

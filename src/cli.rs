@@ -21,6 +21,7 @@ use crate::sandbox::capabilities::Modcaps;
 use crate::sandbox::seccomp::Seccomp;
 use crate::sandbox::supervisor::Restart;
 use crate::server::limits::Limits;
+use crate::server::migration::{self, Mode, OnError};
 use crate::server::throttle::{Rate, Rates};
 use crate::tag::Tag;
 
@@ -122,6 +123,14 @@ pub struct Options {
     #[arg(long, value_enum, value_name = "WHEN", default_value_t = Restart::Crash)]
     pub restart: Restart,
 
+    /// How another daemon finds the guest's files when its machine is migrated, or restored from a snapshot
+    #[arg(long, value_enum, value_name = "HOW", default_value_t)]
+    pub migration_mode: Mode,
+
+    /// What this daemon does about files that it does not find then
+    #[arg(long, value_enum, value_name = "WHAT", default_value_t)]
+    pub migration_on_error: OnError,
+
     /// What happens when the daemon makes a system call that it does not need
     #[arg(long, value_enum, value_name = "WHAT", default_value_t = Seccomp::Kill)]
     pub seccomp: Seccomp,
@@ -220,6 +229,14 @@ impl Options {
     /// How long the daemon polls for the next request before it sleeps.
     pub fn poll_time(&self) -> Duration {
         Duration::from_micros(self.poll_us.into())
+    }
+
+    /// What is to be done in a migration.
+    pub fn migration(&self) -> migration::Policy {
+        migration::Policy {
+            mode: self.migration_mode,
+            on_error: self.migration_on_error,
+        }
     }
 
     /// How much the guest may have, and how fast it may be.
@@ -344,6 +361,11 @@ pub fn command_line(words: impl IntoIterator<Item = OsString>) -> Result<Command
     options.ids()?;
     options.check_model()?;
     options.check_handles()?;
+    if options.migration_mode == Mode::FileHandles && options.file_handles() == FileHandles::Never {
+        return Err(Usage(
+            "--migration-mode file-handles takes --inode-file-handles prefer or mandatory".into(),
+        ));
+    }
     if options.socket_group.is_some() && options.socket.is_none() {
         return Err(Usage(
             "--socket-group is for the socket that the daemon makes: give --socket PATH; try --help"

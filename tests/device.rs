@@ -12,8 +12,8 @@ use protocol::{Tfsync, Tgetattr, Tmessage, Tread, getattr, open};
 use stub_guest::control::{protocol_feature, request};
 use stub_guest::daemon::Launch;
 use stub_guest::front_end::{
-    FEATURE_EVENT_IDX, FEATURE_INDIRECT_DESC, FEATURE_MOUNT_TAG, FEATURE_PROTOCOL_FEATURES,
-    FEATURE_VERSION_1,
+    FEATURE_EVENT_IDX, FEATURE_INDIRECT_DESC, FEATURE_LOG_ALL, FEATURE_MOUNT_TAG,
+    FEATURE_PROTOCOL_FEATURES, FEATURE_VERSION_1,
 };
 use stub_guest::{Attach, CallFd, Client, Daemon, Error, FrontEnd, Options};
 
@@ -123,6 +123,7 @@ fn exactly_the_implemented_features_are_offered() {
     let mut daemon = daemon();
     let front_end = daemon.front_end(Options::default()).unwrap();
     let offered = FEATURE_MOUNT_TAG
+        | FEATURE_LOG_ALL
         | FEATURE_INDIRECT_DESC
         | FEATURE_EVENT_IDX
         | FEATURE_PROTOCOL_FEATURES
@@ -130,8 +131,10 @@ fn exactly_the_implemented_features_are_offered() {
     assert_eq!(front_end.offered_features(), offered);
     let needed = protocol_feature::CONFIG
         | protocol_feature::REPLY_ACK
+        | protocol_feature::LOG_SHMFD
         | protocol_feature::RESET_DEVICE
-        | protocol_feature::CONFIGURE_MEM_SLOTS;
+        | protocol_feature::CONFIGURE_MEM_SLOTS
+        | protocol_feature::DEVICE_STATE;
     let found = front_end.protocol_features();
     assert_eq!(found & needed, needed);
     assert_eq!(found & !(needed | protocol_feature::MQ), 0, "{found:#x}");
@@ -212,7 +215,13 @@ fn other_ring_sizes_are_refused() {
 fn the_ring_works_with_every_set_of_features_and_notifications() {
     let mut daemon = daemon();
     let both = FEATURE_EVENT_IDX | FEATURE_INDIRECT_DESC;
-    for features in [0, FEATURE_EVENT_IDX, FEATURE_INDIRECT_DESC, both] {
+    for features in [
+        0,
+        FEATURE_EVENT_IDX,
+        FEATURE_INDIRECT_DESC,
+        FEATURE_LOG_ALL,
+        both,
+    ] {
         for call in [
             CallFd::EventFd,
             CallFd::Pipe,

@@ -530,6 +530,7 @@ impl Confined {
             options.limits(),
             state,
         );
+        server.set_migration(options.migration());
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(host("epoll"))?;
         let reactor = Rc::new(Reactor(epoll));
         reactor

@@ -165,6 +165,11 @@ impl Node {
         }
     }
 
+    /// The same inode, with a descriptor of its own. Errors: those of dup(2) and statx(2).
+    pub fn duplicate(&self) -> Result<(Node, Stat), Errno> {
+        Node::new(self.fd.try_clone().map_err(errno_of)?)
+    }
+
     /// Looks one name up below this directory. A symbolic link is pinned itself, never followed;
     /// nothing above or beside the directory can be reached. Errors: those of openat2(2), among
     /// them EAGAIN with [`Lookup::Cached`] and [`Lookup::Local`].

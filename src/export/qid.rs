@@ -119,6 +119,17 @@ impl QidMap {
         }
     }
 
+    /// How many file systems have an index, with that of the share.
+    pub fn file_systems(&self) -> u32 {
+        self.devices.len() as u32
+    }
+
+    /// The index of a file system: 0 is that of the share, or of one that found no free index.
+    pub fn index(&mut self, device: (u32, u32)) -> u32 {
+        self.is_first_of(device);
+        self.devices.get(&device).map_or(0, |index| *index as u32)
+    }
+
     /// Whether a file system is seen for the first time. It gets an index, if one is left.
     fn is_first_of(&mut self, device: (u32, u32)) -> bool {
         let index = self.devices.len();

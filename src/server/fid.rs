@@ -1,6 +1,6 @@
 //! What the guest's fids stand for.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, Ref, RefCell};
 use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd};
 use std::rc::Rc;
@@ -235,6 +235,11 @@ impl Fid {
         }
     }
 
+    /// What it stands for.
+    pub fn state(&self) -> Ref<'_, State> {
+        self.state.borrow()
+    }
+
     /// Removes its record: the guest has given it back.
     pub fn forget(&self) {
         self.row.clear();
@@ -443,6 +448,13 @@ impl Fids {
     /// Whether there are such fids.
     pub fn are_ending(&self) -> bool {
         !self.ending.borrow().is_empty()
+    }
+
+    /// All, with their numbers.
+    pub fn all(&self) -> Vec<(u32, Rc<Fid>)> {
+        let table = self.table.borrow();
+        let fids = table.iter().map(|(number, fid)| (*number, fid.clone()));
+        fids.collect()
     }
 
     /// How many there are.

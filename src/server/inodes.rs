@@ -18,7 +18,7 @@ use nix::errno::Errno;
 use super::closing::{CloseQueue, is_large};
 use super::placement::Device;
 use crate::export::handle::InodeLocator;
-use crate::export::{DEEPEST, InodeKey, Node};
+use crate::export::{DEEPEST, FileKind, InodeKey, Node};
 use crate::state::{InodeEntry, State};
 
 /// A file of the share that the guest has reached.
@@ -326,6 +326,12 @@ impl Inodes {
             false => self.evicted_count.set(self.evicted_count.get() + 1),
         }
         inode
+    }
+
+    /// Adds an inode that is not found, and stays so.
+    pub fn add_lost(&self, key: InodeKey, kind: FileKind) -> Rc<Inode> {
+        let entry = InodeEntry::lost(&self.state, &key, kind);
+        self.add(entry, key, Pin::Evicted(Rc::new(InodeLocator::Name(None))))
     }
 
     /// The inode, if the guest has reached it.

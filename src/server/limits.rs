@@ -30,6 +30,17 @@ pub struct Limits {
 }
 
 impl Limits {
+    /// How many bytes the session of such a guest takes when it is moved to another daemon: each fid may
+    /// stand for a file with the longest name, behind directories of its own.
+    pub fn migration_bytes(&self) -> usize {
+        const FID: usize = 1024;
+        const LOCK: usize = 512;
+        (self.fids * FID)
+            .saturating_add(self.locks * LOCK)
+            .saturating_add(self.xattr_bytes)
+            .saturating_add(64 << 20)
+    }
+
     /// How much the state of such a guest must hold.
     pub fn capacity(&self) -> Capacity {
         Capacity {

@@ -80,6 +80,16 @@ pub struct HeldBefore {
     pub through: Rc<OpenFile>,
 }
 
+/// A range, who has locked it, and the row of the fid through which it was.
+pub struct HeldRange {
+    /// The guest's process.
+    pub process: Process,
+    /// The bytes.
+    pub range: Range,
+    /// The row.
+    pub fid_row: u32,
+}
+
 /// The range of a record. None for one that means nothing.
 pub fn range_of(entry: &LockEntry) -> Option<Range> {
     let kind = match entry.kind {
@@ -248,6 +258,21 @@ impl Locks {
     /// The inodes with locks.
     pub fn locked(&self) -> Vec<InodeId> {
         self.inodes.borrow().keys().copied().collect()
+    }
+
+    /// All ranges.
+    pub fn held(&self) -> Vec<HeldRange> {
+        let mut all = Vec::new();
+        for holder in self.inodes.borrow().values() {
+            for (process, record) in &holder.lock().processes {
+                all.extend(record.held.iter().map(|held| HeldRange {
+                    process: process.clone(),
+                    range: held.range,
+                    fid_row: held.through.1,
+                }));
+            }
+        }
+        all
     }
 
     /// How many processes and ranges there are.

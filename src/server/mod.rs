@@ -17,6 +17,7 @@ mod held;
 mod inodes;
 pub mod limits;
 mod locks;
+pub mod migration;
 mod placement;
 mod ranges;
 mod redo;
@@ -58,6 +59,7 @@ pub struct Server {
     throttle: Throttle,
     multidevs: Multidevs,
     session: Session,
+    migration: Cell<migration::Policy>,
     /// Requests between pop and push.
     in_flight: Cell<usize>,
     /// Buffers for the next requests.
@@ -94,6 +96,10 @@ struct Session {
     /// Bytes of attributes that fids read or write.
     xattr_bytes: Bound,
     locks: Locks,
+    /// Whether they are released on the host, because another daemon may continue with them.
+    suspended: Cell<bool>,
+    /// How many bytes of a session are accepted from another daemon.
+    migration_limit: usize,
     explained: Explained,
 }
 
@@ -123,6 +129,8 @@ impl Server {
             })),
             xattr_bytes: Bound::new(limits.xattr_bytes, Errno::ENOMEM),
             locks: Locks::new(limits.locks, &state),
+            suspended: Cell::new(false),
+            migration_limit: limits.migration_bytes(),
             state,
             explained: Explained::default(),
         };
@@ -135,9 +143,15 @@ impl Server {
             multidevs,
             export,
             session,
+            migration: Cell::default(),
             in_flight: Cell::new(0),
             scratch: RefCell::default(),
         })
+    }
+
+    /// Sets what is to be done in a migration.
+    pub fn set_migration(&self, policy: migration::Policy) {
+        self.migration.set(policy);
     }
 
     /// The pool whose completions the loop must run.
@@ -274,6 +288,11 @@ impl Handler for Server {
         let Some(server) = InFlight::of(self) else {
             return;
         };
+        if self.session.suspended.get() {
+            // Nobody has continued elsewhere.
+            self.session.suspended.set(false);
+            self.tell_adopted_locks();
+        }
         let exchange = Exchange::new(request);
         let spawned = coroutine::spawn(move || {
             // A fault of the daemon costs the guest one request, not the daemon: the exchange
@@ -306,8 +325,13 @@ impl Handler for Server {
         }
     }
 
+    fn migration(&self) -> Option<&dyn vhost_user::Migration> {
+        Some(self)
+    }
+
     fn reset(&self) {
         self.set_msize(0);
+        self.session.suspended.set(false);
         self.session.explained.forget();
         self.session.locks.clear();
         self.session.fids.clear().for_each(|fid| self.release(fid));

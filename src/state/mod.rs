@@ -344,6 +344,14 @@ impl InodeEntry {
         InodeEntry::adopted(row, state.heap.clone(), None)
     }
 
+    /// An inode that is not found.
+    pub fn lost(state: &State, key: &InodeKey, kind: FileKind) -> InodeEntry {
+        let row = state.inodes.take();
+        row.describe(key, kind);
+        row.set_pin(Pin::Name);
+        InodeEntry::adopted(row, state.heap.clone(), None)
+    }
+
     /// An inode that another process has recorded, with its handle.
     pub fn adopted(row: Row<InodeRecord>, heap: Rc<Heap>, handle: Option<Text>) -> InodeEntry {
         InodeEntry {

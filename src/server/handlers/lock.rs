@@ -22,7 +22,7 @@ use crate::server::{InFlight, Server};
 /// release.
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 /// The longest guest name that is kept; Linux sends its host name, of at most 64 bytes.
-const CLIENT_MAX: usize = 255;
+pub const CLIENT_MAX: usize = 255;
 const LAST_PAUSE: Duration = Duration::from_millis(100);
 
 /// A change that takes more calls than this is not begun when everything is to end, but answered
@@ -214,6 +214,29 @@ impl Server {
                 log::warn!("no coroutine to restore locks: {failed}");
             }
         }
+    }
+
+    /// Releases all locks on the host, where another daemon takes them, until [`Server::go_on`]. The session
+    /// keeps its records.
+    pub(in crate::server) fn suspend_locks(&self) {
+        for inode in self.session.locks.locked() {
+            if let Some(in_use) = self.session.locks.existing(inode) {
+                self.tell_again(&in_use.lock(), inode.device, &[Range::WHOLE]);
+                self.session.suspended.set(true);
+            }
+        }
+    }
+
+    /// Takes a lock that the session had in another daemon. Errors: EAGAIN if it is somebody else's now;
+    /// those of [`Server::lock`].
+    pub(in crate::server) fn take_lock(
+        &self,
+        open: &Rc<OpenFile>,
+        process: Process,
+        range: &Range,
+    ) -> Result<(), Errno> {
+        let in_use = self.session.locks.of(open.inode.key().id);
+        self.set_lock(&in_use, open, &process, range)
     }
 
     /// Releases the locks that were taken through files of an inode that are closed by now.

@@ -14,6 +14,8 @@ mod session;
 mod walk;
 mod xattr;
 
+pub use lock::CLIENT_MAX;
+pub(super) use open::wire_flags;
 use protocol::{Rmessage, Tmessage};
 
 use super::Server;

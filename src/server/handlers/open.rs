@@ -1,5 +1,8 @@
 //! Tlopen and Tlcreate: a fid becomes an open file.
 
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use protocol::{Qid, Rlcreate, Rlopen, Tlcreate, Tlopen, open};
@@ -10,10 +13,9 @@ use crate::server::Server;
 use crate::server::call::Actor;
 use crate::server::fid::{Fid, OpenFile};
 use crate::server::handle::{File, Handle};
-use crate::server::inodes::Dentry;
+use crate::server::inodes::{Dentry, Inode};
 use crate::server::placement::Cost;
 use crate::server::redo::Redo;
-use std::os::fd::OwnedFd;
 
 /// The guest chooses the size of its reads and writes by msize alone.
 const NO_IOUNIT: u32 = 0;
@@ -131,6 +133,32 @@ impl Server {
         Ok(Some(self.qid(&stat)))
     }
 
+    /// Opens a file that the session had open in another daemon, with the flags of that Tlopen. Errors:
+    /// those of [`Server::lopen`].
+    pub(in crate::server) fn open_again(
+        &self,
+        inode: &Rc<Inode>,
+        wire: u32,
+        user: u32,
+    ) -> Result<OpenFile, Errno> {
+        let flags = host_flags(wire & !open::TRUNC)?;
+        if writes(flags) {
+            self.export.writable()?;
+        }
+        let file = &*self.hold(inode)?;
+        let counted = self.count_open()?;
+        let export = &self.export;
+        let (fd, stat) = self.with_descriptors(|| {
+            self.call_open(file.id().device, Cost::Wait, Actor::Daemon, |more| {
+                export.open(file.into(), flags | more, user)
+            })
+        })?;
+        // Whether a write must clear set-id bits is looked up again.
+        let handle = self.handle(file, fd, flags, &stat, 0);
+        let handle = self.closing(handle, file.id().device, counted);
+        Ok(OpenFile::new(inode.clone(), handle))
+    }
+
     /// The handle of an opened file. `stat` was taken when
     /// [`Export::set_id_given`](crate::export::Export::set_id_given) was `given`.
     fn handle(&self, node: &Node, fd: OwnedFd, flags: OFlag, stat: &Stat, given: u64) -> Handle {
@@ -145,10 +173,19 @@ impl Server {
     }
 }
 
-/// Translates the protocol's open flags, which have the same values on every host, to this host's.
-/// lcreate handles CREATE and EXCL; NOCTTY, FASYNC and NONBLOCK mean nothing for a file, and DIRECT
-/// would demand an alignment of the guest's buffers that only its own disk needs. Errors: EINVAL
-/// for an invalid access mode.
+/// The protocol's open flags, which have the same values on every host, and this host's.
+const FLAGS: [(u32, OFlag); 6] = [
+    (open::TRUNC, OFlag::O_TRUNC),
+    (open::APPEND, OFlag::O_APPEND),
+    (open::DSYNC, OFlag::O_DSYNC),
+    (open::SYNC, OFlag::O_SYNC),
+    (open::NOATIME, OFlag::O_NOATIME),
+    (open::DIRECTORY, OFlag::O_DIRECTORY),
+];
+
+/// Translates the protocol's open flags to this host's. lcreate handles CREATE and EXCL; NOCTTY, FASYNC
+/// and NONBLOCK mean nothing for a file, and DIRECT would demand an alignment of the guest's buffers that
+/// only its own disk needs. Errors: EINVAL for an invalid access mode.
 fn host_flags(wire: u32) -> Result<OFlag, Errno> {
     /// The two bits that hold the access mode.
     const ACCESS: u32 = 3;
@@ -158,19 +195,23 @@ fn host_flags(wire: u32) -> Result<OFlag, Errno> {
         open::RDWR => OFlag::O_RDWR,
         _ => return Err(Errno::EINVAL),
     };
-    for (bit, flag) in [
-        (open::TRUNC, OFlag::O_TRUNC),
-        (open::APPEND, OFlag::O_APPEND),
-        (open::DSYNC, OFlag::O_DSYNC),
-        (open::SYNC, OFlag::O_SYNC),
-        (open::NOATIME, OFlag::O_NOATIME),
-        (open::DIRECTORY, OFlag::O_DIRECTORY),
-    ] {
+    for (bit, flag) in FLAGS {
         if wire & bit != 0 {
             flags |= flag;
         }
     }
     Ok(flags)
+}
+
+/// The protocol's open flags for those of an open file of this host.
+pub(in crate::server) fn wire_flags(host: OFlag) -> u32 {
+    let access = match host & OFlag::O_ACCMODE {
+        OFlag::O_WRONLY => open::WRONLY,
+        OFlag::O_RDWR => open::RDWR,
+        _ => open::RDONLY,
+    };
+    let set = FLAGS.iter().filter(|(_, flag)| host.contains(*flag));
+    set.fold(access, |wire, (bit, _)| wire | bit)
 }
 
 fn writes(flags: OFlag) -> bool {

@@ -6,13 +6,16 @@
 //! These bytes are put together here and not by the crate `vhost`, because every wait needs a
 //! deadline, wrong messages must be sendable, and a second reading of the specification is a witness.
 
+use std::fs::File;
 use std::io::{self, IoSlice, Read, Write};
 use std::net::Shutdown;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use nix::fcntl::OFlag;
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use nix::unistd::pipe2;
 
 use crate::error::{Error, Result};
 use crate::memory::RegionInfo;
@@ -41,16 +44,20 @@ pub mod request {
     pub const GET_MAX_MEM_SLOTS: u32 = 36;
     pub const ADD_MEM_REG: u32 = 37;
     pub const REM_MEM_REG: u32 = 38;
+    pub const SET_DEVICE_STATE_FD: u32 = 42;
+    pub const CHECK_DEVICE_STATE: u32 = 43;
 }
 
 /// Protocol feature bits (`VHOST_USER_PROTOCOL_F_*`).
 #[allow(missing_docs, reason = "names of the specification")]
 pub mod protocol_feature {
     pub const MQ: u64 = 1 << 0;
+    pub const LOG_SHMFD: u64 = 1 << 1;
     pub const REPLY_ACK: u64 = 1 << 3;
     pub const CONFIG: u64 = 1 << 9;
     pub const RESET_DEVICE: u64 = 1 << 13;
     pub const CONFIGURE_MEM_SLOTS: u64 = 1 << 15;
+    pub const DEVICE_STATE: u64 = 1 << 19;
 }
 
 const HEADER_LEN: usize = 12;
@@ -61,6 +68,10 @@ const FLAG_NEED_REPLY: u32 = 1 << 3;
 const NO_FD: u64 = 1 << 8;
 /// No reply of this device is larger.
 const MAX_REPLY: u32 = 0x1000;
+
+fn pipe() -> Result<(OwnedFd, OwnedFd)> {
+    pipe2(OFlag::O_CLOEXEC).map_err(Error::io("pipe"))
+}
 
 /// The front-end's end of the vhost-user socket.
 pub struct Control {
@@ -179,6 +190,52 @@ impl Control {
             return Ok(());
         }
         match self.receive_u64(request)? {
+            0 => Ok(()),
+            code => Err(Error::Refused { request, code }),
+        }
+    }
+
+    /// Reads the device's state through a pipe. Its ring is stopped.
+    pub fn save_state(&mut self) -> Result<Vec<u8>> {
+        const SAVE: u32 = 0;
+        let (from, to) = pipe()?;
+        let mut from = File::from(from);
+        self.begin_transfer(SAVE, to.as_fd())?;
+        drop(to);
+        let mut state = Vec::new();
+        from.read_to_end(&mut state)
+            .map_err(Error::io("read the state"))?;
+        self.end_transfer()?;
+        Ok(state)
+    }
+
+    /// Replaces the device's state.
+    pub fn load_state(&mut self, state: &[u8]) -> Result<()> {
+        const LOAD: u32 = 1;
+        let (from, to) = pipe()?;
+        let mut to = File::from(to);
+        self.begin_transfer(LOAD, from.as_fd())?;
+        drop(from);
+        // The back-end may refuse before it has read everything.
+        let _ = to.write_all(state);
+        drop(to);
+        self.end_transfer()
+    }
+
+    fn begin_transfer(&mut self, direction: u32, fd: BorrowedFd<'_>) -> Result<()> {
+        let stopped = 0_u32;
+        let payload = [direction.to_le_bytes(), stopped.to_le_bytes()].concat();
+        let request = request::SET_DEVICE_STATE_FD;
+        self.send(request, 0, &payload, &[fd.as_raw_fd()])?;
+        match self.receive_u64(request)? {
+            NO_FD => Ok(()),
+            code => Err(Error::Refused { request, code }),
+        }
+    }
+
+    fn end_transfer(&mut self) -> Result<()> {
+        let request = request::CHECK_DEVICE_STATE;
+        match self.get_u64(request)? {
             0 => Ok(()),
             code => Err(Error::Refused { request, code }),
         }

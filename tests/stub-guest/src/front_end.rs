@@ -21,6 +21,8 @@ use crate::ring::{Ring, Segment, Used};
 
 /// 9P's own bit: the config space holds a mount tag.
 pub const FEATURE_MOUNT_TAG: u64 = 1 << 0;
+/// Pages that the device writes are marked in a log: only for a migration.
+pub const FEATURE_LOG_ALL: u64 = 1 << 26;
 /// Chains may stand in indirect tables.
 pub const FEATURE_INDIRECT_DESC: u64 = 1 << 28;
 /// Notifications are asked for by index.
@@ -78,7 +80,7 @@ impl Default for Options {
         Options {
             ring: 0,
             queue_size: 128,
-            features: u64::MAX,
+            features: !FEATURE_LOG_ALL,
             protocol_features: u64::MAX,
             call: CallFd::EventFd,
             kick: true,
@@ -157,14 +159,21 @@ impl FrontEnd {
     /// ring as they are: what is in the available ring is there still. [`start`](Self::start) goes
     /// on. Errors: the back-end offers other features.
     pub fn reconnect(&mut self, stream: UnixStream) -> Result<()> {
+        self.go_over(stream).map(drop)
+    }
+
+    /// [`reconnect`](Self::reconnect), with the connection before, which is still open.
+    pub fn go_over(&mut self, stream: UnixStream) -> Result<Control> {
         let (control, offered, features, protocol_features) = introduce(stream, &self.options)?;
         if features != self.features {
             return Err(Error::NotOffered("the same features"));
         }
-        (self.control, self.offered) = (control, offered);
+        let before = std::mem::replace(&mut self.control, control);
+        self.offered = offered;
         self.protocol_features = protocol_features;
         self.control.set_u64(request::SET_FEATURES, features)?;
-        self.set_mem_table()
+        self.set_mem_table()?;
+        Ok(before)
     }
 
     /// Starts the ring, which begins at index `base`.

@@ -70,6 +70,19 @@ fn a_fid_stands_for_the_same_file_wherever_it_is() {
     }
 }
 
+/// Each process dies before it serves, some before they are in their sandbox.
+#[test]
+fn processes_that_are_killed_at_once_are_followed_by_others() {
+    for mut guest in guests() {
+        guest.file("file", "content");
+        let fid = guest.open("file", open::RDONLY);
+        for _ in 0..15 {
+            guest.crash();
+        }
+        assert_eq!(guest.client.read(fid, 0, 9).unwrap(), b"content");
+    }
+}
+
 /// The daemon was given the connection itself, whose number must not become a file's.
 #[test]
 fn a_connection_that_was_given_outlives_crashes() {

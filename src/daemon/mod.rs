@@ -27,6 +27,7 @@ use vhost_user::{Connection, DeviceConfig, Poller, Source, Status};
 use crate::cli::{self, Options};
 use crate::export::users::Users;
 use crate::export::{Export, FileHandles, Identity, Ids, Permissions, open_share};
+use crate::logger;
 use crate::sandbox::capabilities::{self, Rights};
 use crate::sandbox::seccomp::{self, Filter};
 use crate::sandbox::supervisor::{BEGIN_ANEW, Deaths, HANDED_OVER, Next, Restart};
@@ -463,10 +464,15 @@ impl Outside {
                 Role::Supervisor(server, entrance) if entrance.is_inner() => {
                     // What is dropped here would be closed in the supervisor outside, too.
                     self.file.take().into_iter().for_each(SocketFile::leave);
-                    match supervision.await_end_inside(server)? {
-                        Next::Restart { .. } => entrance.enter_again()?,
-                        Next::Exit(status) => exit(status.into()),
-                    }
+                    let next = match supervision.await_end_inside(server) {
+                        Ok(Next::Restart { .. }) => entrance.enter_again().map_err(Error::from),
+                        Ok(Next::Exit(status)) => exit(status.into()),
+                        Err(error) => Err(error),
+                    };
+                    next.unwrap_or_else(|error| {
+                        logger::complain(error);
+                        exit(1)
+                    })
                 }
                 Role::Supervisor(child, entrance) => {
                     match supervision.await_end(child, &self, &entrance)? {

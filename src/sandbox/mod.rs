@@ -226,9 +226,21 @@ impl Entrance {
     /// Starts another server, or another supervisor with one, when the one before has died. Errors:
     /// [`Error`].
     pub fn enter_again(mut self) -> Result<Role, Error> {
-        let entered = match (self.sandbox, self.inner) {
-            (Sandbox::Namespace, false) => self.enter_namespace_again(),
-            _ => self.enter_sharing_again(),
+        /// How many processes one after the other may be killed before they are inside.
+        const TRIES: usize = 20;
+        let mut tries = 0;
+        let entered = loop {
+            tries += 1;
+            let entered = match (self.sandbox, self.inner) {
+                (Sandbox::Namespace, false) => self.enter_namespace_again(),
+                _ => self.enter_sharing_again(),
+            };
+            match entered {
+                Err((Step::Child, Errno::ECHILD)) if tries < TRIES => {
+                    log::warn!("the process that was to take over was killed; another one does");
+                }
+                entered => break entered,
+            }
         };
         match entered {
             Ok(Forked::Parent(child)) => Ok(Role::Supervisor(child, self)),

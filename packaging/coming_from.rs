@@ -124,8 +124,16 @@ const QEMU: &[Row] = &[
         "--throttle-iops RATE,BURST, which counts every request",
     ),
     (
-        "throttling.*-read, throttling.*-write",
-        "none: reads and writes have one limit in common",
+        "throttling.bps-read, throttling.bps-write",
+        "--throttle-bps-read and --throttle-bps-write",
+    ),
+    (
+        "throttling.iops-read, throttling.iops-write",
+        "--throttle-iops-read and --throttle-iops-write, also together with --throttle-iops",
+    ),
+    (
+        "throttling.*-max-length",
+        "none: a burst is an amount, and lasts as long as it takes",
     ),
     (
         "throttling.iops-size",

@@ -193,6 +193,23 @@ pub struct Options {
     #[arg(long, value_name = "RATE[,BURST]")]
     pub throttle_bps: Option<Rate>,
 
+    /// Serve at most this many reads per second. This and the next three may be combined with each
+    /// other and with the limits above: a request waits for all of them
+    #[arg(long, value_name = "RATE[,BURST]")]
+    pub throttle_iops_read: Option<Rate>,
+
+    /// Serve at most this many writes per second
+    #[arg(long, value_name = "RATE[,BURST]")]
+    pub throttle_iops_write: Option<Rate>,
+
+    /// Read at most this many bytes per second
+    #[arg(long, value_name = "RATE[,BURST]")]
+    pub throttle_bps_read: Option<Rate>,
+
+    /// Write at most this many bytes per second
+    #[arg(long, value_name = "RATE[,BURST]")]
+    pub throttle_bps_write: Option<Rate>,
+
     /// The least severe messages to write to standard error: off, error, warn, info, debug or trace
     #[arg(long, value_name = "LEVEL", default_value = "info", value_parser = log_level)]
     pub log_level: LevelFilter,
@@ -249,6 +266,10 @@ impl Options {
         let rates = Rates {
             requests: self.throttle_iops,
             bytes: self.throttle_bps,
+            reads: self.throttle_iops_read,
+            writes: self.throttle_iops_write,
+            bytes_read: self.throttle_bps_read,
+            bytes_written: self.throttle_bps_write,
         };
         (limits, rates)
     }

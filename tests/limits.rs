@@ -467,6 +467,31 @@ fn bytes_each_second() {
     guest.client.getattr(fid, getattr::BASIC).unwrap();
 }
 
+#[test]
+fn reads_have_limits_of_their_own() {
+    for options in [
+        ["--throttle-iops-read=20,2", "--throttle-bps-write=1"],
+        [
+            "--throttle-bps-read=1000000,100000",
+            "--throttle-iops-write=1",
+        ],
+    ] {
+        let mut guest = guest(&options);
+        guest.file("file", vec![7; 50_000]);
+        let request = Tmessage::Read(Tread {
+            fid: guest.open("file", open::RDONLY),
+            offset: 0,
+            count: 50_000,
+        });
+        // Two at once, the others one each 50 ms, and none waits for the limits of writes.
+        let times = times(&mut guest, &request, 6);
+        assert!(
+            times[5] >= Duration::from_millis(195),
+            "{options:?}: {times:?}"
+        );
+    }
+}
+
 /// What ends the waits of a guest's requests; the guest can be used afterwards.
 type Cut = fn(&mut Guest);
 

@@ -52,12 +52,48 @@ pub struct Rates {
     pub requests: Option<Rate>,
     /// Bytes of files that are read and written.
     pub bytes: Option<Rate>,
+    /// Reads, which count as requests as well.
+    pub reads: Option<Rate>,
+    /// Writes.
+    pub writes: Option<Rate>,
+    /// Bytes that are read.
+    pub bytes_read: Option<Rate>,
+    /// Bytes that are written.
+    pub bytes_written: Option<Rate>,
+}
+
+/// What a limit counts of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Counted {
+    Requests,
+    Bytes,
+    Reads,
+    Writes,
+    BytesRead,
+    BytesWritten,
+}
+
+impl Counted {
+    fn amount(self, message: &Tmessage<'_>) -> u64 {
+        let (read, written) = match message {
+            Tmessage::Read(read) => (Some(read.count), None),
+            Tmessage::Write(write) => (None, Some(write.count)),
+            _ => (None, None),
+        };
+        match self {
+            Counted::Requests => 1,
+            Counted::Bytes => read.or(written).unwrap_or(0).into(),
+            Counted::Reads => read.is_some().into(),
+            Counted::Writes => written.is_some().into(),
+            Counted::BytesRead => read.unwrap_or(0).into(),
+            Counted::BytesWritten => written.unwrap_or(0).into(),
+        }
+    }
 }
 
 /// Lets requests through as the rates allow.
 pub struct Throttle {
-    requests: Option<Bucket>,
-    bytes: Option<Bucket>,
+    limits: Vec<(Counted, Bucket)>,
     /// Whether something was let through too early and may not be paid for yet.
     cut: Cell<bool>,
 }
@@ -99,11 +135,21 @@ impl Bucket {
 }
 
 impl Throttle {
-    /// An empty bucket.
+    /// Empty buckets.
     pub fn new(rates: Rates) -> Throttle {
+        let limits = [
+            (Counted::Requests, rates.requests),
+            (Counted::Bytes, rates.bytes),
+            (Counted::Reads, rates.reads),
+            (Counted::Writes, rates.writes),
+            (Counted::BytesRead, rates.bytes_read),
+            (Counted::BytesWritten, rates.bytes_written),
+        ];
         Throttle {
-            requests: rates.requests.map(Bucket::new),
-            bytes: rates.bytes.map(Bucket::new),
+            limits: limits
+                .into_iter()
+                .filter_map(|(counted, rate)| Some((counted, Bucket::new(rate?))))
+                .collect(),
             cut: Cell::new(false),
         }
     }
@@ -130,8 +176,7 @@ impl Throttle {
     }
 
     fn within_burst(&self) -> Option<Instant> {
-        let buckets = [&self.requests, &self.bytes];
-        let buckets = buckets.into_iter().flatten();
+        let buckets = self.limits.iter().map(|(_, bucket)| bucket);
         buckets.map(Bucket::within_burst).max()
     }
 
@@ -139,26 +184,28 @@ impl Throttle {
     /// ring lets all waiting requests pass, and then none until they are paid for.
     #[inline]
     pub fn wait(&self, message: &Tmessage<'_>, running: &Running<'_>) -> Result<(), Failure> {
-        if self.requests.is_none() && self.bytes.is_none() {
+        if self.limits.is_empty() {
             return Ok(());
         }
         self.wait_for_turn(message, running)
     }
 
-    fn wait_for_turn(&self, message: &Tmessage<'_>, running: &Running<'_>) -> Result<(), Failure> {
-        let bytes = match message {
-            // A request that ends something does not wait.
-            Tmessage::Version(_) | Tmessage::Flush(_) | Tmessage::Clunk(_) => return Ok(()),
-            Tmessage::Read(read) => read.count.into(),
-            Tmessage::Write(write) => write.count.into(),
-            _ => 0,
-        };
-        let now = Instant::now();
-        let begins = [(&self.requests, 1), (&self.bytes, bytes)].map(|(bucket, amount)| {
-            let bucket = bucket.as_ref().filter(|_| amount > 0);
-            bucket.map_or(now, |bucket| bucket.reserve(amount, now))
+    /// Lets a request through at the returned moment, which each limit allows.
+    fn reserve(&self, message: &Tmessage<'_>, now: Instant) -> Instant {
+        let begins = self.limits.iter().filter_map(|(counted, bucket)| {
+            let amount = counted.amount(message);
+            (amount > 0).then(|| bucket.reserve(amount, now))
         });
-        let begin = begins[0].max(begins[1]);
+        begins.max().unwrap_or(now)
+    }
+
+    fn wait_for_turn(&self, message: &Tmessage<'_>, running: &Running<'_>) -> Result<(), Failure> {
+        // A request that ends something does not wait.
+        if let Tmessage::Version(_) | Tmessage::Flush(_) | Tmessage::Clunk(_) = message {
+            return Ok(());
+        }
+        let now = Instant::now();
+        let begin = self.reserve(message, now);
         if begin == now {
             return Ok(());
         }
@@ -220,8 +267,9 @@ mod tests {
         let throttle = Throttle::new(Rates {
             requests: Some("1000000".parse().unwrap()),
             bytes: Some("1000,500".parse().unwrap()),
+            ..Rates::default()
         });
-        let bytes = throttle.bytes.as_ref().unwrap();
+        let (_, bytes) = &throttle.limits[1];
         let begin = Instant::now();
         let mut now = begin;
         let mut through = 0;
@@ -242,6 +290,91 @@ mod tests {
             assert!(through <= allowed + 1, "{through} of {allowed}");
         }
         assert!(throttle.is_paid(now) && !throttle.cut.get());
+    }
+
+    #[test]
+    fn reads_and_writes_wait_for_their_own_limits() {
+        let read = Tmessage::Read(protocol::Tread {
+            fid: 1,
+            offset: 0,
+            count: 1000,
+        });
+        let write = Tmessage::Write(protocol::Twrite {
+            fid: 1,
+            offset: 0,
+            count: 1000,
+        });
+        let other = Tmessage::Clunk(protocol::Tclunk { fid: 1 });
+        let rate = |text: &str| Some(text.parse().unwrap());
+        let none = Rates::default();
+        for (rates, waits) in [
+            (
+                Rates {
+                    requests: rate("1,1"),
+                    ..none
+                },
+                [true, true, true],
+            ),
+            (
+                Rates {
+                    bytes: rate("1000,1000"),
+                    ..none
+                },
+                [true, true, false],
+            ),
+            (
+                Rates {
+                    reads: rate("1,1"),
+                    ..none
+                },
+                [true, false, false],
+            ),
+            (
+                Rates {
+                    writes: rate("1,1"),
+                    ..none
+                },
+                [false, true, false],
+            ),
+            (
+                Rates {
+                    bytes_read: rate("1000,1000"),
+                    ..none
+                },
+                [true, false, false],
+            ),
+            (
+                Rates {
+                    bytes_written: rate("1000,1000"),
+                    ..none
+                },
+                [false, true, false],
+            ),
+        ] {
+            let waited = [&read, &write, &other].map(|message| {
+                let throttle = Throttle::new(rates);
+                let now = Instant::now();
+                assert_eq!(
+                    throttle.reserve(message, now),
+                    now,
+                    "the first goes at once"
+                );
+                throttle.reserve(message, now) > now
+            });
+            assert_eq!(waited, waits, "{rates:?}");
+        }
+        // The slowest of several decides.
+        let throttle = Throttle::new(Rates {
+            bytes: rate("1000000"),
+            bytes_written: rate("100,100"),
+            ..none
+        });
+        let now = Instant::now();
+        for _ in 0..2 {
+            throttle.reserve(&write, now);
+        }
+        assert!(throttle.reserve(&write, now) - now >= Duration::from_secs(19));
+        assert!(throttle.reserve(&read, now) - now < Duration::from_secs(1));
     }
 
     #[test]

@@ -772,10 +772,12 @@ fn malformed_control_messages_cost_the_connection_at_most() {
 #[test]
 fn a_configuration_space_of_the_wrong_size_is_told_of() {
     let mut daemon = daemon();
-    // The tag is "host". Some front-ends ask for its length first, and then for all.
+    // The tag is "host". Some front-ends ask for its length first, and then for all, or for a byte
+    // more each time.
     let mut front_end = daemon.front_end(Options::default()).unwrap();
-    front_end.config(0, 2).unwrap();
-    front_end.config(0, 6).unwrap();
+    for size in [2, 6, 2, 3, 4, 5, 6, 2, 3, 4, 5, 6] {
+        front_end.config(0, size).unwrap();
+    }
     assert!(!daemon.stderr().contains("to the guest"));
     let less = "passes only 4 of the 6 bytes";
     for _ in 0..3 {

@@ -77,6 +77,8 @@ pub(crate) struct Device {
     started: bool,
     /// Whether the log says that the front-end's configuration space has another size.
     size_told: bool,
+    /// How much of the configuration space the front-end has read last.
+    size_read: usize,
 }
 
 /// A refusal that the front-end can be told; the connection stays open.
@@ -151,6 +153,7 @@ impl Device {
             enabled: false,
             started: false,
             size_told: false,
+            size_read: 0,
         })
     }
 
@@ -444,6 +447,9 @@ impl Device {
     fn check_config_size(&mut self, start: usize, size: usize) {
         let own = self.config.config_space.len();
         let less = start == 0 && size > self.config.config_head && size < own;
+        // User-mode Linux reads byte after byte, each with all that is before it. Who can read no
+        // further asks for the same again.
+        let less = less && std::mem::replace(&mut self.size_read, size) == size;
         let more = start.saturating_add(size) > own;
         if self.size_told || !(less || more) {
             return;

@@ -10,11 +10,9 @@ die() {
     exit 1
 }
 
-# The Debian mirror that the machine uses already.
+# The Debian mirror that the machine uses already. Its package lists may be missing, as in a fresh container.
 debian_mirror() {
-    # shellcheck disable=SC2016 # apt fills it in
-    apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' |
-        sed -n '\|/debian/$|p' | sort -u | sed -n 1p
+    apt-get --print-uris update 2>/dev/null | sed -n "s|^'\(.*/debian/\)dists/.*|\1|p" | sort -u | sed -n 1p
 }
 
 # apt_setup: the package lists of both suites, for what follows
@@ -56,11 +54,41 @@ private() {
     APT_CONFIG=$work/apt/apt.conf "$@"
 }
 
+# showing REPORT COMMAND...: runs the command, and until it ends prints what REPORT prints, every 5 seconds
+showing() {
+    local report=$1 reporter status=0
+    shift
+    # A wait without a process of its own, which would outlive this one.
+    while kill -0 $$ 2>/dev/null; do
+        read -r -t 5 <> <(:) || true
+        "$report"
+    done >&2 &
+    reporter=$!
+    "$@" || status=$?
+    kill $reporter
+    wait $reporter 2>/dev/null || true
+    return $status
+}
+
+# mib BYTES
+mib() {
+    echo $((($1 + 1048575) / 1048576))
+}
+
+# fetched_so_far: how much apt has, of $wanted bytes
+fetched_so_far() {
+    echo "  $(mib "$(du -sb "$work/apt/cache/archives" | cut -f1)") of $(mib "$wanted") MiB"
+}
+
 # fetch_with_dependencies DIR PACKAGE...
 fetch_with_dependencies() {
-    local into=$1
+    local into=$1 count wanted
     shift
-    private apt-get -qq -y --download-only install "$@" >/dev/null
+    read -r count wanted < <(private apt-get -qq -y --print-uris install "$@" |
+        awk '{ bytes += $3 } END { printf "%d %.0f\n", NR, bytes }')
+    echo "  downloading $count packages, $(mib "$wanted") MiB" >&2
+    showing fetched_so_far private apt-get -qq -y --download-only install "$@" >/dev/null
+    echo "  unpacking them" >&2
     mkdir -p "$into"
     unpack "$into" "$work"/apt/cache/archives/*.deb
     rm -f "$work"/apt/cache/archives/*.deb
@@ -69,6 +97,7 @@ fetch_with_dependencies() {
 # fetch_alone DIR PACKAGE: without what it depends on
 fetch_alone() {
     local into=$1 package=$2
+    echo "  downloading $package" >&2
     mkdir -p "$into"
     (cd "$work/apt/cache" && private apt-get -qq download "$package")
     unpack "$into" "$work"/apt/cache/*.deb

@@ -30,12 +30,21 @@ echo "building the User-mode Linux kernel from $source: some minutes, once" >&2
 fetch_alone "$work/package" "$source"
 tar -xf "$work/package/usr/src/$source.tar.xz" -C "$work"
 rm -rf "$work/package"
-if ! (
+# About as many steps as make prints with this configuration.
+steps=1400
+
+built_so_far() {
+    echo "  $(grep -c '^  [A-Z]' "$cache/build.log") of about $steps steps"
+}
+
+build() (
     cd "$work/$source" &&
         cat "${patches[@]}" | patch -p1 --forward &&
         KCONFIG_ALLCONFIG=$here/uml.config make ARCH=um allnoconfig &&
         make ARCH=um -j"$(nproc)" linux
-) >"$cache/build.log" 2>&1; then
+) >"$cache/build.log" 2>&1
+
+if ! showing built_so_far build; then
     tail -n 20 "$cache/build.log" >&2
     die "the kernel did not build, all of it is in $cache/build.log"
 fi

@@ -5,6 +5,9 @@ DESTDIR ?=
 STRIP   ?= strip
 SUITES  ?= trixie bookworm
 
+# Linked with musl: for hosts with another C library, or an older one.
+STATIC  ?= $(shell uname -m)-unknown-linux-musl
+
 GENERATED := $(TARGET)/generated
 
 bindir   = $(PREFIX)/bin
@@ -20,11 +23,18 @@ fishdir  = $(PREFIX)/share/fish/vendor_completions.d
 UNITS := vhost-user-9p@.service vhost-user-9p@.socket
 DOCS  := README.md SECURITY.md docs/semantics.md docs/performance.md LICENSE-APACHE LICENSE-MIT
 
-.PHONY: generated install uninstall deb test-packaging
+.PHONY: generated static install uninstall deb test-packaging
 
 generated: build
 	$(CARGO) run --release --locked --quiet --example manual $(GENERATED)
 	CARGO=$(CARGO) packaging/licences.sh >$(GENERATED)/third-party-licences
+
+static: | tools ## Build a daemon that needs no library, target/static/vhost-user-9p; needs rustup's musl target
+	@[ -d "$$(rustc --print target-libdir --target $(STATIC) 2>/dev/null)" ] || { \
+	    echo "the standard library for $(STATIC) is missing: rustup target add $(STATIC)" >&2; exit 1; }
+	$(CARGO) build --release --locked --target $(STATIC) --bin vhost-user-9p
+	install -D -m 755 $(TARGET)/$(STATIC)/release/vhost-user-9p $(TARGET)/static/vhost-user-9p
+	$(STRIP) $(TARGET)/static/vhost-user-9p
 
 # Root may have no cargo: then what somebody else has built is installed.
 install: $(if $(shell command -v $(CARGO)),generated) ## Install below PREFIX (default /usr/local), in DESTDIR

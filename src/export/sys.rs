@@ -240,6 +240,11 @@ pub fn set_times(fd: BorrowedFd<'_>, times: &[libc::timespec; 2]) -> Result<(), 
     fs::utimensat(fd, c"", &times, AtFlags::EMPTY_PATH).map_err(errno)
 }
 
+/// The flags of the mount in which `file` lies. Errors: those of fstatfs(2).
+pub fn mount_flags(file: BorrowedFd<'_>) -> Result<fs::StatVfsMountFlags, Errno> {
+    fs::fstatvfs(file).map(|stat| stat.f_flag).map_err(errno)
+}
+
 fn errno(error: rustix::io::Errno) -> Errno {
     Errno::from_raw(error.raw_os_error())
 }

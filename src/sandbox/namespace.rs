@@ -8,8 +8,8 @@ use nix::fcntl::{OFlag, open};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::stat::Mode;
-use nix::sys::statvfs::{FsFlags, fstatvfs};
 use nix::unistd::{chdir, dup3, fchdir, getegid, geteuid, pivot_root};
+use rustix::fs::StatVfsMountFlags;
 
 use super::child::{Entered, Step, at};
 use super::{Inside, find_descriptors_in, open_directory};
@@ -179,17 +179,17 @@ fn root_in_new_namespace() -> Entered<OwnedFd> {
 /// What an older kernel can do for one mount, that of the share, which is the working directory. A
 /// remount sets all flags, and those that another namespace has set must stay.
 fn top_holds_data_only(share: &OwnedFd) -> Result<(), Errno> {
-    let has = fstatvfs(share)?.flags();
+    let has = sys::mount_flags(share.as_fd())?;
     let mut flags = MsFlags::MS_REMOUNT
         | MsFlags::MS_BIND
         | MsFlags::MS_NOSUID
         | MsFlags::MS_NODEV
         | MsFlags::MS_NOEXEC;
     for (found, flag) in [
-        (FsFlags::ST_RDONLY, MsFlags::MS_RDONLY),
-        (FsFlags::ST_NOATIME, MsFlags::MS_NOATIME),
-        (FsFlags::ST_NODIRATIME, MsFlags::MS_NODIRATIME),
-        (FsFlags::ST_RELATIME, MsFlags::MS_RELATIME),
+        (StatVfsMountFlags::RDONLY, MsFlags::MS_RDONLY),
+        (StatVfsMountFlags::NOATIME, MsFlags::MS_NOATIME),
+        (StatVfsMountFlags::NODIRATIME, MsFlags::MS_NODIRATIME),
+        (StatVfsMountFlags::RELATIME, MsFlags::MS_RELATIME),
     ] {
         if has.contains(found) {
             flags |= flag;

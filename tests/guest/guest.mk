@@ -3,7 +3,7 @@
 
 GUEST := $(abspath $(TARGET))/guest
 
-.PHONY: tools guest guest-test uml uml-test guest-posix guest-apps guest-survive uml-sqlite guest-models bench-guest run
+.PHONY: tools guest guest-test uml uml-test guest-posix guest-apps guest-survive uml-sqlite guest-models guest-rootfs bench-guest run
 
 build: | tools
 
@@ -55,6 +55,12 @@ uml-sqlite: $(if $(BACKEND),,build) guest uml ## Two SQLite writers, round after
 
 guest-models: build guest ## Our server and QEMU's own on one directory, in the mapped models
 	@GUEST=$(GUEST) tests/guest/models-run.sh
+
+guest-rootfs: $(if $(BACKEND),,build) guest ## A Debian whose root directory is the share, under QEMU: dpkg, gcc, git, Python, PostgreSQL; MODES=none,...
+	@tests/guest/rootfs-tree.sh $(GUEST)/rootfs
+	@for mode in $$(echo $${MODES:-none,loose} | tr , ' '); do \
+	    GUEST=$(GUEST) MODES=$$mode tests/guest/run.sh qemu rootfs || exit 1; \
+	done
 
 bench-guest: build guest uml ## A real client on ours and its peers; ROUNDS=N, MODES=none,...
 	@tests/guest/apps-tree.sh $(GUEST)/apps

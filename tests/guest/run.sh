@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Serves a directory with the daemon and starts a guest on it: run.sh qemu|uml [checks|posix|apps|survive|sqlite|bench]
+# Serves a directory with the daemon and starts a guest on it:
+#   run.sh qemu|uml [checks|posix|apps|survive|sqlite|bench|rootfs]
 #   checks    checks.sh in the guest and host-checks.sh on the host, in a fresh directory
 #   posix     pjdfstest, fsx and our cases (posix.sh) in a fresh directory, beside the host's own (host-posix.sh)
 #   apps      SQLite, git, make, rsync (apps.sh) in a fresh directory, the host taking part (host-apps.sh)
@@ -7,11 +8,13 @@
 #   sqlite    two SQLite writers, round after round (sqlite-rounds.sh), in $GUEST/*-sqlite.share, where what
 #             failed stays
 #   bench     times what a user waits for (bench.sh) in a fresh directory; see bench-guest.sh
+#   rootfs    a Debian whose root directory is a fresh copy of rootfs-tree.sh's, in the cache mode MODES
+#             (rootfs-checks.sh)
 #   if not    a shell in the guest if there is a terminal, else tour.sh; on the directory SHARE
 # What the guest and the daemon said is kept in $GUEST/*.log. From the environment:
 #   DAEMON    the daemon, if not release/vhost-user-9p in the build folder
 #   SHARE     the directory, if not fixtures/share
-#   LIMIT     how many seconds the guest may take, if not 900 (posix, sqlite: four hours)
+#   LIMIT     how many seconds the guest may take, if not 900 (rootfs: an hour; posix, sqlite: four)
 #   OPERATIONS, TESTS   how many operations fsx does in each cache mode, if not 1000000; which of
 #             pjdfstest's tests to run, and then nothing else, if not all; or "cases" or "fsx" (see posix.sh)
 #   MODES, OBJECTS      in which cache modes apps.sh does it all, and how many objects its git
@@ -28,10 +31,15 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 top=$(realpath "$here/../..")
 target=$(realpath -m "${CARGO_TARGET_DIR:-$top/target}")
-front_end=${1:?usage: run.sh qemu|uml [checks|posix|apps|survive|sqlite|bench]} job=${2:-tour}
+front_end=${1:?usage: run.sh qemu|uml [checks|posix|apps|survive|sqlite|bench|rootfs]} job=${2:-tour}
 export GUEST=${GUEST:-$target/guest}
 binary=${DAEMON:-$target/release/vhost-user-9p}
-limit=${LIMIT:-$([ "$job" = posix ] || [ "$job" = sqlite ] && echo 14400 || echo 900)}
+case $job in
+posix | sqlite) limit=14400 ;;
+rootfs) limit=3600 ;;
+*) limit=900 ;;
+esac
+limit=${LIMIT:-$limit}
 export MODES=${MODES:-none,mmap,loose} OBJECTS=${OBJECTS:-10000}
 export OPERATIONS=${OPERATIONS:-1000000} TESTS=${TESTS:-} ROUNDS=${ROUNDS:-100} WATCH=${WATCH:-no} KILLS=${KILLS:-10}
 log=$GUEST/$front_end-$job.log
@@ -239,6 +247,11 @@ elif [ "$job" = sqlite ]; then
 elif [ "$job" = bench ] || [ "$job" = survive ]; then
     share=$run/share
     mkdir "$share"
+elif [ "$job" = rootfs ]; then
+    [ "$(id -u)" = 0 ] || die "run it as root: a Debian has files of many users"
+    share=$run/share
+    mkdir "$share"
+    "$here/rootfs-host.sh" prepare "$share"
 elif [ "$job" = apps ]; then
     share=$run/share
     mkdir "$share"
@@ -306,6 +319,13 @@ apps)
     end_daemons
     "$here/host-apps.sh" verify "$share" | tee -a "$log"
     say "passed in $SECONDS s: $front_end, ${BACKEND:-$binary}"
+    ;;
+rootfs)
+    watch_guest
+    tell_kills
+    end_daemons
+    "$here/rootfs-host.sh" verify "$share" | tee -a "$log"
+    say "passed in $SECONDS s: $front_end, cache=$MODES, ${BACKEND:-$binary}"
     ;;
 sqlite | bench | survive)
     watch_guest

@@ -24,6 +24,11 @@ tree=$GUEST/apps/tree # if it has been prepared
 arguments=(quiet panic=-1 "job=$job" "share=$share" "owners=$owners" "note=${NOTE:-}" "operations=${OPERATIONS:-}" "tests=${TESTS:-}"
     "modes=${MODES:-}" "objects=${OBJECTS:-}" "rounds=${ROUNDS:-}" "watch=${WATCH:-}" "kills=${KILLS:-}")
 
+if [ "$job" = rootfs ]; then
+    memory=1G
+    arguments+=(systemd.show_status=no)
+fi
+
 # The kernel unpacks archives one after the other: the scripts go behind what was prepared.
 {
     cat "$GUEST/initramfs.cpio"

@@ -157,12 +157,18 @@ impl Device {
         })
     }
 
+    /// Without a state that moves along, a migration must fail: a log is not offered either then, as
+    /// Cloud Hypervisor takes it for enough.
+    fn can_migrate(&self) -> bool {
+        self.handler.migration().is_some()
+    }
+
     fn offered(&self) -> u64 {
-        self.config.features
+        let log = if self.can_migrate() { LOG_ALL } else { 0 };
+        log | self.config.features
             | 1 << VIRTIO_F_VERSION_1
             | 1 << VIRTIO_RING_F_INDIRECT_DESC
             | EVENT_IDX
-            | LOG_ALL
             | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
     }
 
@@ -545,13 +551,14 @@ impl VhostUserBackendReqHandlerMut for Device {
 
     fn get_protocol_features(&mut self) -> Result<VhostUserProtocolFeatures> {
         let mut optional = VhostUserProtocolFeatures::empty();
-        let (tracks, migrates) = (self.handler.room(), self.handler.migration());
-        optional.set(VhostUserProtocolFeatures::INFLIGHT_SHMFD, tracks.is_some());
-        optional.set(VhostUserProtocolFeatures::DEVICE_STATE, migrates.is_some());
+        let migration =
+            VhostUserProtocolFeatures::LOG_SHMFD | VhostUserProtocolFeatures::DEVICE_STATE;
+        let tracks = self.handler.room().is_some();
+        optional.set(migration, self.can_migrate());
+        optional.set(VhostUserProtocolFeatures::INFLIGHT_SHMFD, tracks);
         Ok(optional
             | VhostUserProtocolFeatures::CONFIG
             | VhostUserProtocolFeatures::REPLY_ACK
-            | VhostUserProtocolFeatures::LOG_SHMFD
             | VhostUserProtocolFeatures::RESET_DEVICE
             | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS)
     }
@@ -744,6 +751,9 @@ impl VhostUserBackendReqHandlerMut for Device {
     /// A log that is in use already may be replaced, as front-ends do when memory is added, or to look
     /// at what the one before says.
     fn set_log_base(&mut self, log: &VhostUserLog, file: File) -> Result<()> {
+        if !self.can_migrate() {
+            return Err(hang_up("no migration"));
+        }
         let log = DirtyLog::new(file, log.mmap_offset, log.mmap_size)
             .map_err(|_| hang_up("a log that cannot be mapped, or is longer than its file"))?;
         self.log = Some(Rc::new(log));

@@ -56,8 +56,9 @@ pub trait Handler {
         Ok(())
     }
 
-    /// What saves and loads the device's state. None: the front-end is not offered that (the protocol
-    /// feature DEVICE_STATE). It is always the one or the other.
+    /// What saves and loads the device's state. None: the front-end is not offered that, nor a log of dirty
+    /// pages (the protocol features DEVICE_STATE and LOG_SHMFD, and LOG_ALL): the guest is not
+    /// migrated. It is always the one or the other.
     fn migration(&self) -> Option<&dyn Migration> {
         None
     }

@@ -34,6 +34,8 @@
 //! process that it has over its own guest: it can block the loop by sending half a message, and end
 //! the process by truncating the files that it has given as memory.
 //!
+//! Offered if the handler has what they take: the log of dirty pages and the transfer of the device's
+//! state for a migration ([`Migration`]), in-flight tracking ([`Room`]).
 //! Not implemented, and so not offered: the back-end channel, more than one queue.
 
 #[cfg(test)]

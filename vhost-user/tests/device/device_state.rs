@@ -11,7 +11,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::pipe2;
 use vhost_user::Source;
 
-use crate::front_end::{Refused, protocol_feature, request};
+use crate::front_end::{Refused, feature, protocol_feature, request};
 use crate::handler::Echo;
 use crate::machine::{FEATURES, Machine, PROTOCOL_FEATURES, config, u32s, u64s};
 use crate::random::Random;
@@ -94,12 +94,26 @@ impl Machine {
 }
 
 #[test]
-fn it_is_offered_if_the_handler_has_it() {
+fn migration_is_offered_if_the_handler_has_a_state() {
+    let mut machine = Machine::new();
+    let migration = protocol_feature::LOG_SHMFD | protocol_feature::DEVICE_STATE;
+    let both = |machine: &mut Machine| {
+        let features = machine.ask_u64(request::GET_FEATURES);
+        (features, machine.ask_u64(request::GET_PROTOCOL_FEATURES))
+    };
+    let all = (FEATURES | feature::LOG_ALL, PROTOCOL_FEATURES);
+    assert_eq!(both(&mut machine), all);
+    machine.handler.migrates.set(false);
+    assert_eq!(
+        both(&mut machine),
+        (FEATURES, PROTOCOL_FEATURES & !migration)
+    );
+}
+
+#[test]
+fn a_state_is_not_for_whoever_has_not_agreed_on_it() {
     let mut machine = machine(&[]);
-    let offered = machine.ask_u64(request::GET_PROTOCOL_FEATURES);
-    assert_eq!(offered, PROTOCOL_FEATURES | protocol_feature::DEVICE_STATE);
-    // Not to whoever has not agreed on it.
-    let features = u64s(&[PROTOCOL_FEATURES]);
+    let features = u64s(&[PROTOCOL_FEATURES & !protocol_feature::DEVICE_STATE]);
     machine
         .set(request::SET_PROTOCOL_FEATURES, &features, &[])
         .unwrap();

@@ -91,6 +91,7 @@ impl Machine {
         self.handler = Rc::new(Echo::default());
         self.handler.keep.set(keep);
         self.handler.room.set(Some(ROOM));
+        self.handler.migrates.set(true);
         self.front_end = FrontEnd::new(ours);
         self.event_loop = EventLoop::new(theirs, &config(), self.handler.clone());
         self.negotiate(FEATURES);

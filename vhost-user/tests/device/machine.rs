@@ -34,6 +34,7 @@ pub const BUFFERS: u64 = TABLES + 0x400 * 128;
 
 pub const PROTOCOL_FEATURES: u64 = protocol_feature::CONFIG
     | protocol_feature::LOG_SHMFD
+    | protocol_feature::DEVICE_STATE
     | protocol_feature::REPLY_ACK
     | protocol_feature::RESET_DEVICE
     | protocol_feature::CONFIGURE_MEM_SLOTS;
@@ -100,6 +101,7 @@ impl Machine {
     pub fn with_config(config: &DeviceConfig) -> Machine {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let handler = Rc::new(Echo::default());
+        handler.migrates.set(true);
         Machine {
             front_end: FrontEnd::new(ours),
             event_loop: EventLoop::new(theirs, config, handler.clone()),

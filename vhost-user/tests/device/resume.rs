@@ -31,9 +31,9 @@ impl Machine {
 
     /// Another process goes on, with a handler that keeps what it gets or answers it.
     pub fn resume(&mut self, keep: bool, faulty: bool) -> Result<bool, Error> {
-        let room = self.handler.room.get();
-        self.handler = Rc::new(Echo::default());
-        self.handler.room.set(room);
+        let before = std::mem::take(&mut self.handler);
+        self.handler.room.set(before.room.get());
+        self.handler.migrates.set(before.migrates.get());
         self.handler.keep.set(keep);
         let handler = self.handler.clone();
         self.event_loop.resume(&config(), handler, faulty)
@@ -629,6 +629,7 @@ fn a_device_that_lacks_a_feature_refuses() {
         ..config()
     };
     let handler = Rc::new(Echo::default());
+    handler.migrates.set(true);
     assert!(machine.event_loop.resume(&other, handler, false).is_err());
 }
 

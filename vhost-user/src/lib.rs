@@ -32,7 +32,7 @@
 //! and starts it again; process, connection and log survive. A buffer outside of the guest's memory
 //! fails only the [`Request`] that names it. The front-end is checked, too, but has the power over this
 //! process that it has over its own guest: it can block the loop by sending half a message, and end
-//! the process by truncating the files that it has given as memory.
+//! the process by truncating the files that it has given as memory or for the log.
 //!
 //! Offered if the handler has what they take: the log of dirty pages and the transfer of the device's
 //! state for a migration ([`Migration`]), in-flight tracking ([`Room`]).

@@ -44,9 +44,8 @@ pub(crate) struct Ring {
     logs: Cell<bool>,
     /// Where the used ring begins in the log, if the front-end asks for its pages, too.
     used_place: Cell<Option<u64>>,
-    /// What tells the front-end that pages were marked, and whether there were any since the last time.
+    /// What tells the front-end that pages were marked.
     log_call: RefCell<Option<Call>>,
-    marked: Cell<bool>,
     /// Whether requests were pushed that the driver has not been notified of, and how many bytes they
     /// transferred.
     pushed: Cell<bool>,
@@ -66,7 +65,6 @@ impl Ring {
             logs: Cell::new(false),
             used_place: Cell::new(None),
             log_call: RefCell::new(None),
-            marked: Cell::new(false),
             pushed: Cell::new(false),
             bytes: Cell::new(0),
             spare: RefCell::default(),
@@ -248,17 +246,10 @@ impl Ring {
     fn mark(&self, chain: &Chain) {
         if let Some(log) = &*self.log.borrow() {
             chain.mark(log);
-            self.marked.set(true);
+            if let Some(call) = &*self.log_call.borrow() {
+                call.signal();
+            }
         }
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn signal_log(&self) {
-        if let Some(call) = &*self.log_call.borrow() {
-            call.signal();
-        }
-        self.marked.set(false);
     }
 
     /// Returns a chain to the driver. Writes nothing if the ring has been stopped.
@@ -288,9 +279,6 @@ impl Ring {
 
     /// Publishes what was pushed, and notifies the driver if it wants that.
     pub(crate) fn notify(&self) {
-        if self.marked.get() {
-            self.signal_log();
-        }
         match &mut *self.split.borrow_mut() {
             Some(split) => self.notify_of(split),
             // The ring has stopped meanwhile: a spurious notification does no harm.

@@ -119,7 +119,6 @@ fn messages(machine: &mut Machine, input: &mut Unstructured<'_>) -> Result<()> {
 
 /// What a front-end says that migrates its guest, or comes back after a crash.
 fn migration(machine: &mut Machine, input: &mut Unstructured<'_>, step: u8) -> Result<()> {
-    let features = VERSION_1 | INDIRECT_DESC | 1 << 30;
     match step {
         0 => {
             machine.send(request::GET_FEATURES, &[], &[]);
@@ -127,7 +126,7 @@ fn migration(machine: &mut Machine, input: &mut Unstructured<'_>, step: u8) -> R
             machine.send(request::SET_PROTOCOL_FEATURES, &u64s(&[all]), &[]);
         }
         1 => {
-            let features = features | flag(input)? << 26;
+            let features = VERSION_1 | INDIRECT_DESC | flag(input)? << 26 | flag(input)? << 30;
             machine.send(request::SET_FEATURES, &u64s(&[features]), &[]);
         }
         2 => {

@@ -188,6 +188,11 @@ impl EventLoop {
         sources
     }
 
+    /// The same, however long it takes.
+    pub fn turn_at_leisure(&mut self) -> Vec<Source> {
+        self.turn_with(EpollTimeout::NONE)
+    }
+
     fn turn_with(&mut self, timeout: EpollTimeout) -> Vec<Source> {
         // What is in the ring already is as good as a kick.
         let found =

@@ -65,7 +65,7 @@ fn back_end(stream: UnixStream, state: Vec<u8>, dies: Option<usize>) -> JoinHand
         handler.keep.set(dies.is_some());
         let mut event_loop = EventLoop::new(stream, &config(), handler.clone());
         while event_loop.end().is_none() {
-            event_loop.turn_when_ready();
+            event_loop.turn_at_leisure();
             let kept = handler.kept.borrow().len();
             if dies.is_some_and(|dies| dies == kept) {
                 event_loop.kill();

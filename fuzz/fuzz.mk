@@ -1,7 +1,7 @@
 # Fuzzing: libFuzzer under AddressSanitizer, by cargo-fuzz, which is installed if it is missing.
 # RUSTC_BOOTSTRAP lets the stable compiler take the flags of a nightly one.
 
-FUZZ_TARGETS ?= decoder session ring control
+FUZZ_TARGETS ?= decoder session ring control state
 FUZZ_SECONDS ?= 60
 
 FUZZ        = PATH="$(TOOLS)/bin:$$PATH" RUSTC_BOOTSTRAP=1 $(CARGO) fuzz

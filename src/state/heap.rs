@@ -117,7 +117,7 @@ impl Heap {
                 block.map(|_| class)
             };
             let Some(class) = block() else {
-                texts.into_iter().for_each(std::mem::forget);
+                texts.into_iter().for_each(Text::disown);
                 return None;
             };
             texts.push(Text {
@@ -136,7 +136,7 @@ impl Heap {
         for (start, end) in blocks {
             if start < next {
                 // Nothing is used yet, so nothing is to be freed.
-                texts.into_iter().for_each(std::mem::forget);
+                texts.into_iter().for_each(Text::disown);
                 return None;
             }
             while next < start {
@@ -153,6 +153,11 @@ impl Heap {
 }
 
 impl Text {
+    /// Frees nothing.
+    fn disown(mut self) {
+        self.at = 0;
+    }
+
     /// Its reference.
     pub fn reference(&self) -> Reference {
         self.at

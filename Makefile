@@ -65,6 +65,7 @@ soak: ## Escapes while the host swaps links in, a hundred thousand; guests gone 
 
 bench: ## The daemon beside virtiofsd and the bare system calls; BENCH=NAME for some of the workloads
 	VIRTIOFSD=$$(benches/virtiofsd.sh) $(CARGO) bench --locked --bench server -- $(BENCH)
+	$(CARGO) bench --locked --bench recovery -- $(BENCH)
 
 bench-record: ## The same, kept in docs/bench as lines, a table and plots
 	VIRTIOFSD=$$(benches/virtiofsd.sh) $(CARGO) bench --locked --bench server -- --record

@@ -73,7 +73,7 @@ impl Server {
             let state = files.state(fid)?;
             let fids = &self.session.fids;
             fids.insert(fid.number, fid.user, root, state)
-                .map_err(|_| invalid("two fids with one number, or more than --max-fids allows"))?;
+                .map_err(|_| invalid("two fids with one number, or more than --limit-fids allows"))?;
             self.evict_if_needed();
         }
         for lock in &session.locks {
@@ -290,7 +290,7 @@ impl Files<'_> {
         let server = self.server;
         let count = |size| {
             let counted = server.session.xattr_bytes.take(size);
-            counted.map_err(|_| invalid("more bytes of attributes than --max-xattr-bytes allows"))
+            counted.map_err(|_| invalid("more bytes of attributes than --limit-xattr-bytes allows"))
         };
         let heap = server.session.state.heap();
         Ok(match &fid.target {

@@ -4,10 +4,13 @@ mod common;
 
 use std::collections::HashMap;
 use std::fs;
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
 use common::{BINARY, Guest, pattern, refused};
 use nix::errno::Errno;
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use protocol::{Tfsync, Tgetattr, Tmessage, Tread, getattr, open};
 use stub_guest::control::{protocol_feature, request};
 use stub_guest::daemon::Launch;
@@ -656,6 +659,43 @@ fn mappings_are_not_left_over() {
         assert_eq!(regions(&daemon), 4);
         client.front_end().set_mem_table().unwrap();
         assert_eq!(regions(&daemon), 4);
+    }
+}
+
+#[test]
+fn pages_that_the_guest_has_read_into_are_logged_by_whoever_serves() {
+    const PAGE: usize = 0x1000;
+    let (mut guest, _) = loaded_guest();
+    let log: fs::File = memfd_create(c"log", MFdFlags::MFD_CLOEXEC).unwrap().into();
+    let front_end = guest.client.front_end();
+    let memory = front_end.memory().snapshot().unwrap();
+    let (start, bytes) = memory.last().unwrap();
+    let size = (start + bytes.len() as u64) / (8 * PAGE as u64) + 1;
+    log.set_len(size).unwrap();
+    front_end.start_log(log.as_fd(), size).unwrap();
+    for (number, byte) in [0xa1, 0xa2, 0xa3, 0xa4].into_iter().enumerate() {
+        let name = format!("{number}");
+        guest.file(&name, vec![byte; 300_000]);
+        if number % 2 == 1 {
+            guest.daemon.kill_server().unwrap();
+        }
+        // More than one worker may read.
+        let file = guest.open(&name, open::RDONLY);
+        let content = guest.client.read(file, 0, 300_000).unwrap();
+        assert!(!content.is_empty() && content.iter().all(|other| *other == byte));
+        let mut marked = vec![0; size as usize];
+        log.read_exact_at(&mut marked, 0).unwrap();
+        let mut found = 0;
+        for (start, bytes) in guest.client.front_end().memory().snapshot().unwrap() {
+            for (place, page) in (start as usize / PAGE..).zip(bytes.chunks(PAGE)) {
+                // No request has as many.
+                if page.chunks(32).any(|bytes| bytes == [byte; 32]) {
+                    assert_ne!(marked[place / 8] & 1 << (place % 8), 0, "page {place:#x}");
+                    found += 1;
+                }
+            }
+        }
+        assert!(found >= content.len() / PAGE);
     }
 }
 

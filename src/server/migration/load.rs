@@ -73,7 +73,9 @@ impl Server {
             let state = files.state(fid)?;
             let fids = &self.session.fids;
             fids.insert(fid.number, fid.user, root, state)
-                .map_err(|_| invalid("two fids with one number, or more than --limit-fids allows"))?;
+                .map_err(|_| {
+                    invalid("two fids with one number, or more than --limit-fids allows")
+                })?;
             self.evict_if_needed();
         }
         for lock in &session.locks {

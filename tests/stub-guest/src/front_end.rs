@@ -3,7 +3,7 @@
 //! It speaks to the back-end in the order of User-mode Linux and QEMU: owner, features, protocol
 //! features, memory table, then for the ring call, size, base, addresses, kick, enable.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -467,13 +467,29 @@ impl FrontEnd {
         Ok(fds[1].any() == Some(true))
     }
 
+    /// Lets the back-end mark in the first `size` bytes of `log` which pages it writes, those of the used
+    /// ring included, as QEMU does when it migrates a guest.
+    pub fn start_log(&mut self, log: BorrowedFd<'_>, size: u64) -> Result<()> {
+        let payload = [size.to_le_bytes(), 0_u64.to_le_bytes()].concat();
+        (self.control).send(request::SET_LOG_BASE, 0, &payload, &[log.as_raw_fd()])?;
+        self.control.receive(request::SET_LOG_BASE)?;
+        let features = self.features | FEATURE_LOG_ALL;
+        self.control.set_u64(request::SET_FEATURES, features)?;
+        self.send_addresses_and_log(1, self.ring.layout().used)
+    }
+
     fn send_addresses(&mut self) -> Result<()> {
+        self.send_addresses_and_log(0, u64::MAX)
+    }
+
+    fn send_addresses_and_log(&mut self, flags: u64, log: u64) -> Result<()> {
         let layout = self.ring.layout();
-        let mut payload = u64::from(self.options.ring).to_le_bytes().to_vec();
+        let ring = u64::from(self.options.ring) | flags << 32;
+        let mut payload = ring.to_le_bytes().to_vec();
         for address in [layout.table, layout.used, layout.avail] {
             payload.extend_from_slice(&self.memory.user_address(address)?.to_le_bytes());
         }
-        payload.extend_from_slice(&u64::MAX.to_le_bytes());
+        payload.extend_from_slice(&log.to_le_bytes());
         self.control.set(request::SET_VRING_ADDR, &payload, &[])
     }
 

@@ -59,9 +59,9 @@ cross-check: ## The daemon compiles for other processors and for musl; needs a n
 
 test: unit-test model-check request-ir guest-test uml-test ## Everything: unit and integration tests, and the real guests
 
-soak: ## Escapes while the host swaps links in, a hundred thousand; guests gone in the middle, ten thousand
+soak: ## Escapes while the host swaps links in, a hundred thousand; guests gone, servers killed in the middle, ten thousand
 	ESCAPE_TRIES=100000 $(CARGO) test --release --locked --test escape -- --nocapture
-	STOP_ROUNDS=1000 GONE_CYCLES=10000 $(CARGO) test --release --locked --test stop -- --nocapture
+	STOP_ROUNDS=1000 GONE_CYCLES=10000 CRASH_ROUNDS=10000 UPGRADE_ROUNDS=1000 $(CARGO) test --release --locked --test stop -- --nocapture
 
 bench: ## The daemon beside virtiofsd and the bare system calls; BENCH=NAME for some of the workloads
 	VIRTIOFSD=$$(benches/virtiofsd.sh) $(CARGO) bench --locked --bench server -- $(BENCH)

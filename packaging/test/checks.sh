@@ -107,7 +107,21 @@ echo 'OPTIONS=--tag pictures --inode-file-handles prefer --readonly' >>/etc/vhos
 systemctl restart vhost-user-9p@photos.socket
 check a guest reads it when file handles are used -- guest /run/vhost-user-9p/photos.sock pictures yes
 
+# The guest writes on while the installed program takes over.
+guest /run/vhost-user-9p/data.sock data slow &
+slow=$!
+until [ -e /srv/data/slow/begun ]; do sleep 0.1; done
 running=$(serving data)
+check reload it under a guest -- systemctl reload vhost-user-9p@data.service
+took_over() {
+    until grep -q 'took over in' <(journalctl --no-pager -u vhost-user-9p@data.service); do sleep 0.1; done
+}
+check the installed program takes over -- timeout 120 bash -c "$(declare -f took_over); took_over"
+check in the same process -- [ "$(serving data)" = "$running" ]
+touch /srv/data/slow/go-on
+check the guest has not noticed -- wait $slow
+check and wrote everything -- [ "$(cat /srv/data/slow/file)" = "$(seq 200)" ]
+
 check install it once more -- dpkg -i /input/vhost-user-9p.deb
 check the share was served all the while -- [ "$(serving data)" = "$running" ]
 check take a share away -- vhost-user-9p-share --remove photos

@@ -92,8 +92,11 @@ const VIRTIOFSD: &[Row] = &[
     ("--print-capabilities", "--print-capabilities"),
     (
         "--migration-mode, --migration-on-error",
-        "the same names, with the same meanings. A file that is found is always verified, by inode \
-         number, type and time of birth (--migration-verify-handles, --migration-confirm-paths)",
+        "--migration-mode, --migration-on-error, with the same meanings",
+    ),
+    (
+        "--migration-verify-handles, --migration-confirm-paths",
+        "none: a file that is found is always verified, by inode number, type and time of birth",
     ),
     (
         "-o, -d, -f",

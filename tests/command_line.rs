@@ -713,3 +713,15 @@ fn the_daemon_s_umask_does_not_matter() {
         .unwrap();
     assert_eq!(common::mode_of(&guest.path("file")), 0o666);
 }
+
+/// The manual page names options of ours beside others', and each of them has to exist.
+#[test]
+fn the_manual_page_is_made_from_the_options() {
+    let example = Path::new(BINARY).with_file_name("examples/manual");
+    let directory = tempfile::tempdir().unwrap();
+    let made = Command::new(&example).arg(directory.path()).output();
+    let made = made.unwrap_or_else(|error| panic!("{}: {error}", example.display()));
+    assert!(made.status.success(), "{made:?}");
+    let page = fs::read_to_string(directory.path().join("vhost-user-9p.1")).unwrap();
+    assert!(page.contains("migration\\-mode"), "{page}");
+}

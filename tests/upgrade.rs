@@ -4,6 +4,7 @@ mod common;
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use common::{BINARY, Guest, copy_binary};
@@ -12,6 +13,7 @@ use nix::sys::signal::Signal;
 use protocol::{getattr, lock, open};
 use stub_guest::daemon::Launch;
 use stub_guest::messages::{Lock, tlock};
+use stub_guest::{Attach, Client, FrontEnd, Options};
 use tempfile::TempDir;
 
 /// A program that can be replaced.
@@ -150,6 +152,29 @@ fn a_request_that_waits_is_handed_over() {
     flock.l_type = libc::F_UNLCK as i16;
     fcntl(&host, FcntlArg::F_OFD_SETLK(&flock)).unwrap();
     assert!(guest.client.wait(tag).unwrap().message().is_ok());
+}
+
+#[test]
+fn a_connection_that_was_given_is_handed_over() {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let launch = Launch::new(BINARY).connected(theirs.into());
+    let mut daemon = launch.start().unwrap();
+    fs::write(daemon.path("file"), "content").unwrap();
+    let mut client = Client::new(FrontEnd::new(ours, Options::default()).unwrap());
+    let root = client.mount(&Attach::default()).unwrap();
+    let mut fids = Vec::new();
+    for times in 1..4 {
+        daemon.signal(Signal::SIGHUP).unwrap();
+        daemon.said_often("took over in", times).unwrap();
+        let fid = client.walk_path(root, "file").unwrap();
+        client.lopen(fid, open::RDONLY).unwrap();
+        fids.push(fid);
+        for fid in &fids {
+            assert_eq!(client.read(*fid, 0, 9).unwrap(), b"content");
+        }
+    }
+    drop(client);
+    assert!(daemon.wait().unwrap().success());
 }
 
 #[test]

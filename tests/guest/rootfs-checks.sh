@@ -88,7 +88,7 @@ balanced() {
 }
 
 bench() {
-    postgres createdb -h /tmp && postgres pgbench -h /tmp -i -q -s 1 &&
+    postgres pgbench -h /tmp -i -q -s 1 &&
         postgres pgbench -h /tmp -c 4 -j 2 -T 20 >/root/pgbench && balanced
 }
 

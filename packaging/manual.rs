@@ -57,7 +57,9 @@ const REST: &str = r#".SH "EXIT STATUS"
 .B \-\-once
 when the front\-end has left; 2 for a mistake on the command line; 1 for any other failure. Each failure is told by one line on standard error.
 .SH SIGNALS
-SIGTERM, SIGINT and SIGQUIT let the requests under way end, remove the socket, and end the daemon. SIGUSR1 writes one line to the log: whether a front\-end is connected, and how many fids, requests under way, open files and locks the guest has. SIGHUP replaces this program by the one that is installed now, with the same options, and the guest goes on: its files, locks and requests are handed over. The daemon keeps its process number. A program that refuses the options or the state is not taken, and one that then fails to continue gives the guest back to the program before; the log says why. This takes
+SIGTERM, SIGINT and SIGQUIT let the requests under way end, remove the socket, and end the daemon. If systemd has started it and keeps descriptors for it
+.RB ( FileDescriptorStoreMax= ),
+they leave the guest to the daemon that is started next. SIGUSR1 writes one line to the log: whether a front\-end is connected, and how many fids, requests under way, open files and locks the guest has. SIGHUP replaces this program by the one that is installed now, with the same options, and the guest goes on: its files, locks and requests are handed over. The daemon keeps its process number. A program that refuses the options or the state is not taken, and one that then fails to continue gives the guest back to the program before; the log says why. This takes
 .BR "\-\-restart crash" ,
 the default.
 .SH FILES

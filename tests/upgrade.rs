@@ -3,13 +3,17 @@
 mod common;
 
 use std::fs;
+use std::io::IoSliceMut;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 
 use common::{BINARY, Guest, copy_binary};
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::signal::Signal;
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use protocol::{getattr, lock, open};
 use stub_guest::daemon::Launch;
 use stub_guest::messages::{Lock, tlock};
@@ -277,6 +281,116 @@ fn without_a_guest_the_next_one_is_served_by_the_new_program() {
         let (mut client, root) = daemon.mount().unwrap();
         client.getattr(root, getattr::ALL).unwrap();
     }
+}
+
+/// What systemd does with the messages of a service: it keeps descriptors by their names.
+struct Systemd {
+    path: PathBuf,
+    _directory: TempDir,
+    store: Arc<Mutex<Vec<(String, OwnedFd)>>>,
+    said: Arc<Mutex<String>>,
+}
+
+impl Systemd {
+    fn new() -> Systemd {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("notify");
+        let socket = UnixDatagram::bind(&path).unwrap();
+        let (store, said) = (Arc::default(), Arc::default());
+        let (kept, heard) = (Arc::clone(&store), Arc::clone(&said));
+        // Ends with the process.
+        std::thread::spawn(move || {
+            loop {
+                Systemd::receive(&socket, &kept, &heard);
+            }
+        });
+        Systemd {
+            path,
+            _directory: directory,
+            store,
+            said,
+        }
+    }
+
+    fn receive(socket: &UnixDatagram, store: &Mutex<Vec<(String, OwnedFd)>>, said: &Mutex<String>) {
+        let mut text = [0; 1000];
+        let mut space = nix::cmsg_space!([RawFd; 4]);
+        let mut iov = [IoSliceMut::new(&mut text)];
+        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+        let message = recvmsg::<()>(socket.as_raw_fd(), &mut iov, Some(&mut space), flags).unwrap();
+        let mut fds = Vec::new();
+        for control in message.cmsgs().unwrap() {
+            if let ControlMessageOwned::ScmRights(received) = control {
+                // SAFETY: the kernel has just made them for this process.
+                fds.extend(
+                    received
+                        .iter()
+                        .map(|fd| unsafe { OwnedFd::from_raw_fd(*fd) }),
+                );
+            }
+        }
+        let length = message.bytes;
+        let text = String::from_utf8(text[..length].to_vec()).unwrap();
+        said.lock().unwrap().push_str(&text);
+        let name = text.lines().find_map(|line| line.strip_prefix("FDNAME="));
+        let mut store = store.lock().unwrap();
+        match name {
+            Some(name) if text.contains("FDSTOREREMOVE=1") => {
+                store.retain(|(kept, _)| kept != name);
+            }
+            Some(name) if text.contains("FDSTORE=1") => {
+                store.extend(fds.drain(..).map(|fd| (name.to_owned(), fd)));
+            }
+            _ => {}
+        }
+    }
+
+    fn launch(&self, mode: &str, limit: usize) -> Launch {
+        let path = self.path.display();
+        Launch::new(BINARY)
+            .arg("--sandbox")
+            .arg(mode)
+            .prelude(&format!("export NOTIFY_SOCKET={path} FDSTORE={limit}"))
+    }
+}
+
+#[test]
+fn a_guest_outlives_a_restart_by_systemd() {
+    for mode in modes() {
+        let systemd = Systemd::new();
+        let share = tempfile::tempdir().unwrap();
+        let launch = systemd.launch(mode, 1000).share(share.path());
+        let mut guest = Guest::on(launch.by_systemd());
+        let path = guest.file("unlinked", "content");
+        let fid = guest.open("unlinked", open::RDWR);
+        fs::remove_file(path).unwrap();
+        for _ in 0..2 {
+            assert!(guest.daemon.terminate().unwrap().success(), "{mode}");
+            // Everything was read before it ended.
+            assert!(systemd.said.lock().unwrap().contains("READY=1"));
+            let stored = std::mem::take(&mut *systemd.store.lock().unwrap());
+            assert!(!stored.is_empty(), "{}", guest.daemon.stderr());
+            let launch = systemd.launch(mode, 1000).share(share.path());
+            let launch = launch.by_systemd_store(stored);
+            let before = std::mem::replace(&mut guest.daemon, launch.start().unwrap());
+            drop(before);
+            assert_eq!(guest.client.read(fid, 0, 9).unwrap(), b"content", "{mode}");
+        }
+        // The next process takes over as ever.
+        guest.daemon.kill_server().unwrap();
+        assert_eq!(guest.client.read(fid, 0, 9).unwrap(), b"content");
+        guest.client.clunk(fid).unwrap();
+    }
+}
+
+#[test]
+fn what_has_no_room_in_the_store_is_a_stop() {
+    let systemd = Systemd::new();
+    let guest = Guest::on(systemd.launch("none", 5));
+    let mut daemon = guest.daemon;
+    assert!(daemon.terminate().unwrap().success());
+    daemon.said("more is open than systemd stores").unwrap();
+    assert!(systemd.store.lock().unwrap().is_empty());
 }
 
 #[test]

@@ -118,6 +118,8 @@ took_over() {
 }
 check the installed program takes over -- timeout 120 bash -c "$(declare -f took_over); took_over"
 check in the same process -- [ "$(serving data)" = "$running" ]
+check restart it under the guest -- systemctl restart vhost-user-9p@data.service
+check in another process -- [ "$(serving data)" != "$running" ]
 touch /srv/data/slow/go-on
 check the guest has not noticed -- wait $slow
 check and wrote everything -- [ "$(cat /srv/data/slow/file)" = "$(seq 200)" ]

@@ -1,6 +1,7 @@
 //! The event loop: one thread that owns the device, and what wakes it.
 
 pub mod socket;
+mod systemd;
 pub mod upgrade;
 
 use std::io;
@@ -221,7 +222,10 @@ impl Poller for Reactor {
 pub fn run(options: &Options) -> Result<(), Error> {
     let handled = handled_signals()?;
     let outside = match Told::from_environment().map_err(Error::Handover)? {
-        Told::Nothing => Outside::open(options)?,
+        Told::Nothing => {
+            continue_from_store(options)?;
+            Outside::open(options)?
+        }
         Told::Check(format) => return check_format(options, format),
         Told::Continue(handover) => Outside::handed_over(options, handover)?,
     };
@@ -417,6 +421,7 @@ impl Outside {
             previous: None,
             deaths: Deaths::default(),
             faulty: false,
+            ready: false,
         };
         let mut role = match (self.before.take(), self.share.take()) {
             (Some(before), _) => {
@@ -444,7 +449,10 @@ impl Outside {
         };
         let (inside, left) = loop {
             role = match role {
-                Role::Alone(inside) => break (inside, None),
+                Role::Alone(inside) => {
+                    systemd::is_ready();
+                    break (inside, None);
+                }
                 Role::Server(inside) => {
                     self.file.take().into_iter().for_each(SocketFile::leave);
                     break (inside, None);
@@ -460,7 +468,10 @@ impl Outside {
                     break (inside, Some(left));
                 }
                 // The file is removed when it is dropped.
-                Role::Parent(child) => return waited_for(child, handled).map(|()| None),
+                Role::Parent(child) => {
+                    systemd::is_ready();
+                    return waited_for(child, handled).map(|()| None);
+                }
                 Role::Supervisor(server, entrance) if entrance.is_inner() => {
                     // What is dropped here would be closed in the supervisor outside, too.
                     self.file.take().into_iter().for_each(SocketFile::leave);
@@ -586,6 +597,8 @@ struct Supervision {
     deaths: Deaths,
     /// Whether the last process died by its own fault.
     faulty: bool,
+    /// Whether systemd was told that front-ends are served.
+    ready: bool,
 }
 
 impl Supervision {
@@ -615,12 +628,32 @@ impl Supervision {
         outside: &Outside,
         entrance: &Entrance,
     ) -> Result<Next, Error> {
+        if !std::mem::replace(&mut self.ready, true) {
+            systemd::is_ready();
+        }
         let format = Format::of(&self.capacity);
         let files = self.memory.as_ref().and_then(Memory::descriptors);
-        let (mut upgrade, mut stop) = (false, None);
+        let (mut upgrade, mut stop, mut store) = (false, None, false);
         let end = sandbox::wait(child, self.handled, |signal| {
-            note_stop(signal, &mut stop);
+            if note_stop(signal, &mut stop) && !store {
+                match (files, systemd::has_room()) {
+                    (Some(_), Some(true)) => {
+                        store = true;
+                        // Instead of the end of everything.
+                        let _ = raise(Signal::SIGHUP);
+                        return false;
+                    }
+                    (_, Some(false)) => log::warn!(
+                        "more is open than systemd stores (FileDescriptorStoreMax=): the guest is \
+                         disconnected"
+                    ),
+                    _ => {}
+                }
+            }
             if signal != Signal::SIGHUP {
+                return true;
+            }
+            if store {
                 return true;
             }
             let checked = match files {
@@ -634,8 +667,22 @@ impl Supervision {
             upgrade
         });
         let end = end.map_err(host("to wait for the server"))?;
-        remember(stop, end);
         let handed_over = end == End::Exited(HANDED_OVER.into());
+        if let (true, true, Some(files)) = (store, handed_over, files) {
+            let (kept, socket) = (entrance.kept(), outside.socket.number());
+            let file = outside.file.as_ref().map(SocketFile::identity);
+            let told = Program::told_by_store(format, files, kept, socket, file);
+            match systemd::leave(&told) {
+                Ok(()) => {
+                    log::info!("leaves everything to the next program, in systemd's store");
+                    // The socket's file stays.
+                    exit(0)
+                }
+                Err(error) => log::error!("systemd stores nothing: {error}"),
+            }
+            return Ok(Next::Exit(0));
+        }
+        remember(stop, end);
         // It may have died before it could hand over.
         let is_left = handed_over || matches!(end, End::Killed(_));
         if let (true, true, Some(files)) = (upgrade, is_left, files) {
@@ -678,10 +725,13 @@ impl Supervision {
     }
 }
 
-fn note_stop(signal: Signal, stop: &mut Option<Signal>) {
-    if matches!(signal, Signal::SIGTERM | Signal::SIGINT | Signal::SIGQUIT) {
+/// Returns whether it is a signal to stop.
+fn note_stop(signal: Signal, stop: &mut Option<Signal>) -> bool {
+    let stops = matches!(signal, Signal::SIGTERM | Signal::SIGINT | Signal::SIGQUIT);
+    if stops {
         *stop = Some(signal);
     }
+    stops
 }
 
 /// Lets a signal come again that was passed on to a process which has not ended by it: the next process
@@ -691,6 +741,27 @@ fn remember(stop: Option<Signal>, end: End) {
         // It is blocked. Fails for no signal that there is.
         let _ = raise(signal);
     }
+}
+
+/// Becomes this program anew if one before has left everything in systemd's store.
+fn continue_from_store(options: &Options) -> Result<(), Error> {
+    // SAFETY: what this process has done until now left no descriptor open.
+    let told = match unsafe { systemd::take() }.map_err(Error::Handover)? {
+        Some(told) => told,
+        None => return Ok(()),
+    };
+    if Told::fits(&told, Format::of(&options.limits().0.capacity())) {
+        let program = Program::running().map_err(Error::Handover)?;
+        let error = program.continue_from_store(told);
+        log::error!("cannot continue for the program before: {error}");
+    } else {
+        log::error!("cannot continue for the program before: its state has another format");
+    }
+    // SAFETY: as above.
+    drop(unsafe { upgrade::given() }.map_err(Error::Handover)?);
+    Err(Error::Handover(io::Error::other(
+        "start it again: its guest is disconnected",
+    )))
 }
 
 /// Says whether this program, with these options, can continue with a state of this format.

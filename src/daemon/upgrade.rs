@@ -98,6 +98,11 @@ impl Told {
         }
     }
 
+    /// Whether a program that was told this could continue with a state of this format.
+    pub fn fits(told: &str, format: Format) -> bool {
+        matches!(Fields(told).told(), Ok(Told::Continue(handover)) if handover.format == format)
+    }
+
     /// Whether it was only asked.
     pub fn is_check() -> bool {
         matches!(Told::from_environment(), Ok(Told::Check(_)))
@@ -297,6 +302,34 @@ impl Program {
                 }
             }
         }
+    }
+
+    /// What another program is told that takes everything out of systemd's store. It cannot go back.
+    pub fn told_by_store(
+        format: Format,
+        memory: [RawFd; 2],
+        kept: Kept,
+        socket: Option<RawFd>,
+        file: Option<(u64, u64)>,
+    ) -> String {
+        let previous = Previous {
+            fd: -1,
+            identity: (0, 0),
+        };
+        let handover = Handover {
+            format,
+            memory,
+            kept,
+            socket,
+            file,
+            previous,
+        };
+        handover.to_string()
+    }
+
+    /// Continues with what the program before has left in systemd's store. Returns why that is impossible.
+    pub fn continue_from_store(&self, told: String) -> io::Error {
+        become_program(self.0.clone(), self.0.clone().into(), told)
     }
 
     /// Becomes the program that is installed now, which continues. Returns why that is impossible.

@@ -4,7 +4,7 @@
 
 use std::ffi::CStr;
 use std::fmt::Write as _;
-use std::fs::ReadDir;
+use std::fs::{File, ReadDir};
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -59,6 +59,68 @@ pub fn identity(fd: RawFd) -> Option<(u64, u64)> {
     (result == 0)
         .then(|| unsafe { found.assume_init() })
         .map(|found| (found.st_dev, found.st_ino))
+}
+
+/// Whether two descriptors are of one open file description (kcmp(2)). Where that cannot be told, they are not.
+pub fn is_same_description(one: RawFd, other: RawFd) -> bool {
+    /// linux/kcmp.h
+    const KCMP_FILE: libc::c_int = 0;
+    let process = std::process::id();
+    // SAFETY: the call takes numbers, and changes nothing.
+    let result = unsafe { libc::syscall(libc::SYS_kcmp, process, process, KCMP_FILE, one, other) };
+    result == 0
+}
+
+/// A pipe. Errors: those of pipe(2).
+pub fn pipe() -> io::Result<(File, File)> {
+    let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    Ok((reader.into(), writer.into()))
+}
+
+/// The file of an open descriptor.
+///
+/// # Safety
+///
+/// It is open, and nothing else owns it.
+pub unsafe fn file(fd: RawFd) -> File {
+    // SAFETY: by the contract of this function.
+    unsafe { File::from_raw_fd(fd) }
+}
+
+/// Makes each first descriptor the second number, whatever is open there. Errors: those of dup(2).
+///
+/// # Safety
+///
+/// Nothing owns or uses one of these numbers.
+pub unsafe fn move_descriptors(places: &[(RawFd, RawFd)]) -> Result<(), Errno> {
+    let numbers = places.iter().flat_map(|(from, to)| [*from, *to]);
+    let above = numbers.max().map_or(0, |most| most + 1);
+    let mut moved = Vec::new();
+    // Out of the way first: one may be where another belongs.
+    for (from, to) in places {
+        // SAFETY: the calls take numbers, and by the contract nothing uses what they close.
+        let between = unsafe { libc::fcntl(*from, libc::F_DUPFD_CLOEXEC, above) };
+        moved.push((Errno::result(between)?, *to));
+        // SAFETY: as above.
+        unsafe { libc::close(*from) };
+    }
+    for (between, to) in moved {
+        // SAFETY: by the contract nothing uses what is open there.
+        unsafe { copy_descriptor(between, to)? };
+        // SAFETY: it was made above.
+        unsafe { libc::close(between) };
+    }
+    Ok(())
+}
+
+/// Makes `to` a duplicate of `from`, whatever is open there. Errors: those of dup3(2).
+///
+/// # Safety
+///
+/// Nothing owns or uses `to`.
+pub unsafe fn copy_descriptor(from: RawFd, to: RawFd) -> Result<(), Errno> {
+    // SAFETY: the call takes numbers, and by the contract nothing uses what it closes.
+    Errno::result(unsafe { libc::dup3(from, to, libc::O_CLOEXEC) }).map(drop)
 }
 
 /// Whether a descriptor is closed by execve(2). Errors: those of fcntl(2).

@@ -53,6 +53,8 @@ enum Handover {
     Path(&'static str, Option<PathBuf>),
     /// As systemd does: descriptor 3 and two variables.
     Systemd,
+    /// As systemd does, from descriptor 3 on.
+    Stored(Vec<OwnedFd>),
 }
 
 impl Launch {
@@ -106,9 +108,20 @@ impl Launch {
         self.prelude("export LISTEN_PID=$$ LISTEN_FDS=1")
     }
 
-    /// Runs a shell command in the process that becomes the daemon.
+    /// Hands over what an earlier daemon has left in systemd's store, by its names.
+    pub fn by_systemd_store(mut self, stored: Vec<(String, OwnedFd)>) -> Launch {
+        let (names, fds): (Vec<_>, Vec<_>) = stored.into_iter().unzip();
+        let (count, names) = (fds.len(), names.join(":"));
+        self.socket = Handover::Stored(fds);
+        self.prelude(&format!(
+            "export LISTEN_PID=$$ LISTEN_FDS={count} LISTEN_FDNAMES={names}"
+        ))
+    }
+
+    /// Runs a shell command in the process that becomes the daemon, after those before.
     pub fn prelude(mut self, command: &str) -> Launch {
-        self.prelude = command.into();
+        self.prelude.push_str(command);
+        self.prelude.push('\n');
         self
     }
 
@@ -154,13 +167,15 @@ impl Launch {
             .stderr(stderr);
         let systemd = matches!(self.socket, Handover::Systemd);
         let mut inherited = None;
-        let mut number = None;
+        let mut stored = Vec::new();
+        let mut numbers = Vec::new();
         match self.socket {
             Handover::Path(option, path) => {
                 socket = path.unwrap_or(socket);
                 command.arg(option).arg(&socket);
             }
             Handover::Connected(fd) => inherited = Some(fd),
+            Handover::Stored(fds) => stored = fds,
             Handover::Listening | Handover::Systemd => {
                 let listener = UnixListener::bind(&socket).map_err(Error::io("bind"))?;
                 inherited = Some(listener.into());
@@ -169,14 +184,16 @@ impl Launch {
         if let Some(fd) = &inherited {
             let fd = fd.as_raw_fd();
             if systemd {
-                number = Some((fd, LISTEN_FDS_START));
+                numbers.push((fd, LISTEN_FDS_START));
             } else {
                 command.arg("--fd").arg(fd.to_string());
-                number = Some((fd, fd));
+                numbers.push((fd, fd));
             }
         }
+        let places = stored.iter().zip(LISTEN_FDS_START..);
+        numbers.extend(places.map(|(fd, to)| (fd.as_raw_fd(), to)));
         // SAFETY: between fork and exec the closure makes system calls and nothing else.
-        unsafe { command.pre_exec(move || prepare_child(number)) };
+        unsafe { command.pre_exec(move || prepare_child(&numbers)) };
         let child = command
             .spawn()
             .map_err(Error::io("the daemon does not start"))?;
@@ -193,27 +210,39 @@ impl Launch {
     }
 }
 
-/// Sees to it that the child does not outlive its parent, and that it has the descriptor `from`
-/// under the number `to`.
-fn prepare_child(inherited: Option<(i32, i32)>) -> io::Result<()> {
+/// Sees to it that the child does not outlive its parent, and that it has each descriptor under its second
+/// number.
+fn prepare_child(inherited: &[(i32, i32)]) -> io::Result<()> {
+    /// Above all numbers that are used.
+    const ABOVE: i32 = 500;
+    let check = |result| match result {
+        -1 => Err(io::Error::last_os_error()),
+        result => Ok(result),
+    };
     // SAFETY: a system call on plain numbers.
-    let mut result = unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
-    if let (0, Some((from, to))) = (result, inherited) {
+    check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) })?;
+    if let [(from, to)] = inherited {
         // SAFETY: system calls on plain numbers. `from` is open, since its owner waits for the
         // spawn; what `to` was in the child is of no use there.
-        result = unsafe {
-            if from == to {
-                libc::fcntl(from, libc::F_SETFD, 0)
-            } else {
-                libc::dup2(from, to)
+        return check(unsafe {
+            match from == to {
+                true => libc::fcntl(*from, libc::F_SETFD, 0),
+                false => libc::dup2(*from, *to),
             }
-        };
+        })
+        .map(drop);
     }
-    if result == -1 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
+    for (from, to) in inherited {
+        // SAFETY: as above.
+        check(unsafe { libc::dup2(*from, ABOVE + to) })?;
     }
+    for (_, to) in inherited {
+        // SAFETY: as above, and `ABOVE + to` was opened here.
+        check(unsafe { libc::dup2(ABOVE + to, *to) })?;
+        // SAFETY: as above.
+        check(unsafe { libc::close(ABOVE + to) })?;
+    }
+    Ok(())
 }
 
 /// A running daemon. Dropping it sends SIGTERM and asserts that it exits with 0.

@@ -82,9 +82,10 @@ sum() {
 
 # Each of pgbench's transactions changes three balances by one amount, which it notes in its history.
 balanced() {
-    local wanted
-    wanted=$(sum pgbench_history delta) && [ "$(sum pgbench_accounts abalance)" = "$wanted" ] &&
-        [ "$(sum pgbench_tellers tbalance)" = "$wanted" ] && [ "$(sum pgbench_branches bbalance)" = "$wanted" ]
+    local wanted found
+    wanted=$(sum pgbench_history delta) &&
+        found="$(sum pgbench_accounts abalance) $(sum pgbench_tellers tbalance) $(sum pgbench_branches bbalance)" || return
+    [ "$found" = "$wanted $wanted $wanted" ] || { echo "balances: $found, and not $wanted"; return 1; }
 }
 
 bench() {
@@ -101,7 +102,9 @@ crash() {
     done
     postgres pg_ctl --pgdata $database --mode immediate --wait stop
     wait $bench
-    start && grep -q 'redo done' $database/log && balanced
+    start && balanced && grep -q 'redo done' $database/log && return
+    tail -n 20 $database/log
+    return 1
 }
 
 stop() {

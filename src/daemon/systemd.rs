@@ -102,6 +102,11 @@ fn await_systemd() -> io::Result<()> {
 ///
 /// Nothing in this process owns or uses a descriptor but the first three.
 pub unsafe fn take() -> io::Result<Option<String>> {
+    // Without it nothing is looked at: what is passed may be for others.
+    match std::env::var("LISTEN_FDNAMES") {
+        Ok(names) if names.split(':').any(|name| name == INDEX) => {}
+        _ => return Ok(None),
+    }
     let passed: Vec<_> = sd_notify::listen_fds_with_names()?.collect();
     let Some((index, _)) = passed.iter().find(|(_, name)| name == INDEX) else {
         return Ok(None);

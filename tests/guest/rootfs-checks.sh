@@ -95,7 +95,8 @@ bench() {
 
 # The server is stopped in the middle of it, and has to replay its log.
 crash() {
-    postgres pgbench -h /tmp -c 4 -j 2 -T 600 &
+    # Without -n it empties its history.
+    postgres pgbench -n -h /tmp -c 4 -j 2 -T 600 &
     local bench=$!
     until [ "$(sum pgbench_history 1)" -gt "$(($(sed -n 's/^number of transactions actually processed: //p' /root/pgbench) + 20))" ]; do
         kill -0 $bench || return

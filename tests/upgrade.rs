@@ -6,7 +6,7 @@ use std::fs;
 use std::io::IoSliceMut;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -380,6 +380,37 @@ fn a_guest_outlives_a_restart_by_systemd() {
         guest.daemon.kill_server().unwrap();
         assert_eq!(guest.client.read(fid, 0, 9).unwrap(), b"content");
         guest.client.clunk(fid).unwrap();
+    }
+}
+
+/// As after an edit of the unit's options, and with a socket that systemd has made anew.
+#[test]
+fn other_options_begin_anew_with_the_socket_that_systemd_passes() {
+    for same in [true, false] {
+        let systemd = Systemd::new();
+        let guest = Guest::on(systemd.launch("none", 1000).by_systemd());
+        let (mut daemon, share) = (guest.daemon, tempfile::tempdir().unwrap());
+        drop(guest.client);
+        daemon.said("the front-end has disconnected").unwrap();
+        assert!(daemon.terminate().unwrap().success());
+        let path = share.path().join("socket");
+        let listener = UnixListener::bind(&path).unwrap();
+        let mut passed = vec![("unit.socket".to_owned(), OwnedFd::from(listener))];
+        passed.append(&mut systemd.store.lock().unwrap());
+        let directory = match same {
+            true => daemon.share().to_owned(),
+            false => share.path().join("other"),
+        };
+        let launch = systemd.launch("none", 1000).share(&directory);
+        let mut next = launch.by_systemd_store(passed).start().unwrap();
+        fs::write(directory.join("file"), "content").unwrap();
+        let stream = UnixStream::connect(&path).unwrap();
+        let mut client = Client::new(FrontEnd::new(stream, Options::default()).unwrap());
+        let root = client.mount(&Attach::default()).unwrap();
+        client.walk_path(root, "file").unwrap();
+        assert_eq!(next.stderr().contains("the options have changed"), !same);
+        drop(client);
+        assert!(next.terminate().unwrap().success());
     }
 }
 

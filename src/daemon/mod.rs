@@ -745,23 +745,15 @@ fn remember(stop: Option<Signal>, end: End) {
 
 /// Becomes this program anew if one before has left everything in systemd's store.
 fn continue_from_store(options: &Options) -> Result<(), Error> {
+    let format = Format::of(&options.limits().0.capacity());
+    let fits = |told: &str| Told::fits(told, format);
     // SAFETY: what this process has done until now left no descriptor open.
-    let told = match unsafe { systemd::take() }.map_err(Error::Handover)? {
-        Some(told) => told,
-        None => return Ok(()),
+    let taken = unsafe { systemd::take(fits, Told::socket) };
+    let Some(told) = taken.map_err(Error::Handover)? else {
+        return Ok(());
     };
-    if Told::fits(&told, Format::of(&options.limits().0.capacity())) {
-        let program = Program::running().map_err(Error::Handover)?;
-        let error = program.continue_from_store(told);
-        log::error!("cannot continue for the program before: {error}");
-    } else {
-        log::error!("cannot continue for the program before: its state has another format");
-    }
-    // SAFETY: as above.
-    drop(unsafe { upgrade::given() }.map_err(Error::Handover)?);
-    Err(Error::Handover(io::Error::other(
-        "start it again: its guest is disconnected",
-    )))
+    let program = Program::running().map_err(Error::Handover)?;
+    Err(Error::Handover(program.continue_from_store(told)))
 }
 
 /// Says whether this program, with these options, can continue with a state of this format.

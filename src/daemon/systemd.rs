@@ -38,14 +38,19 @@ pub fn has_room() -> Option<bool> {
     (limit > 0).then_some(open < limit)
 }
 
-/// What is told to the program that takes the descriptors out: `told` is for it, and which numbers are of one
-/// description, of which the store keeps one only.
+/// What is told to the program that takes the descriptors out: `told` is for it; which numbers are of one
+/// description, of which the store keeps one only; and with which arguments this one was started.
 fn index(told: &str, same: &[(RawFd, RawFd)]) -> String {
     let same: Vec<_> = same
         .iter()
         .map(|(fd, first)| format!("{fd}:{first}"))
         .collect();
-    format!("{told}\n{}", same.join(","))
+    format!("{told}\n{}\n{}", same.join(","), arguments())
+}
+
+fn arguments() -> String {
+    let arguments: Vec<_> = std::env::args_os().skip(1).collect();
+    format!("{arguments:?}")
 }
 
 /// Leaves all descriptors but the first three, and what the next program is told. Errors: those of the socket
@@ -96,44 +101,72 @@ fn await_systemd() -> io::Result<()> {
 }
 
 /// Takes everything out of the store that a program before has left, and gives the descriptors their
-/// numbers. Returns what that program tells. None: nothing is there.
+/// numbers. Returns what that program tells, if it was started with the same arguments and this one `fits`.
+/// None: nothing is there, or it is of no use, and closed. The socket that systemd passes takes the
+/// place of `socket`, the one that was served: systemd may have made another.
 ///
 /// # Safety
 ///
 /// Nothing in this process owns or uses a descriptor but the first three.
-pub unsafe fn take() -> io::Result<Option<String>> {
+pub unsafe fn take(
+    fits: impl FnOnce(&str) -> bool,
+    socket: impl FnOnce(&str) -> Option<RawFd>,
+) -> io::Result<Option<String>> {
     // Without it nothing is looked at: what is passed may be for others.
     match std::env::var("LISTEN_FDNAMES") {
         Ok(names) if names.split(':').any(|name| name == INDEX) => {}
         _ => return Ok(None),
     }
     let passed: Vec<_> = sd_notify::listen_fds_with_names()?.collect();
-    let Some((index, _)) = passed.iter().find(|(_, name)| name == INDEX) else {
-        return Ok(None);
-    };
     let mut text = String::new();
-    // SAFETY: it is open, and by the contract of this function nothing else owns it.
-    let mut file = unsafe { sys::file(*index) };
-    file.rewind()?;
-    file.read_to_string(&mut text)?;
-    drop(file);
-    let invalid = || io::Error::new(io::ErrorKind::InvalidData, "the index means nothing");
-    let (told, same) = text.split_once('\n').ok_or_else(invalid)?;
     let mut places = Vec::new();
-    for (fd, name) in &passed {
-        let number = name
-            .strip_prefix(PREFIX)
-            .and_then(|number| number.parse().ok());
-        if let Some(number) = number.filter(|number| *number > 2) {
-            places.push((*fd, number));
-            let removed = [NotifyState::FdStoreRemove, NotifyState::FdName(name)];
-            sd_notify::notify(&removed)?;
+    let mut fresh = None;
+    for (fd, name) in passed {
+        let Some(number) = name.strip_prefix(PREFIX) else {
+            fresh = fresh.or(Some(fd));
+            continue;
+        };
+        sd_notify::notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(&name)])?;
+        match number.parse() {
+            Ok(number) if number > 2 => places.push((fd, number)),
+            _ => {
+                // SAFETY: it is open, and by the contract of this function nothing else owns it.
+                let mut file = unsafe { sys::file(fd) };
+                if name == INDEX {
+                    file.rewind()?;
+                    file.read_to_string(&mut text)?;
+                }
+            }
         }
     }
-    sd_notify::notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(INDEX)])?;
+    let mut lines = text.splitn(3, '\n');
+    let (told, same) = (lines.next().unwrap_or(""), lines.next().unwrap_or(""));
+    let usable = match lines.next() {
+        Some(before) if before != arguments() => {
+            log::warn!("the options have changed: the guest of the program before is disconnected");
+            false
+        }
+        Some(_) if fits(told) => true,
+        _ => {
+            log::error!("cannot continue for the program before: its state has another format");
+            false
+        }
+    };
+    if !usable {
+        for (fd, _) in places {
+            // SAFETY: it is open, and by the contract of this function nothing else owns it.
+            drop(unsafe { sys::file(fd) });
+        }
+        return Ok(None);
+    }
+    if let (Some(fresh), Some(socket)) = (fresh, socket(told)) {
+        places.retain(|(_, number)| *number != socket);
+        places.push((fresh, socket));
+    }
     // SAFETY: by the contract of this function nothing uses what was or becomes open there.
     unsafe { sys::move_descriptors(&places)? };
     for pair in same.split(',').filter(|pair| !pair.is_empty()) {
+        let invalid = || io::Error::new(io::ErrorKind::InvalidData, "the index means nothing");
         let (fd, first) = pair.split_once(':').ok_or_else(invalid)?;
         let (Ok(fd), Ok(first)) = (fd.parse(), first.parse()) else {
             return Err(invalid());

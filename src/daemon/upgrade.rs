@@ -103,6 +103,11 @@ impl Told {
         matches!(Fields(told).told(), Ok(Told::Continue(handover)) if handover.format == format)
     }
 
+    /// The number of the socket that a program which told this has served.
+    pub fn socket(told: &str) -> Option<RawFd> {
+        Fields(told).maybe("socket").ok().flatten()
+    }
+
     /// Whether it was only asked.
     pub fn is_check() -> bool {
         matches!(Told::from_environment(), Ok(Told::Check(_)))

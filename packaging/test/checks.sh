@@ -124,6 +124,7 @@ touch /srv/data/slow/go-on
 check the guest has not noticed -- wait $slow
 check and wrote everything -- [ "$(cat /srv/data/slow/file)" = "$(seq 200)" ]
 
+running=$(serving data)
 check install it once more -- dpkg -i /input/vhost-user-9p.deb
 check the share was served all the while -- [ "$(serving data)" = "$running" ]
 check take a share away -- vhost-user-9p-share --remove photos
